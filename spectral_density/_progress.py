@@ -1,0 +1,35 @@
+"""One progress bar for all long work: notebook-aware, silent where nobody is watching."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def is_interactive() -> bool:
+    """Whether somebody watches: a terminal on standard error, or a notebook kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and "IPKernelApp" in getattr(shell, "config", {}):
+        return True
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def progress_bar(total: int, description: str, progress: bool | None = None) -> Any:
+    """Open a tqdm bar.
+
+    Args:
+        total: number of units of work.
+        description: what is being done, shown left of the bar.
+        progress: True or False to force the bar on or off, None to show it only to somebody.
+
+    Returns:
+        A `tqdm` bar: a context manager with `update(n)`.
+    """
+    shown = is_interactive() if progress is None else bool(progress)
+    if shown:
+        from tqdm.auto import tqdm
+    else:
+        # A hidden bar needs no notebook widgets, and no warning about their absence.
+        from tqdm import tqdm
+    return tqdm(total=total, desc=description, disable=not shown)

@@ -1,0 +1,421 @@
+"""Lanczos tridiagonalization of a symmetric operator, several random start vectors in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import index
+from typing import Any, Literal
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+from spectral_density._progress import progress_bar
+
+GROUP_BYTES = 2 * 1024**3
+"""Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
+
+GROUP_DRAWS = 16
+"""Draws that advance in lockstep at most by default."""
+
+_MAX_PASSES = 3
+# Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
+# nothing along the basis but rounding; one that leaves less is repeated.
+_KEPT_SHARE = np.sqrt(0.5)
+# float32 sums run over pieces of this many entries, which are then added in float64.
+_FLOAT32_PIECE = 8192
+
+
+@dataclass(frozen=True)
+class LanczosStep:
+    """What the callback sees after a step of a group of draws; the arrays are read-only views."""
+
+    step: int  # finished steps of this group, 1 to order
+    order: int
+    draws: range  # the k draws of this group
+    alpha: np.ndarray = field(repr=False)  # (k, step)
+    beta: np.ndarray = field(repr=False)  # (k, step - 1)
+    residual_norms: np.ndarray = field(repr=False)  # (k,), the beta after this step
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Tridiagonalization:
+    """Lanczos tridiagonal matrices T of a symmetric A, one a draw, with A V = V T + residual.
+
+    `basis[d].T` is V of draw d: n rows, orthonormal columns, the start vector first.
+    """
+
+    alpha: np.ndarray  # (num_draws, order), diagonals of T, float64
+    beta: np.ndarray  # (num_draws, order - 1), off-diagonals of T, not negative, float64
+    residual_norms: np.ndarray  # (num_draws,), ||A V - V T||, the beta after the last step
+    basis: np.ndarray | None  # (num_draws, order, n), or None where it was not kept
+    size: int  # n
+    seed: int
+    first_draw: int
+    draws_at_once: int
+    reorthogonalize: str
+
+    @property
+    def num_draws(self) -> int:
+        """Number of start vectors."""
+        return self.alpha.shape[0]
+
+    @property
+    def order(self) -> int:
+        """Number of steps, the size of T."""
+        return self.alpha.shape[1]
+
+    def tridiagonal(self, draw: int = 0) -> np.ndarray:
+        """Return T of one draw as a dense array, shape (order, order)."""
+        beta = self.beta[draw]
+        return np.diag(self.alpha[draw]) + np.diag(beta, 1) + np.diag(beta, -1)
+
+    def __repr__(self) -> str:
+        """Name the shape, never the arrays."""
+        kept = "no basis" if self.basis is None else f"{self.basis.dtype} basis"
+        draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
+        return f"Tridiagonalization(n={self.size:,}, order={self.order}, {draws}, {kept})"
+
+
+def lanczos(
+    operator: Any,
+    /,
+    order: int,
+    *,
+    num_draws: int = 1,
+    seed: int = 0,
+    first_draw: int = 0,
+    reorthogonalize: Literal["full", "none"] = "full",
+    draws_at_once: int | None = None,
+    basis_dtype: Any = "float64",
+    keep_basis: bool = True,
+    start: np.ndarray | None = None,
+    progress: bool | None = None,
+    callback: Callable[[LanczosStep], None] | None = None,
+) -> Tridiagonalization:
+    """Tridiagonalize a symmetric operator from random start vectors.
+
+    Every vector is made orthogonal to all before it. An invariant subspace is not an error: the
+    recurrence goes on in its complement, so the basis stays orthonormal, `order == n` recovers A
+    exactly, and the quadrature of the start vector is untouched. The recurrence is float64
+    whatever the precision of the products.
+
+    Args:
+        operator: symmetric and real, shape (n, n): `LinearOperator`, array or sparse matrix.
+            An attribute `product_dtype` states the precision of its products where this is
+            lower than its `dtype`.
+        order: number of steps, 1 to n; one product with the operator each.
+        num_draws: number of start vectors.
+        seed: seed of the random streams, which are keyed by (seed, draw, step).
+        first_draw: number of the first draw; draws 0-4 and 5-9 together are draws 0-9.
+        reorthogonalize: "full", or "none" for three vectors of memory a draw: right for
+            densities and moments, wrong for counting eigenvalues, which then appear repeatedly.
+        draws_at_once: draws advanced in lockstep, with one block product a step. None follows
+            from the size of the problem alone, see `default_draws_at_once`.
+        basis_dtype: "float64", or "float32" for half the memory and orthogonality to 1e-6.
+        keep_basis: whether the result has the basis; without, a group's is freed when it ends.
+        start: start vectors instead of random ones, shape (n,) or (n, num_draws).
+        progress: show a progress bar; None shows it in terminals and notebooks only.
+        callback: called with a `LanczosStep` after each step of each group of draws.
+
+    Returns:
+        Tridiagonalization with `alpha`, `beta`, `residual_norms` and `basis`.
+
+    Raises:
+        TypeError: if the operator or its products are not real, or an argument has a wrong type.
+        ValueError: if the operator is not square, or an argument is out of its range.
+        FloatingPointError: if a product with the operator is not finite.
+
+    References:
+        Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
+        Daniel, Gragg, Kaufman, Stewart (1976), Math. Comp. 30:772 (when to orthogonalize again).
+        Golub, Meurant (2010), Matrices, Moments and Quadrature (T as a quadrature rule).
+    """
+    operator = _as_real_square(operator)
+    size = operator.shape[0]
+    order = _integer(order, "order", 1)
+    if order > size:
+        raise ValueError(
+            f"order is {order}, but the operator has n = {size} rows and no more than n Lanczos "
+            f"steps exist. Use order <= {size}."
+        )
+    num_draws = _integer(num_draws, "num_draws", 1)
+    seed = _integer(seed, "seed", 0)
+    first_draw = _integer(first_draw, "first_draw", 0)
+    if reorthogonalize not in ("full", "none"):
+        raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
+    dtype = _basis_dtype(basis_dtype)
+    full = reorthogonalize == "full"
+    num_rows = order if full else 2
+    if draws_at_once is None:
+        draws_at_once = default_draws_at_once(
+            size, order, reorthogonalize=reorthogonalize, basis_dtype=dtype
+        )
+    draws_at_once = min(_integer(draws_at_once, "draws_at_once", 1), num_draws)
+    starts = None if start is None else _as_starts(start, size, num_draws)
+
+    alpha = np.zeros((num_draws, order))
+    beta = np.zeros((num_draws, order))
+    basis = None
+    if keep_basis and full:
+        # Not zeroed: a page of memory is taken only when its row is written.
+        basis = np.empty((num_draws, order, size), dtype)
+
+    def run_group(members: slice) -> None:
+        draws = range(first_draw + members.start, first_draw + members.stop)
+        rows = np.empty((len(draws), num_rows, size), dtype) if basis is None else basis[members]
+        group = []
+        for i, draw in enumerate(draws):
+            k = members.start + i
+            first = start_vector(size, seed, draw) if starts is None else starts[:, k]
+            group.append(_Draw(rows[i], first, alpha[k], beta[k], (seed, draw), full))
+        for step in range(1, order + 1):
+            _advance(operator, group)
+            bar.update(len(group))
+            if callback is not None:
+                seen = (alpha[members, :step], beta[members, : step - 1], beta[members, step - 1])
+                callback(LanczosStep(step, order, draws, *map(_read_only, seen)))
+
+    with progress_bar(order * num_draws, "Lanczos", progress) as bar:
+        for begin in range(0, num_draws, draws_at_once):
+            run_group(slice(begin, min(begin + draws_at_once, num_draws)))
+    return Tridiagonalization(
+        alpha=alpha,
+        beta=beta[:, :-1].copy(),
+        residual_norms=beta[:, -1].copy(),
+        basis=basis,
+        size=size,
+        seed=seed,
+        first_draw=first_draw,
+        draws_at_once=draws_at_once,
+        reorthogonalize=reorthogonalize,
+    )
+
+
+def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
+    """Return the start vector of a draw: uniform on the unit sphere, shape (size,), float64."""
+    return _random_direction(size, seed, draw, 0)
+
+
+def default_draws_at_once(
+    size: int, order: int, *, reorthogonalize: str = "full", basis_dtype: Any = "float64"
+) -> int:
+    """Return how many draws advance in lockstep unless told otherwise.
+
+    As many as keep their Lanczos vectors under `GROUP_BYTES`, at most `GROUP_DRAWS`, at least
+    one. It depends on the problem alone, never on the memory that is free, so that results repeat.
+    """
+    num_rows = order if reorthogonalize == "full" else 2
+    row_bytes = np.dtype(basis_dtype).itemsize * size
+    return max(1, min(GROUP_DRAWS, GROUP_BYTES // (num_rows * row_bytes)))
+
+
+def product_precision(operator: Any) -> float:
+    """Return the relative rounding of an operator's products: the eps of their dtype.
+
+    That is `product_dtype` where the operator states one, else its `dtype`.
+    """
+    return _precision(getattr(operator, "product_dtype", getattr(operator, "dtype", None)))
+
+
+class _Draw:
+    """The recurrence of one start vector; writes its coefficients into `alpha` and `beta`.
+
+    With `full`, `rows` has a row for every step. Without, it has two that are used in turn, and
+    only the three-term recurrence keeps vectors orthogonal.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        first: np.ndarray,
+        alpha: np.ndarray,
+        beta: np.ndarray,
+        key: tuple[int, int],
+        full: bool,
+    ) -> None:
+        self.rows = rows
+        self.full = full
+        self.alpha = alpha
+        self.beta = beta
+        self.key = key
+        self.step = 0
+        self.norm = 0.0  # of T so far, its largest absolute row sum
+        rows[0] = first
+
+    @property
+    def current(self) -> np.ndarray:
+        """The newest Lanczos vector, float64."""
+        return self._row(self.step)
+
+    def _row(self, step: int) -> np.ndarray:
+        return self.rows[step % len(self.rows)].astype(np.float64, copy=False)
+
+    def advance(self, w: np.ndarray, eps: float) -> None:
+        """Take the product `w` of the operator and the newest vector; overwrites it."""
+        j = self.step
+        q = self.current
+        before = self.beta[j - 1] if j else 0.0
+        if before:
+            w -= before * self._row(j - 1)
+        alpha = q @ w
+        w -= alpha * q
+        if self.full:
+            alpha += _orthogonalize(w, self.rows[: j + 1])[j]
+        beta = np.linalg.norm(w)
+        self.norm = max(self.norm, before + abs(alpha) + beta)
+        broken_down = beta <= 10 * eps * self.norm
+        self.alpha[j] = alpha
+        self.beta[j] = 0.0 if broken_down else beta
+        self.step = j + 1
+        if self.step == len(self.alpha):
+            return
+        # A small beta is kept, honest or not: what follows a true breakdown then carries no
+        # weight. Only where the vector is rounding and nothing else does a random one replace it.
+        if broken_down:
+            w = self._restart()
+        else:
+            w /= beta
+        self.rows[self.step % len(self.rows)] = w
+
+    def _restart(self) -> np.ndarray:
+        w = _random_direction(len(self.rows[0]), *self.key, self.step)
+        _orthogonalize(w, self.rows[: self.step])
+        w /= np.linalg.norm(w)
+        return w
+
+
+def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
+    """Advance every draw of the group by one step, with one product."""
+    if len(group) == 1:
+        product = operator.matvec(group[0].current)
+    else:
+        product = operator.matmat(np.stack([draw.current for draw in group]).T)
+    if np.iscomplexobj(product):
+        raise TypeError("The operator's products are complex; it must be real and symmetric.")
+    eps = max(product_precision(operator), _precision(product.dtype))
+    # Always a copy: the operator may have returned its argument, or a buffer of its own.
+    columns = np.array(product.T, dtype=np.float64, order="C", ndmin=2)
+    del product
+    for draw, column in zip(group, columns, strict=True):
+        if not np.isfinite(column).all():
+            raise FloatingPointError(
+                f"The product with the operator is not finite at step {draw.step + 1} of draw "
+                f"{draw.key[1]}. Check that the operator's own entries are finite."
+            )
+        draw.advance(column, eps)
+
+
+def _orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Remove from `w`, in place, what lies along orthonormal rows; return what was removed.
+
+    Classical Gram-Schmidt against all rows at once, repeated while the norm falls much. A float64
+    `w` that is orthogonal to the rows but for rounding takes one pass.
+    """
+    removed = np.zeros(len(rows))
+    norm = np.linalg.norm(w)
+    for _ in range(_MAX_PASSES):
+        along = project(rows, w)
+        removed += along
+        for piece in _pieces(rows):
+            w[piece] -= along.astype(rows.dtype, copy=False) @ rows[:, piece]
+        last, norm = norm, np.linalg.norm(w)
+        if norm > _KEPT_SHARE * last:
+            break
+    return removed
+
+
+def project(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Return `rows @ vector` in float64, without a float64 copy of float32 rows."""
+    result = np.zeros(len(rows))
+    for piece in _pieces(rows):
+        result += rows[:, piece] @ vector[piece].astype(rows.dtype, copy=False)
+    return result
+
+
+def _pieces(rows: np.ndarray) -> list[slice]:
+    """Return the ranges of columns over which sums in the precision of the rows may run."""
+    size = rows.shape[1]
+    length = _FLOAT32_PIECE if rows.dtype == np.float32 else size
+    return [slice(begin, begin + length) for begin in range(0, size, length)]
+
+
+def _random_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
+    vector = np.random.default_rng([seed, draw, step]).standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    return vector
+
+
+def _precision(dtype: Any) -> float:
+    """Return the relative spacing of a dtype; that of float64 for integers and None."""
+    if dtype is None:
+        return float(np.finfo(np.float64).eps)
+    if "bfloat16" in str(dtype):  # known to NumPy only where another package registered it
+        return 2.0**-7
+    dtype = np.dtype(dtype)
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _as_real_square(operator: Any) -> LinearOperator:
+    shape = getattr(operator, "shape", None)
+    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+        raise ValueError(f"The operator must be square, got shape {tuple(shape)}.")
+    try:
+        linear = aslinearoperator(operator)
+    except TypeError as error:
+        raise TypeError(
+            "The operator must be a LinearOperator, a NumPy array or a SciPy sparse matrix, got "
+            f"{type(operator).__name__}."
+        ) from error
+    if linear.dtype is not None and np.dtype(linear.dtype).kind not in "fiubV":
+        raise TypeError(f"The operator must be real, got dtype {linear.dtype}.")
+    return linear
+
+
+def _integer(value: Any, name: str, least: int) -> int:
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}.") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}.")
+    return number
+
+
+def _basis_dtype(dtype: Any) -> np.dtype:
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = np.dtype(object)
+    if result not in (np.float32, np.float64):
+        raise ValueError(f"basis_dtype must be 'float64' or 'float32', got {dtype!r}.")
+    return result
+
+
+def _as_starts(start: Any, size: int, num_draws: int) -> np.ndarray:
+    """Return start vectors as unit columns, shape (size, num_draws)."""
+    if np.iscomplexobj(start):
+        raise TypeError("start must be real.")
+    starts = np.array(start, dtype=np.float64)
+    shape = starts.shape
+    if starts.ndim == 1:
+        starts = starts[:, np.newaxis]
+    if starts.shape != (size, num_draws):
+        expected = f"({size},) or ({size}, 1)" if num_draws == 1 else f"({size}, {num_draws})"
+        raise ValueError(f"start must have shape {expected}, got {shape}.")
+    if not np.isfinite(starts).all():
+        raise ValueError("start must be finite.")
+    largest = np.abs(starts).max(axis=0)
+    if not largest.all():
+        raise ValueError("start must not be zero: every column needs a direction.")
+    starts /= largest  # first, so that no square under- or overflows
+    starts /= np.linalg.norm(starts, axis=0)
+    return starts

@@ -1,0 +1,250 @@
+"""Tridiagonal matrices as Gauss quadrature rules, their errors, and the weights that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+
+from spectral_density.linalg.lanczos import project
+
+WEIGHT_FLOOR = 1e-12
+"""Nodes of less weight carry none: what follows a breakdown, never reported as eigenvalues."""
+
+# Residual over range below which a node counts as a converged eigenvalue.
+_CONVERGED = 1e-6
+# Difference of a weight and its overlap, in units of 1/n and of the weight, that is rounding.
+_SAME_WEIGHT = 2e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """Gauss quadrature of one draw: v' f(A) v ~ sum_j weights[j] f(nodes[j])."""
+
+    nodes: np.ndarray = field(repr=False)  # (m,), ascending, the Ritz values
+    weights: np.ndarray = field(repr=False)  # (m,), not negative, sum 1
+    last: np.ndarray = field(repr=False)  # (m,), |last components| of the eigenvectors of T
+    vectors: np.ndarray | None = field(default=None, repr=False)  # (m, m), those, as columns
+
+    @property
+    def order(self) -> int:
+        """Number of nodes m."""
+        return len(self.nodes)
+
+
+class QuadratureBounds(NamedTuple):
+    """What the quadrature of one start vector can be off by, whatever the matrix."""
+
+    ks: float  # largest difference of the cumulative distributions
+    wasserstein: float  # Wasserstein-1 distance, in the units of the nodes
+
+
+def gauss_quadrature(alpha: np.ndarray, beta: np.ndarray, /) -> Quadrature:
+    """Turn a Lanczos tridiagonal matrix into its Gauss quadrature rule.
+
+    Args:
+        alpha: diagonal, shape (m,).
+        beta: off-diagonal, shape (m - 1,).
+
+    Returns:
+        Quadrature with ascending nodes, the eigenvalues of T, and weights, the squared first
+        components of its eigenvectors.
+
+    Raises:
+        ValueError: if the shapes do not fit or an entry is not finite.
+
+    References:
+        Golub, Welsch (1969), Math. Comp. 23:221.
+    """
+    alpha = np.asarray(alpha, dtype=np.float64)
+    beta = np.asarray(beta, dtype=np.float64)
+    if alpha.ndim != 1 or len(alpha) == 0 or beta.shape != (len(alpha) - 1,):
+        raise ValueError(
+            f"alpha must have shape (m,) and beta (m - 1,), got {alpha.shape} and {beta.shape}."
+        )
+    if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
+        raise ValueError("alpha and beta must be finite.")
+    # A power of two: dividing by it is exact, and nothing under- or overflows on the way.
+    largest = max(np.abs(alpha).max(), np.abs(beta).max(initial=0.0))
+    scale = 2.0 ** np.floor(np.log2(largest)) if largest else 1.0
+    # The QR iteration ("stev"): eigenvectors orthonormal to rounding also where nodes coincide,
+    # which neither inverse iteration nor relatively robust representations promise.
+    nodes, vectors = eigh_tridiagonal(alpha / scale, beta / scale, lapack_driver="stev")
+    return Quadrature(scale * nodes, vectors[0] ** 2, np.abs(vectors[-1]), vectors)
+
+
+def ritz_residuals(quadrature: Quadrature, /, residual_norm: float) -> np.ndarray:
+    """Return ||A y - theta y|| for each node: some eigenvalue of A is at most this far from it.
+
+    Args:
+        quadrature: of one draw.
+        residual_norm: the beta after the last step of that draw.
+    """
+    return residual_norm * quadrature.last
+
+
+def quadrature_bounds(
+    quadrature: Quadrature, /, interval: tuple[float, float] | None = None
+) -> QuadratureBounds:
+    """Bound the distance between a quadrature and the spectral measure of its start vector.
+
+    The error of the quadrature alone; that of having few start vectors comes on top.
+
+    Args:
+        quadrature: of one draw.
+        interval: (lower, upper) bounds of the spectrum; the extreme nodes if not given.
+
+    Returns:
+        QuadratureBounds `(ks, wasserstein)`.
+
+    Raises:
+        ValueError: if a node that carries weight is outside the interval.
+
+    References:
+        Chen (2022), PhD thesis, University of Washington, after Karlin, Shapley (1953).
+    """
+    nodes, weights = quadrature.nodes, quadrature.weights
+    lower, upper = (nodes[0], nodes[-1]) if interval is None else interval
+    carrying = nodes[weights > WEIGHT_FLOOR]
+    slack = 1e-12 * np.abs(nodes).max()
+    if not (lower - slack <= carrying[0] and carrying[-1] <= upper + slack):
+        raise ValueError(
+            f"The interval ({lower}, {upper}) must hold the nodes, which are between "
+            f"{carrying[0]} and {carrying[-1]}."
+        )
+    ends = np.clip(np.concatenate([[lower], nodes, [upper]]), lower, upper)
+    padded = np.concatenate([[0.0], weights, [0.0]])
+    worst = np.maximum(padded[:-1], padded[1:])
+    return QuadratureBounds(float(weights.max()), float(worst @ np.diff(ends)))
+
+
+def ritz_overlaps(
+    basis: np.ndarray,
+    quadrature: Quadrature,
+    candidates: np.ndarray,
+    start_vectors: Iterable[np.ndarray],
+) -> np.ndarray:
+    """Return squared inner products of the Ritz vectors of one draw and the start vectors of all.
+
+    No Ritz vector is formed: <V s, v> is s' (V' v), one pass over the basis for a start vector.
+
+    Args:
+        basis: Lanczos vectors of one draw as rows, shape (m, n).
+        quadrature: of the same draw.
+        candidates: the nodes that are asked for, k indices or a mask of shape (m,).
+        start_vectors: the unit start vectors of all draws in turn, each of shape (n,).
+
+    Returns:
+        Overlaps, shape (num_draws, k).
+
+    Raises:
+        ValueError: if the quadrature has no vectors, or not the order of the basis.
+    """
+    if quadrature.vectors is None or len(quadrature.vectors) != len(basis):
+        raise ValueError(
+            "ritz_overlaps needs the quadrature of the basis's own draw with its vectors: use "
+            "gauss_quadrature(alpha, beta)."
+        )
+    ritz = quadrature.vectors[:, candidates]
+    rows = [(project(basis, np.asarray(vector)) @ ritz) ** 2 for vector in start_vectors]
+    return np.array(rows).reshape(len(rows), ritz.shape[1])
+
+
+def simple_candidates(quadrature: Quadrature, /, residual_norm: float) -> np.ndarray:
+    """Return the indices of the nodes of one draw that are converged and carry weight."""
+    converged = ritz_residuals(quadrature, residual_norm) <= _CONVERGED * _range([quadrature])
+    return np.flatnonzero(converged & (quadrature.weights > WEIGHT_FLOOR))
+
+
+def simple_nodes(
+    quadratures: Sequence[Quadrature],
+    residual_norms: np.ndarray,
+    overlaps: np.ndarray,
+    candidates: np.ndarray,
+    size: int,
+) -> np.ndarray:
+    """Find the nodes that are converged, simple eigenvalues, whose weight is therefore 1/n.
+
+    Let P project on the eigenspace of a node. Its weight in draw d is ||P v_d||^2, and its Ritz
+    vector in the first draw is y = P v_0 / ||P v_0||. If the space is a line, <y, v_d>^2 is the
+    weight of every draw; if it is larger, the weights of the others exceed it by what v_d has in
+    the space but across y. Equality in all draws therefore means simple; eigenvalues too close to
+    be told apart fail the test as a multiple one does. One draw shows nothing.
+
+    Args:
+        quadratures: one a draw.
+        residual_norms: the beta after the last step, shape (num_draws,).
+        overlaps: `ritz_overlaps` of the first draw, shape (num_draws, k).
+        candidates: the nodes of the first draw they are of, k indices or a mask of shape (m,).
+        size: number n of rows of the operator.
+
+    Returns:
+        Mask of shape (num_draws, m), true at the nodes of every draw that are the same simple
+        eigenvalue.
+    """
+    simple = np.zeros((len(quadratures), quadratures[0].order), dtype=bool)
+    if len(quadratures) < 2:
+        return simple
+    candidates = np.asarray(candidates)
+    candidates = np.flatnonzero(candidates) if candidates.dtype == bool else candidates
+    spread = _range(quadratures)
+    residuals = [ritz_residuals(*pair) for pair in zip(quadratures, residual_norms, strict=True)]
+    rows = range(len(quadratures))
+    for column, candidate in enumerate(candidates):
+        node = quadratures[0].nodes[candidate]
+        if residuals[0][candidate] > _CONVERGED * spread:
+            continue
+        matches = [_only_node_near(q, node, 2 * _CONVERGED * spread) for q in quadratures]
+        if None in matches:
+            continue
+        found = np.array(matches)
+        pairs = list(zip(rows, found, strict=True))
+        residual = max(residuals[d][j] for d, j in pairs)
+        weights = np.array([quadratures[d].weights[j] for d, j in pairs])
+        rounding = _SAME_WEIGHT * (1 / size + weights)
+        same = np.abs(weights - overlaps[:, column]) <= rounding
+        if residual <= _CONVERGED * spread and same.all():
+            simple[rows, found] = True
+    return simple
+
+
+def deflated_weights(weights: np.ndarray, simple: np.ndarray, size: int) -> np.ndarray:
+    """Set the weights of simple eigenvalues to 1/n, and rescale the others so that all sum to 1.
+
+    Args:
+        weights: shape (num_draws, m) or (m,).
+        simple: mask of the same shape, see `simple_nodes`.
+        size: number n of rows of the operator.
+
+    Returns:
+        New weights of the same shape. Without a simple node they are as they were.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    count = simple.sum(axis=-1, keepdims=True)
+    others = np.where(simple, 0.0, weights)
+    total = others.sum(axis=-1, keepdims=True)
+    left = np.clip(1.0 - count / size, 0.0, None)
+    # Where the simple nodes are all there is, they share the whole.
+    alone = total <= WEIGHT_FLOOR
+    factor = np.divide(left, total, out=np.zeros_like(total), where=~alone)
+    known = np.where(alone, 1.0 / np.maximum(count, 1), 1.0 / size)
+    return np.where(count == 0, weights, np.where(simple, known, factor * others))
+
+
+def _range(quadratures: Sequence[Quadrature]) -> float:
+    """Return the distance between the extreme nodes that carry weight in any draw."""
+    carrying = [q.nodes[q.weights > WEIGHT_FLOOR] for q in quadratures]
+    return float(max(c[-1] for c in carrying) - min(c[0] for c in carrying))
+
+
+def _only_node_near(quadrature: Quadrature, value: float, distance: float) -> int | None:
+    """Return the one node that carries weight within the distance, None if there is not just one.
+
+    Two are a multiple eigenvalue that rounding has split, or two too close to tell which is which.
+    """
+    near = np.abs(quadrature.nodes - value) <= distance
+    found = np.flatnonzero(near & (quadrature.weights > WEIGHT_FLOOR))
+    return int(found[0]) if len(found) == 1 else None

@@ -1,0 +1,352 @@
+"""The recurrence: orthonormal, exact at full order, repeatable, and clear about bad input."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import scipy.sparse
+from cases import (
+    dense_symmetric,
+    diagonal_operator,
+    distinct_eigenvalues,
+    log_uniform_bulk,
+    orthogonality_error,
+    rank_two,
+    semicircle_with_outliers,
+    spread,
+)
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density.linalg import default_draws_at_once, lanczos, start_vector
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+SPECTRA = {
+    "semicircle": semicircle_with_outliers(),
+    "log_uniform": log_uniform_bulk(),
+    "zero": np.zeros(400),
+    "identity": np.ones(400),
+    "rank_two": rank_two(400),
+    **{f"{s}_distinct": distinct_eigenvalues(s, 400) for s in (1, 2, 3, 5, 20)},
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("products", [np.float64, np.float32])
+@pytest.mark.parametrize(("basis_dtype", "limit"), [("float64", 1e-14), ("float32", 1e-6)])
+def test_the_basis_is_orthonormal_whatever_the_spectrum(name, products, basis_dtype, limit):
+    operator = diagonal_operator(SPECTRA[name], products)
+    result = lanczos(operator, 300, basis_dtype=basis_dtype)
+    assert result.basis.dtype == basis_dtype
+    assert orthogonality_error(result.basis[0]) <= limit
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_basis_is_orthonormal_whatever_the_scale(scale):
+    for name in ("log_uniform", "rank_two", "20_distinct"):
+        result = lanczos(diagonal_operator(scale * SPECTRA[name]), 100)
+        assert orthogonality_error(result.basis[0]) <= 1e-14
+
+
+def full_order_error(matrix, operator):
+    result = lanczos(operator, len(matrix), seed=3)
+    v = result.basis[0].T
+    return np.abs(v @ result.tridiagonal() @ v.T - matrix).max()
+
+
+def test_full_order_recovers_the_exact_matrix():
+    matrix = np.random.default_rng(0).standard_normal((60, 60))
+    matrix += matrix.T
+    norm = np.linalg.norm(matrix, 2)
+    assert full_order_error(matrix, matrix) <= 1e-14 * norm
+    assert full_order_error(matrix, scipy.sparse.csr_array(matrix)) <= 1e-14 * norm
+
+
+@pytest.mark.parametrize("name", ["zero", "identity", "rank_two", "3_distinct", "20_distinct"])
+def test_full_order_recovers_the_exact_matrix_past_breakdowns(name):
+    matrix = dense_symmetric(SPECTRA[name][:60])
+    assert full_order_error(matrix, matrix) <= 1e-13 * max(np.abs(SPECTRA[name]).max(), 1e-300)
+
+
+@pytest.mark.parametrize("name", ["rank_two", "3_distinct", "20_distinct"])
+def test_full_order_recovers_the_matrix_of_float32_products(name):
+    matrix = dense_symmetric(SPECTRA[name][:60]).astype(np.float32)
+    operator = LinearOperator(
+        matrix.shape, matvec=lambda v: matrix @ v.astype(np.float32), dtype=np.float32
+    )
+    assert full_order_error(matrix, operator) <= 1e-6 * np.abs(SPECTRA[name]).max()
+
+
+def test_one_row_is_its_own_spectrum():
+    result = lanczos(np.array([[-3.0]]), 1, num_draws=2)
+    np.testing.assert_array_equal(result.alpha, [[-3.0], [-3.0]])
+    assert result.beta.shape == (2, 0)
+    np.testing.assert_array_equal(result.residual_norms, 0.0)
+
+
+def test_the_residual_norm_is_that_of_the_decomposition():
+    eigenvalues = semicircle_with_outliers(500)
+    result = lanczos(diagonal_operator(eigenvalues), 20)
+    v = result.basis[0].T
+    residual = eigenvalues[:, np.newaxis] * v - v @ result.tridiagonal()
+    np.testing.assert_allclose(np.abs(residual[:, :-1]).max(), 0.0, atol=1e-14)
+    np.testing.assert_allclose(np.linalg.norm(residual), result.residual_norms[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("products", [np.float64, np.float32])
+def test_a_small_honest_beta_is_kept(products):
+    # The start vector has next to nothing along the last direction, but something.
+    start = np.array([1.0, 1.0, 1e-4])
+    result = lanczos(diagonal_operator([1.0, 2.0, 3.0], products), 3, start=start)
+    assert 0 < result.beta[0, 1] < 1e-3
+    np.testing.assert_allclose(np.linalg.eigvalsh(result.tridiagonal()), [1, 2, 3], atol=1e-6)
+
+
+def test_a_beta_of_rounding_only_is_zero_in_the_precision_of_the_products():
+    class Rounded(LinearOperator):
+        """Products good to float32, returned as float64."""
+
+        def __init__(self, product_dtype):
+            self.product_dtype = product_dtype
+            self.diagonal = np.resize([1.0, 2.0], 50) + 1e-7 * np.arange(50) / 50
+            super().__init__(np.float64, (50, 50))
+
+        def _matvec(self, v):
+            return self.diagonal * np.ravel(v)
+
+    assert lanczos(Rounded("float64"), 4).beta[0, 1] > 0
+    assert lanczos(Rounded("float32"), 4).beta[0, 1] == 0
+    assert lanczos(Rounded("bfloat16"), 4).beta[0, 1] == 0
+
+
+@pytest.mark.parametrize("keep_basis", [True, False])
+def test_draws_do_not_depend_on_how_many_run_in_lockstep(keep_basis):
+    matrix = dense_symmetric(semicircle_with_outliers(200))
+    results = [
+        lanczos(matrix, 20, num_draws=5, seed=1, draws_at_once=k, keep_basis=keep_basis)
+        for k in (1, 2, 5, None)
+    ]
+    assert [r.draws_at_once for r in results] == [1, 2, 5, 5]
+    for other in results[1:]:
+        np.testing.assert_allclose(other.alpha, results[0].alpha, atol=1e-11)
+        np.testing.assert_allclose(other.beta, results[0].beta, atol=1e-11)
+        if keep_basis:
+            np.testing.assert_allclose(other.basis, results[0].basis, atol=1e-9)
+        else:
+            assert other.basis is None
+
+
+def test_more_draws_can_be_added_later():
+    operator = diagonal_operator(rank_two(100))  # past breakdowns, so restarts are covered
+    together = lanczos(operator, 10, num_draws=5, seed=7)
+    later = lanczos(operator, 10, num_draws=2, seed=7, first_draw=3)
+    np.testing.assert_array_equal(later.alpha, together.alpha[3:])
+    np.testing.assert_array_equal(later.basis, together.basis[3:])
+    np.testing.assert_array_equal(together.basis[4, 0], start_vector(100, seed=7, draw=4))
+
+
+def test_same_seed_same_bits_and_another_seed_other_draws():
+    matrix = dense_symmetric(semicircle_with_outliers(300))
+    first, second = (lanczos(matrix, 30, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first.alpha, second.alpha)
+    np.testing.assert_array_equal(first.beta, second.beta)
+    np.testing.assert_array_equal(first.basis, second.basis)
+    assert not np.allclose(first.alpha, lanczos(matrix, 30, seed=6).alpha)
+
+
+def test_the_global_random_state_is_left_alone():
+    before = np.random.get_state()[1].copy()
+    lanczos(diagonal_operator(np.zeros(50)), 5)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_start_vectors_can_be_given():
+    operator = diagonal_operator(np.arange(1.0, 7.0))
+    starts = np.random.default_rng(0).standard_normal((6, 2)) * [1e-200, 1e200]
+    result = lanczos(operator, 4, num_draws=2, start=starts)
+    directions = starts / np.abs(starts).max(axis=0)
+    directions /= np.linalg.norm(directions, axis=0)
+    np.testing.assert_allclose(result.basis[:, 0], directions.T, atol=1e-15)
+    single = lanczos(operator, 4, start=starts[:, 1])
+    np.testing.assert_allclose(single.alpha[0], result.alpha[1], atol=1e-13)
+
+
+def test_an_eigenvector_as_start_leaves_the_rest_to_random_vectors():
+    eigenvalues = np.arange(1.0, 7.0)
+    result = lanczos(diagonal_operator(eigenvalues), 6, start=np.eye(6)[2])
+    assert result.alpha[0, 0] == 3.0
+    assert result.beta[0, 0] == 0.0
+    np.testing.assert_allclose(np.linalg.eigvalsh(result.tridiagonal()), eigenvalues, rtol=1e-14)
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_without_reorthogonalization_there_is_no_basis_and_nothing_is_nan(order):
+    for eigenvalues in (np.zeros(50), np.ones(50), rank_two(50), semicircle_with_outliers(50)):
+        operator = diagonal_operator(eigenvalues)
+        result = lanczos(operator, order, num_draws=3, reorthogonalize="none")
+        assert result.basis is None
+        assert np.isfinite(result.alpha).all() and np.isfinite(result.beta).all()
+        full = lanczos(operator, min(order, 2), num_draws=3)
+        np.testing.assert_allclose(result.alpha[:, :2], full.alpha, atol=1e-12)
+
+
+def test_the_operator_may_return_its_argument_or_its_own_buffer():
+    identity = LinearOperator((30, 30), matvec=lambda v: v, matmat=lambda v: v, dtype=float)
+    buffer = np.empty(30)
+
+    def reuse(v):
+        buffer[:] = np.arange(30) * np.ravel(v)
+        return buffer
+
+    reusing = LinearOperator((30, 30), matvec=reuse, dtype=float)
+    for operator in (identity, reusing):
+        assert orthogonality_error(lanczos(operator, 20).basis[0]) <= 1e-14
+        lockstep = lanczos(operator, 20, num_draws=2)
+        assert max(orthogonality_error(rows) for rows in lockstep.basis) <= 1e-14
+
+
+def test_draws_in_lockstep_share_one_block_product_a_step():
+    shapes = []
+
+    def matmat(block):
+        shapes.append(block.shape)
+        return block * np.arange(30)[:, np.newaxis]
+
+    operator = LinearOperator((30, 30), matvec=None, matmat=matmat, dtype=float)
+    lanczos(operator, 4, num_draws=6, draws_at_once=3)
+    assert shapes == [(30, 3)] * 8
+
+
+def peak_bytes(size, order, **options):
+    operator = diagonal_operator(np.linspace(-1, 1, size))
+    tracemalloc.start()
+    try:
+        result = lanczos(operator, order, **options)
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_that_of_the_basis():
+    size, order = 20_000, 40
+    basis = size * order * 8
+    assert peak_bytes(size, order)[0] <= 1.25 * basis
+    assert peak_bytes(size, order, basis_dtype="float32")[0] <= 0.65 * basis
+    freed, _ = peak_bytes(size, order, num_draws=4, draws_at_once=1, keep_basis=False)
+    assert freed <= 1.25 * basis
+    assert peak_bytes(size, order, reorthogonalize="none")[0] <= 8 * size * 8
+
+
+def test_the_default_lockstep_follows_from_the_problem_size():
+    assert default_draws_at_once(1000, 50) == 16
+    assert default_draws_at_once(3_000_000, 30) == 2
+    assert default_draws_at_once(6_000_000, 30, basis_dtype="float32") == 2
+    assert default_draws_at_once(100_000_000, 90) == 1
+    assert default_draws_at_once(3_000_000, 30, reorthogonalize="none") == 16
+
+
+def test_the_callback_sees_every_step_of_every_group():
+    seen = []
+    operator = diagonal_operator(semicircle_with_outliers(100))
+    options = {"num_draws": 3, "first_draw": 2, "draws_at_once": 2}
+    result = lanczos(operator, 4, callback=seen.append, **options)
+    assert [(s.step, s.order, s.draws) for s in seen] == [
+        (step, 4, draws) for draws in (range(2, 4), range(4, 5)) for step in (1, 2, 3, 4)
+    ]
+    assert seen[2].alpha.shape == (2, 3) and seen[2].beta.shape == (2, 2)
+    np.testing.assert_array_equal(seen[3].alpha, result.alpha[:2])
+    np.testing.assert_array_equal(seen[3].beta, result.beta[:2])
+    np.testing.assert_array_equal(seen[3].residual_norms, result.residual_norms[:2])
+    np.testing.assert_array_equal(seen[1].residual_norms, result.beta[:2, 1])
+    with pytest.raises(ValueError, match="read-only"):
+        seen[0].alpha[0, 0] = 0.0
+
+
+def test_the_progress_bar_counts_products_and_is_silent_unless_asked(capsys):
+    operator = diagonal_operator(np.arange(9.0))
+    lanczos(operator, 3, num_draws=2)
+    assert capsys.readouterr() == ("", "")
+    lanczos(operator, 3, num_draws=2, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "Lanczos" in err and "6/6" in err
+
+
+def test_the_result_prints_its_shape_and_not_its_arrays():
+    text = repr(lanczos(diagonal_operator(np.arange(2000.0)), 3, num_draws=2))
+    assert text == "Tridiagonalization(n=2,000, order=3, 2 draws, float64 basis)"
+
+
+OK = np.diag(np.arange(5.0))
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "error", "message"),
+    [
+        (np.ones((3, 4)), {}, ValueError, r"square.*\(3, 4\)"),
+        (np.ones(3), {}, ValueError, r"square.*\(3,\)"),
+        (OK * 1j, {}, TypeError, "real.*complex"),
+        ("matrix", {}, TypeError, "LinearOperator.*str"),
+        (OK.astype(object), {}, TypeError, "real.*object"),
+        (OK, {"order": 6}, ValueError, "order is 6.*n = 5.*order <= 5"),
+        (OK, {"order": 0}, ValueError, "order must be at least 1, got 0"),
+        (OK, {"order": 2.5}, TypeError, "order must be an integer, got 2.5"),
+        (OK, {"order": True}, TypeError, "order must be an integer"),
+        (OK, {"num_draws": 0}, ValueError, "num_draws must be at least 1"),
+        (OK, {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        (OK, {"seed": None}, TypeError, "seed must be an integer"),
+        (OK, {"first_draw": -1}, ValueError, "first_draw must be at least 0"),
+        (OK, {"draws_at_once": 0}, ValueError, "draws_at_once must be at least 1"),
+        (OK, {"reorthogonalize": "partial"}, ValueError, "'full' or 'none', got 'partial'"),
+        (OK, {"basis_dtype": "float16"}, ValueError, "'float64' or 'float32', got 'float16'"),
+        (OK, {"basis_dtype": "double64"}, ValueError, "got 'double64'"),
+        (OK, {"start": np.ones(4)}, ValueError, r"shape \(5,\).*got \(4,\)"),
+        (OK, {"start": np.ones(5), "num_draws": 2}, ValueError, r"\(5, 2\), got \(5,\)"),
+        (OK, {"start": np.zeros(5)}, ValueError, "zero"),
+        (OK, {"start": np.full(5, np.nan)}, ValueError, "finite"),
+        (OK, {"start": np.ones(5) * 1j}, TypeError, "real"),
+    ],
+)
+def test_bad_input_is_named_at_once(operator, options, error, message):
+    with pytest.raises(error, match=message):
+        lanczos(operator, **{"order": 2, **options})
+
+
+def test_a_product_that_is_not_finite_names_step_and_draw():
+    calls = []
+
+    def product(v):
+        calls.append(1)
+        return v * (np.nan if len(calls) == 3 else np.arange(5.0))
+
+    operator = LinearOperator((5, 5), matvec=product, dtype=float)
+    with pytest.raises(FloatingPointError, match="step 3 of draw 7"):
+        lanczos(operator, 4, first_draw=7)
+
+
+def test_a_complex_product_of_an_operator_that_claims_to_be_real_is_an_error():
+    operator = LinearOperator((5, 5), matvec=lambda v: v * 1j, dtype=float)
+    with pytest.raises(TypeError, match="complex"):
+        lanczos(operator, 2)
+
+
+def test_linalg_does_not_load_tensorflow():
+    code = (
+        "import sys, spectral_density.linalg\n"
+        "loaded = {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shifted_or_scaled_matrix_has_the_shifted_or_scaled_tridiagonal():
+    eigenvalues = semicircle_with_outliers()
+    plain = lanczos(diagonal_operator(eigenvalues), 12)
+    for c in (1e-8, 1e8):
+        scaled = lanczos(diagonal_operator(c * eigenvalues), 12)
+        np.testing.assert_allclose(scaled.tridiagonal() / c, plain.tridiagonal(), atol=1e-10)
+    shifted = lanczos(diagonal_operator(eigenvalues + 3.0), 12)
+    expected = plain.tridiagonal() + 3.0 * np.eye(12)
+    np.testing.assert_allclose(shifted.tridiagonal(), expected, atol=1e-10 * spread(eigenvalues))
