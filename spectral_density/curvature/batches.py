@@ -1,0 +1,215 @@
+"""Any re-iterable of batches: its sizes, what is kept in memory, and what is no such thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+# A dataset of unknown length that is longer than this is taken to be infinite.
+MAX_BATCHES = 1_000_000
+
+_EMPTY = "the dataset is empty: it gave no batch with an example in it."
+
+
+class Batches:
+    """The batches of a dataset, the same examples at each iteration.
+
+    Batches that fit into `memory_share` of the memory free at construction are kept as tensors,
+    since iterating `tf.data` costs more than the products of a small network; larger datasets
+    stream. Batches without examples are left out.
+
+    Attributes:
+        num_batches: how many batches there are.
+        num_examples: sum of their weights (numbers of examples, or what `batch_weight` says).
+        kept: whether the batches are kept in memory.
+        nbytes: bytes of one pass over the data.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_weight: Callable[[Any], float] | None = None,
+        memory_share: float = 0.25,
+        visit: Callable[[Any, float], None] | None = None,
+    ):
+        """Pass once over the dataset.
+
+        Args:
+            dataset: `tf.data.Dataset`, list of batches, `keras.utils.PyDataset`, any iterable
+                that can be iterated again, or a callable that returns an iterator.
+            batch_weight: weight of a batch in the mean; default the number of its examples.
+            memory_share: share of the free memory that kept batches may take, 0 to stream.
+            visit: called with each batch and its weight during this first pass.
+
+        Raises:
+            TypeError: if the dataset cannot be iterated.
+            ValueError: if it is empty, infinite or used up after one pass, or its examples
+                cannot be counted.
+        """
+        if not 0 <= memory_share <= 1:
+            raise ValueError(f"memory_share must be between 0 and 1, got {memory_share}.")
+        self._open = _opener(dataset)
+        self._batch_weight = batch_weight
+        budget = memory_share * psutil.virtual_memory().available
+        kept: list[Any] | None = []
+        self.num_batches, self.num_examples, self.nbytes = 0, 0.0, 0
+        for position, batch in enumerate(self._stream()):
+            if position >= MAX_BATCHES:
+                raise ValueError(
+                    f"the dataset gave {MAX_BATCHES:,} batches and goes on: it looks infinite. "
+                    "Pass a finite one, for instance dataset.take(n)."
+                )
+            weight = self._weight(batch)
+            self.num_batches += 1
+            self.num_examples += weight
+            self.nbytes += _nbytes(batch)
+            if visit is not None:
+                visit(batch, weight)
+            if kept is not None:
+                kept.append(batch)
+                if self.nbytes > budget:
+                    kept = None
+        if not self.num_batches:
+            raise ValueError(_EMPTY)
+        if not isinstance(dataset, (list, tuple, tf.data.Dataset)):
+            self._check_second_pass()
+        self._kept = kept
+        self.kept = kept is not None
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches as structures of tensors.
+
+        Raises:
+            ValueError: if a streamed dataset gives another number of batches than before.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        count = 0
+        for batch in self._stream():
+            count += 1
+            yield batch
+        if count != self.num_batches:
+            raise ValueError(
+                f"the dataset gave {count} batches on this pass and {self.num_batches} before. "
+                "It must give the same examples at every iteration."
+            )
+
+    def _stream(self) -> Iterator[Any]:
+        for batch in self._open():
+            tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
+            if _leading_sizes(tensors) != {0}:
+                yield tensors
+
+    def _weight(self, batch: Any) -> float:
+        if self._batch_weight is None:
+            return float(count_examples(batch))
+        weight = float(np.asarray(self._batch_weight(batch)))
+        if not np.isfinite(weight) or weight < 0:
+            raise ValueError(f"batch_weight must be finite and >= 0, got {weight}.")
+        return weight
+
+    def _check_second_pass(self) -> None:
+        for _ in self._open():
+            return
+        raise ValueError(
+            "the dataset is used up after one pass, and every product needs a pass of its own. "
+            "Pass a list, a tf.data.Dataset, or a callable that returns a new iterator each time."
+        )
+
+
+def first_batch(dataset: Any) -> Any:
+    """Return the first batch of a dataset as tensors.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for batch in _opener(dataset)():
+        return tf.nest.map_structure(tf.convert_to_tensor, batch)
+    raise ValueError(_EMPTY)
+
+
+def count_examples(batch: Any) -> int:
+    """Return the number of examples in a batch: the leading dimension its tensors share.
+
+    Where the tensors of an `(x, y)` or `(x, y, w)` batch differ, x and y decide.
+
+    Raises:
+        ValueError: if no such dimension can be found.
+    """
+    sizes = _leading_sizes(batch)
+    if len(sizes) > 1 and isinstance(batch, (list, tuple)):
+        sizes = _leading_sizes(batch[:2])
+    if len(sizes) != 1:
+        raise ValueError(
+            "the examples of a batch cannot be counted: its tensors have leading dimensions "
+            f"{sorted(sizes) or 'of no size (all scalars)'}. Say how much a batch counts with "
+            "batch_weight=lambda batch: ..."
+        )
+    return sizes.pop()
+
+
+def _leading_sizes(structure: Any) -> set[int]:
+    sizes = set()
+    for tensor in tf.nest.flatten(structure):
+        if tensor.shape.rank:
+            sizes.add(int(tensor.shape[0]))
+    return sizes
+
+
+def _nbytes(batch: Any) -> int:
+    tensors = tf.nest.flatten(batch, expand_composites=True)
+    return sum(t.dtype.size * int(np.prod(t.shape, dtype=np.int64)) for t in tensors)
+
+
+def _opener(dataset: Any) -> Callable[[], Iterator[Any]]:
+    """Return a function that starts a new pass over the dataset."""
+    if isinstance(dataset, tf.data.Dataset):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("the dataset is infinite: drop .repeat(), or add .take(n).")
+        return lambda: iter(dataset)
+    if isinstance(dataset, (dict, str, bytes, np.ndarray, tf.Tensor)):
+        raise TypeError(
+            f"dataset must be an iterable of batches, got a single {type(dataset).__name__}. "
+            "Wrap one batch in a list: [batch]."
+        )
+    if isinstance(dataset, (list, tuple)):
+        if isinstance(dataset, tuple) and any(
+            isinstance(part, (np.ndarray, tf.Tensor)) for part in dataset
+        ):
+            raise TypeError(
+                "dataset is a tuple of arrays, which is one batch, not an iterable of batches. "
+                "Wrap it in a list: [(x, y)]."
+            )
+        return lambda: iter(dataset)
+    if hasattr(dataset, "__getitem__") and (
+        hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")
+    ):
+        # Keras's PyDataset says None where it has no end; tf_keras's Sequence has only a length.
+        total = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
+        if total is None:
+            raise ValueError("the dataset is infinite: its num_batches is None.")
+        return lambda: (dataset[i] for i in range(total))
+    if hasattr(dataset, "__iter__"):
+        if iter(dataset) is dataset:
+            raise ValueError(
+                "the dataset is an iterator, used up after one pass, and every product needs a "
+                "pass of its own. Pass a list, a tf.data.Dataset, or a callable that returns a "
+                "new iterator each time."
+            )
+        return lambda: iter(dataset)
+    if callable(dataset):
+        return lambda: iter(dataset())
+    raise TypeError(
+        f"dataset must be a tf.data.Dataset, a list of batches, a PyDataset or a callable that "
+        f"returns an iterator, got {type(dataset).__name__}."
+    )

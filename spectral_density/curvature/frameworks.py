@@ -1,0 +1,86 @@
+"""Which framework an object comes from: Keras 3, tf_keras, or plain TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# tf_keras is optional: an object of it can only exist once the user has imported it.
+_TF_KERAS = "tf_keras"
+
+
+def keras_module(model: Any) -> Any | None:
+    """Return the Keras package that `model` belongs to, or None for anything else."""
+    if isinstance(model, keras.layers.Layer):
+        return keras
+    tf_keras = sys.modules.get(_TF_KERAS)
+    if tf_keras is not None and isinstance(model, tf_keras.layers.Layer):
+        return tf_keras
+    return None
+
+
+def is_keras_loss(loss: Any) -> bool:
+    """Tell whether `loss` is a loss object of Keras 3 or of tf_keras."""
+    tf_keras = sys.modules.get(_TF_KERAS)
+    legacy = () if tf_keras is None else (tf_keras.losses.Loss,)
+    return isinstance(loss, (keras.losses.Loss, *legacy))
+
+
+def check_backend() -> None:
+    """Raise unless Keras computes with TensorFlow."""
+    if keras.config.backend() != "tensorflow":
+        raise ValueError(
+            f"Keras runs on the {keras.config.backend()!r} backend, and curvature needs "
+            "TensorFlow's. Set KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+
+
+def tf_variable(variable: Any) -> tf.Variable:
+    """Return the `tf.Variable` behind a Keras or TensorFlow variable.
+
+    A Keras 3 variable holds one; `GradientTape` wants the latter.
+    """
+    if isinstance(variable, tf.Variable):
+        return variable
+    if isinstance(variable, keras.Variable):
+        value = variable.value
+        if isinstance(value, tf.Variable):
+            return value
+    raise TypeError(
+        f"expected a tf.Variable or a Keras variable, got {type(variable).__name__}. "
+        "Pass variables themselves, not their values."
+    )
+
+
+def variable_name(variable: Any) -> str:
+    """Return the path of a variable, such as `dense_1/kernel`."""
+    path = getattr(variable, "path", None) or variable.name
+    return str(path).removesuffix(":0")
+
+
+def trainable_variables(model: Any) -> list[Any]:
+    """Return the model's trainable variables, each once.
+
+    Raises:
+        TypeError: if `model` has none to offer.
+        ValueError: if the model is not built, or everything in it is frozen.
+    """
+    if not hasattr(model, "trainable_variables"):
+        raise TypeError(
+            f"model must be a Keras model or a tf.Module, got {type(model).__name__}. "
+            "For a plain function of tf.Variables use HessianOperator.from_function."
+        )
+    if keras_module(model) is not None and not model.built:
+        raise ValueError(
+            f"model {model.name!r} was never built, so it has no weights yet. "
+            "Call it on a batch, or model.build(input_shape), first."
+        )
+    unique = {id(tf_variable(v)): v for v in model.trainable_variables}
+    if not unique:
+        raise ValueError(
+            "the model has no trainable variables: it was never built, or every layer is frozen."
+        )
+    return list(unique.values())

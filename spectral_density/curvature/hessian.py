@@ -1,0 +1,109 @@
+"""The Hessian of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from spectral_density.curvature.frameworks import check_backend, variable_name
+from spectral_density.curvature.losses import FunctionObjective, make_objective
+from spectral_density.curvature.operator import CurvatureOperator, hessian_products
+from spectral_density.curvature.parameters import Parameters, select
+
+
+class HessianOperator(CurvatureOperator):
+    r"""The Hessian of a loss over a dataset with respect to a model's variables.
+
+    .. math:: H = \nabla^2_w \Big( \frac{1}{D} \sum_i \ell(f_w(x_i), y_i) + R(w) \Big)
+
+    With a Keras loss this is the Hessian of the objective that `fit` minimizes: sample weights,
+    masks, loss weights and regularization included, at `training=False` unless asked otherwise.
+    Variables are read afresh at every product. Products are reverse over reverse
+    (Pearlmutter 1994, Neural Computation 6:147).
+
+    Example:
+        >>> hessian = HessianOperator(model, "mse", [(x, y)])           # doctest: +SKIP
+        >>> scipy.sparse.linalg.eigsh(hessian, k=3)                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        dataset: Any,
+        *,
+        variables: Any = None,
+        reduction: str | None = None,
+        training: bool = False,
+        batch_weight: Callable[[Any], float] | None = None,
+        memory_share: float = 0.25,
+    ):
+        """Survey the dataset and check the loss; one pass over the data.
+
+        Args:
+            model: Keras 3 or tf_keras model, or a `tf.Module`.
+            loss: Keras loss object, its name, None for the compiled loss, a function
+                `(y_true, y_pred)`, a function `loss_fn(model, batch) -> scalar`, or a pair
+                `(predict(model, batch), loss(outputs, batch))`.
+            dataset: re-iterable batches: `tf.data.Dataset`, list, `PyDataset`, or a callable
+                that returns an iterator. With a Keras loss a batch is `(x, y)` or `(x, y, w)`.
+            variables: which trainable variables: None for all, the exact name of a layer or
+                variable, `re.compile(...)`, a variable, a layer, or a list of these.
+            reduction: "mean" or "sum" over the data; None for a Keras loss's own, or, with a
+                function, "mean": what it returns is a mean over its batch.
+            training: whether a Keras loss calls the model in training mode.
+            batch_weight: weight of a batch in the mean of a function's values, default its number
+                of examples (the leading dimension its tensors share).
+            memory_share: share of the free memory that kept batches may take; 0 streams.
+
+        Raises:
+            ValueError: a model never built, no loss, a loss that is no scalar or does not depend on
+                the model, an unknown name, or a dataset that is empty, infinite, or used up
+                after one pass.
+            TypeError: model, loss or dataset is no such thing.
+        """
+        check_backend()
+        super().__init__(
+            make_objective(model, loss, reduction=reduction, training=training),
+            select(model, variables),
+            dataset,
+            batch_weight=batch_weight,
+            memory_share=memory_share,
+        )
+
+    @classmethod
+    def from_function(cls, loss: Callable[[Any], tf.Tensor], variables: Any) -> HessianOperator:
+        """Return the Hessian of `loss(variables)` with respect to `variables`.
+
+        Args:
+            loss: called with exactly the object passed as `variables`; returns a scalar tensor.
+            variables: a `tf.Variable`, or any nested structure of them.
+
+        Raises:
+            ValueError: if the loss is no scalar or does not depend on the variables.
+        """
+        flat = tf.nest.flatten(variables)
+        names = [
+            f"{variable_name(v)}_{i}" if len(flat) > 1 else variable_name(v)
+            for i, v in enumerate(flat)
+        ]
+        operator = cls.__new__(cls)
+        CurvatureOperator.__init__(
+            operator,
+            FunctionObjective(
+                lambda batch: loss(variables), "sum", getattr(loss, "__name__", "function")
+            ),
+            Parameters(flat, names),
+            [()],
+            batch_weight=lambda batch: 1.0,
+        )
+        return operator
+
+    def _batch_products(
+        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, vectors: list[list[tf.Tensor]]
+    ) -> tuple[list[list[Any]], list[Any]]:
+        return hessian_products(
+            lambda: self._batch_value(batch, weight, scales), self.parameters.variables, vectors
+        )

@@ -1,0 +1,489 @@
+"""Whatever loss the user has, in one form: sums over examples, and what divides them.
+
+An objective over a dataset is `sum_k c_k S_k / D_k + penalty`. `S_k` (a sum of weighted values) and
+`D_k` (its denominator) add up over batches, so the objective is that of the whole dataset, however
+it is cut into batches; the penalty (weight regularization) is added once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.frameworks import is_keras_loss, keras_module, tf_variable
+
+REDUCTIONS = ("mean", "sum")
+
+
+class Objective(ABC):
+    """A loss over batches as weighted sums of terms.
+
+    Attributes:
+        coefficients: shape (num_terms,), the weight c_k of each term.
+        averaged: shape (num_terms,), whether the term is divided by its denominator.
+        description: what the loss is, in a word or two.
+        autograph: whether the user's own function has to be converted.
+    """
+
+    coefficients: np.ndarray
+    averaged: np.ndarray
+    description: str
+    autograph = False
+
+    @abstractmethod
+    def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the sums and the denominators of a batch, each of shape (num_terms,).
+
+        Args:
+            batch: what the dataset yields, as tensors.
+            weight: scalar tensor, the number of examples in the batch (or its `batch_weight`).
+        """
+
+    def penalty(self) -> tf.Tensor | None:
+        """Return what is added once, not once a batch, as a scalar; None for nothing."""
+        return None
+
+    def state(self) -> list[tf.Variable]:
+        """Return the variables that a forward pass may write to."""
+        return []
+
+    def validate(self, batch: Any) -> None:
+        """Raise a clear error if the loss of this batch is no loss."""
+        return
+
+
+class FunctionObjective(Objective):
+    """A user's function of a batch, averaged or summed over batches as declared."""
+
+    autograph = True
+
+    def __init__(
+        self,
+        function: Callable[[Any], tf.Tensor],
+        reduction: str,
+        description: str,
+        model: Any = None,
+    ):
+        """Take `function(batch) -> scalar`; `model` only says which state to put back."""
+        self._function = function
+        self._model = model
+        self.description = description
+        self.coefficients = np.ones(1)
+        self.averaged = np.array([reduction == "mean"])
+
+    def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Objective.sums`: the sum is the function's mean times the batch's weight."""
+        value = self._function(batch)
+        weight = tf.cast(weight, value.dtype)
+        total = value * weight if self.averaged[0] else value
+        return tf.reshape(total, [1]), tf.reshape(weight, [1])
+
+    def state(self) -> list[tf.Variable]:
+        """See `Objective.state`."""
+        return _non_trainable(self._model)
+
+    def validate(self, batch: Any) -> None:
+        """Raise if the function does not return a real scalar tensor."""
+        shape = loss_shape(self._function, batch)
+        if shape.rank != 0:
+            raise ValueError(
+                f"loss_fn must return a scalar, got shape {_format(shape)}. Average or sum it over "
+                'the batch, and say which with reduction="mean" or "sum".'
+            )
+
+
+def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
+    """Return the shape of `function(batch)` without computing it.
+
+    Raises:
+        TypeError: if the function returns no real floating-point tensor.
+    """
+    value = tf.function(function).get_concrete_function(batch).structured_outputs
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")) or not value.dtype.is_floating:
+        found = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")
+    return value.shape
+
+
+class _Term(NamedTuple):
+    """One output's loss: values per example, how they reduce, and its weight."""
+
+    values: Callable[[Any, Any], tf.Tensor]
+    reduction: str
+    dtype: str
+    coefficient: float
+
+
+class KerasObjective(Objective):
+    """The objective that Keras's `fit` minimizes, over the whole dataset at once.
+
+    Denominators are the loss's own: the number of values, of unmasked values, or the sum of
+    weights (`mean_with_sample_weight`). Weight regularization counts once; losses that layers add
+    in their `call` are means over a batch and weigh as many examples as it has.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        *,
+        loss_weights: Any = None,
+        reduction: str | None = None,
+        training: bool = False,
+    ):
+        """Take a Keras loss, its name, a function `(y_true, y_pred)`, or a list or dict of these.
+
+        Args:
+            model: Keras model, or any callable with `trainable_variables`.
+            loss: one for all outputs, or a list or dict, one for each.
+            loss_weights: weights of the outputs, as in `compile`.
+            reduction: None for the loss's own; "mean" or "sum" to override it.
+            training: whether the model is called in training mode.
+        """
+        self._model = model
+        self._losses = loss
+        self._loss_weights = loss_weights
+        self._reduction = reduction
+        self._call_options = {"training": training} if _takes_training(model) else {}
+        self._terms: list[_Term | None] = []
+        self.description = _describe(loss)
+
+    def outputs(self, x: Any) -> Any:
+        """Return the model's outputs for inputs `x`."""
+        return self._model(x, **self._call_options)
+
+    def validate(self, batch: Any) -> None:
+        """Read off the outputs of one batch which loss goes with which, and check them."""
+        x, y, _ = unpack(batch)
+
+        def outputs(x: Any) -> Any:
+            return self.outputs(x)
+
+        graph = tf.function(outputs, autograph=False).get_concrete_function(x)
+        structure = graph.structured_outputs
+        num_outputs = len(tf.nest.flatten(structure))
+        names = getattr(self._model, "output_names", None)
+        losses = _align(self._losses, structure, names, "loss")
+        weights = _align(self._loss_weights, structure, names, "loss_weights")
+        labels = _align(y, structure, names, "y")
+        if all(loss is None for loss in losses):
+            raise ValueError("every output's loss is None: there is nothing to differentiate.")
+        for position, (loss, label) in enumerate(zip(losses, labels, strict=True)):
+            if loss is not None and label is None:
+                raise ValueError(f"output {position} of {num_outputs} has a loss but no labels.")
+        self._output_names = names
+        self._terms = [
+            None if loss is None else self._term(loss, weight)
+            for loss, weight in zip(losses, weights, strict=True)
+        ]
+        used = [term for term in self._terms if term is not None]
+        # The last term holds what layers add in their call, a mean over the batch.
+        self.coefficients = np.array([term.coefficient for term in used] + [1.0])
+        self.averaged = np.array(
+            [term.reduction != "sum" for term in used] + [self._reduction != "sum"]
+        )
+
+    def _term(self, loss: Any, weight: Any) -> _Term:
+        keras = keras_module(self._model) or keras_module_default()
+        if isinstance(loss, str):
+            loss = keras.losses.get(loss)
+        own = getattr(loss, "reduction", "sum_over_batch_size")
+        if own in (None, "none"):
+            raise ValueError(
+                f"loss {_describe(loss)} has reduction={own!r}, so it gives one value per example "
+                "and no scalar. Use a loss with reduction='sum_over_batch_size' or 'sum'."
+            )
+        reduction = "sum" if own == "sum" else str(own)
+        if self._reduction == "sum":
+            reduction = "sum"
+        elif self._reduction == "mean" and own == "sum":
+            reduction = "sum_over_batch_size"
+        values = loss.call if is_keras_loss(loss) else loss
+        dtype = getattr(loss, "dtype", None) or keras.backend.floatx()
+        return _Term(values, reduction, str(dtype), 1.0 if weight is None else float(weight))
+
+    def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Objective.sums`."""
+        x, y, sample_weight = unpack(batch)
+        outputs = self.outputs(x)
+        return self.sums_at(outputs, y, sample_weight, weight)
+
+    def sums_at(
+        self, outputs: Any, y: Any, sample_weight: Any, weight: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the sums and denominators where the model's outputs are given."""
+        labels = _align(y, outputs, self._output_names, "y")
+        weights = _align(sample_weight, outputs, self._output_names, "sample_weight")
+        pairs = [
+            _weighted_sum(term, label, output, example_weight, weight)
+            for term, label, output, example_weight in zip(
+                self._terms, labels, tf.nest.flatten(outputs), weights, strict=True
+            )
+            if term is not None
+        ]
+        dtype = max((total.dtype for total, _ in pairs), key=lambda d: d.size)
+        count = tf.cast(weight, dtype)
+        added = _added_losses(self._model)
+        activity = tf.add_n([tf.cast(a, dtype) for a in added]) if added else tf.zeros([], dtype)
+        pairs.append((activity if self._reduction == "sum" else activity * count, count))
+        totals = tf.stack([tf.cast(total, dtype) for total, _ in pairs])
+        return totals, tf.stack([tf.cast(denominator, dtype) for _, denominator in pairs])
+
+    def penalty(self) -> tf.Tensor | None:
+        """See `Objective.penalty`: the sum of the model's weight regularization."""
+        terms = _weight_penalties(self._model)
+        if not terms:
+            return None
+        dtype = max((t.dtype for t in terms), key=lambda d: d.size)
+        return tf.add_n([tf.cast(tf.reduce_sum(t), dtype) for t in terms])
+
+    def state(self) -> list[tf.Variable]:
+        """See `Objective.state`."""
+        return _non_trainable(self._model)
+
+
+def make_objective(
+    model: Any, loss: Any, *, reduction: str | None = None, training: bool = False
+) -> Objective:
+    """Bring whatever loss the user has into one form.
+
+    Args:
+        model: Keras model or `tf.Module`.
+        loss: a Keras loss object, its name, a function from `keras.losses` or one whose first
+            parameter is `y_true`, a list or dict of these, None for the compiled loss, a function
+            `loss_fn(model, batch) -> scalar`, or a pair `(predict(model, batch),
+            loss(outputs, batch))`.
+        reduction: "mean" or "sum" over batches; None for a Keras loss's own, or the mean.
+        training: mode in which a Keras loss calls the model.
+
+    Raises:
+        ValueError: if there is no loss to be had, or `reduction` is unknown.
+        TypeError: if `loss` is none of these.
+    """
+    if reduction is not None and reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
+    if loss is None:
+        loss, loss_weights = _compiled_loss(model)
+        return KerasObjective(
+            model, loss, loss_weights=loss_weights, reduction=reduction, training=training
+        )
+    if _is_per_example(loss) or isinstance(loss, (list, dict)):
+        return KerasObjective(model, loss, reduction=reduction, training=training)
+    if training:
+        raise ValueError(
+            "training= applies to Keras losses: a function calls the model itself, "
+            "so pass training=True to the model there."
+        )
+    if isinstance(loss, tuple) and len(loss) == 2 and all(callable(part) for part in loss):
+        predict, of_outputs = loss
+        return FunctionObjective(
+            lambda batch: of_outputs(predict(model, batch), batch),
+            reduction or "mean",
+            _describe(of_outputs),
+            model,
+        )
+    if callable(loss):
+        return FunctionObjective(
+            lambda batch: loss(model, batch), reduction or "mean", _describe(loss), model
+        )
+    raise TypeError(
+        "loss must be a Keras loss, its name, None for the compiled loss, a function "
+        f"loss_fn(model, batch), or a pair (predict, loss), got {type(loss).__name__}."
+    )
+
+
+def is_batch_function(loss: Any) -> bool:
+    """Tell whether `loss` is a function `loss_fn(model, batch)`."""
+    return callable(loss) and not _is_per_example(loss)
+
+
+def unpack(batch: Any) -> tuple[Any, Any, Any]:
+    """Return x, y and sample_weight (or None) of a batch.
+
+    Raises:
+        ValueError: if the batch has another structure.
+    """
+    if isinstance(batch, (list, tuple)) and len(batch) in (2, 3):
+        x, y, *rest = batch
+        return x, y, (rest[0] if rest else None)
+    found = (
+        f"a {type(batch).__name__} of {len(batch)}"
+        if isinstance(batch, (list, tuple, dict))
+        else f"a single {type(batch).__name__}"
+    )
+    raise ValueError(
+        f"with a Keras loss a batch is (x, y) or (x, y, sample_weight), got {found}. "
+        "For other batches pass a function loss_fn(model, batch)."
+    )
+
+
+def keras_module_default() -> Any:
+    """Return Keras 3, for models that are of no Keras at all."""
+    import keras
+
+    return keras
+
+
+def _compiled_loss(model: Any) -> tuple[Any, Any]:
+    loss = getattr(model, "loss", None)
+    if loss is None:
+        raise ValueError(
+            "no loss was given and the model is not compiled with one. "
+            "Pass loss=, or call model.compile(loss=...) first."
+        )
+    keras = keras_module(model)
+    if keras is not None and type(model).compute_loss is not keras.Model.compute_loss:
+        raise ValueError(
+            f"{type(model).__name__} has a compute_loss of its own, so its compiled loss is not "
+            "all that fit minimizes. Pass that objective as a function loss_fn(model, batch)."
+        )
+    container = getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
+    return loss, getattr(container, "_user_loss_weights", None)
+
+
+def _is_per_example(loss: Any) -> bool:
+    """Tell a Keras loss (object, name or function of y_true, y_pred) from a loss of a batch."""
+    if isinstance(loss, str) or is_keras_loss(loss):
+        return True
+    if not callable(loss):
+        return False
+    module = getattr(loss, "__module__", None) or ""
+    if module.startswith(("keras.src.losses", "tf_keras.src.losses")):
+        return True
+    try:
+        parameters = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(parameters) and parameters[0] == "y_true"
+
+
+def _takes_training(model: Any) -> bool:
+    if keras_module(model) is not None:
+        return True
+    try:
+        return "training" in inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _describe(loss: Any) -> str:
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, (list, tuple)):
+        return ", ".join(_describe(part) for part in loss)
+    if isinstance(loss, dict):
+        return ", ".join(f"{name}: {_describe(part)}" for name, part in loss.items())
+    return getattr(loss, "__name__", None) or type(loss).__name__
+
+
+def _align(values: Any, outputs: Any, names: Any, what: str) -> list[Any]:
+    """Return one of `values` for each output, in the order of the flattened outputs."""
+    num_outputs = len(tf.nest.flatten(outputs))
+    shared = what in ("loss", "loss_weights", "sample_weight")
+    if isinstance(values, dict):
+        keys = list(outputs) if isinstance(outputs, dict) else list(names or ())
+        unknown = sorted(set(values) - set(keys))
+        if unknown:
+            raise ValueError(f"{what} names outputs {unknown}; the model's are {sorted(keys)}.")
+        # tf.nest flattens a dict in the order of its sorted keys.
+        keys = sorted(keys) if isinstance(outputs, dict) else keys
+        return [values.get(key) for key in keys]
+    if isinstance(values, (list, tuple)):
+        if len(values) != num_outputs:
+            raise ValueError(
+                f"{what} has {len(values)} entries and the model {num_outputs} outputs."
+            )
+        return list(values)
+    if num_outputs > 1 and values is not None and not shared:
+        raise ValueError(f"the model has {num_outputs} outputs, and {what} is a single tensor.")
+    return [values] * num_outputs
+
+
+def _weighted_sum(
+    term: _Term, y: Any, output: tf.Tensor, sample_weight: Any, count: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the weighted sum of a term's values over a batch, and its denominator.
+
+    As Keras does it (`keras.losses.Loss.__call__`), but before the division, and in the wider of
+    the loss's and the output's dtypes: a float32 loss must not round a float64 model.
+    """
+    mask = getattr(output, "_keras_mask", None)
+    dtype = max(tf.as_dtype(term.dtype), output.dtype, key=lambda d: d.size)
+    values = term.values(tf.cast(y, dtype), tf.cast(output, dtype))
+    if values.shape.rank == 0:
+        # A loss that reduces by itself is a mean over the batch.
+        count = tf.cast(count, values.dtype)
+        return (values if term.reduction == "sum" else values * count), count
+    denominator = tf.cast(tf.size(values), dtype)
+    weights = None
+    if mask is not None:
+        weights = tf.cast(mask, dtype)
+        denominator *= tf.reduce_sum(weights) / tf.cast(tf.size(mask), dtype)
+    if sample_weight is not None:
+        given = _match_rank(tf.cast(sample_weight, dtype), values)
+        weights = given if weights is None else given * _match_rank(weights, given)
+    if weights is None:
+        return tf.reduce_sum(values), denominator
+    weights = _match_rank(weights, values)
+    if term.reduction == "mean_with_sample_weight":
+        denominator = tf.reduce_sum(weights)
+    # A masked value may be anything, NaN included, and counts for nothing.
+    return tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), denominator
+
+
+def _match_rank(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Give per-example weights the rank of the values that they multiply."""
+    if weights.shape.rank == values.shape.rank + 1 and weights.shape[-1] == 1:
+        return tf.squeeze(weights, -1)
+    while weights.shape.rank < values.shape.rank:
+        weights = tf.expand_dims(weights, -1)
+    return weights
+
+
+def _weight_penalties(model: Any) -> list[tf.Tensor]:
+    keras = keras_module(model)
+    if keras is None:
+        return []
+    if keras.__name__ == "keras":
+        return [
+            tf.convert_to_tensor(v.regularizer(v))
+            for v in model.trainable_variables
+            if v.regularizer is not None
+        ]
+    return [term() for layer in model._flatten_layers() for term in layer._callable_losses]
+
+
+def _added_losses(model: Any) -> list[tf.Tensor]:
+    """Return what layers added in the call just made (activity regularization, `add_loss`)."""
+    keras = keras_module(model)
+    if keras is None:
+        return []
+    losses = list(model.losses)
+    num_penalties = len(_weight_penalties(model))
+    if len(losses) == num_penalties:
+        return []
+    if keras.__name__ == "keras":
+        added = losses[: len(losses) - num_penalties]
+    else:
+        # tf_keras lists both kinds layer by layer; what is not weight regularization is the rest.
+        added = [tf.add_n(losses) - tf.add_n(_weight_penalties(model))] if num_penalties else losses
+    # Tensors of this graph must not stay behind in the user's model.
+    model._clear_losses()
+    return [tf.reduce_sum(loss) for loss in added]
+
+
+def _non_trainable(model: Any) -> list[tf.Variable]:
+    if model is None or not hasattr(model, "variables"):
+        return []
+    trainable = {id(tf_variable(v)) for v in model.trainable_variables}
+    found = {id(tf_variable(v)): tf_variable(v) for v in model.variables}
+    return [v for key, v in found.items() if key not in trainable]
+
+
+def _format(shape: tf.TensorShape) -> str:
+    return str(tuple(shape.as_list())) if shape.rank is not None else "unknown"

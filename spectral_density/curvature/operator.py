@@ -1,0 +1,380 @@
+"""The common part of every curvature matrix: one sweep over the data for each product."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density._progress import progress_bar
+from spectral_density.curvature.batches import Batches
+from spectral_density.curvature.frameworks import check_backend
+from spectral_density.curvature.losses import Objective
+from spectral_density.curvature.parameters import Parameters
+
+# Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
+MAX_WIDTH = 16
+
+_STATEFUL_OPS = ("Assign", "Rng", "ResourceScatter")
+
+
+class CurvatureOperator(LinearOperator):
+    """A symmetric matrix of second derivatives, given by its products with vectors.
+
+    It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
+    products are float64 whatever the model's dtype, and sums over batches are float64; the
+    products of one batch are computed in the dtype of the model. A block of vectors takes one pass
+    over the data. A subclass writes `_batch_products`.
+
+    Attributes:
+        parameters: the variables as one flat vector.
+        batches: the dataset, surveyed.
+        objective: the loss in one form.
+        product_dtype: NumPy dtype that products are computed in.
+        num_passes: how many passes over the data were made so far.
+        num_traces: how many graphs of products were built, one per batch signature and width.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Parameters,
+        dataset: Any,
+        *,
+        batch_weight: Callable[[Any], float] | None = None,
+        memory_share: float = 0.25,
+    ):
+        """Pass once over the dataset: count it, check it, keep it where it fits.
+
+        Args:
+            objective: what is differentiated.
+            parameters: with respect to what.
+            dataset: see `Batches`.
+            batch_weight: weight of a batch, default its number of examples.
+            memory_share: share of the free memory that kept batches may take.
+        """
+        check_backend()
+        super().__init__(dtype=np.dtype(np.float64), shape=(parameters.size, parameters.size))
+        self.objective = objective
+        self.parameters = parameters
+        self.product_dtype = parameters.dtype
+        self.num_passes = 0
+        self.num_traces = 0
+        autograph = objective.autograph
+        self._product_fn = tf.function(self._traced_products, autograph=autograph)
+        self._gradient_fn = tf.function(self._traced_gradient, autograph=autograph)
+        self._loss_fn = tf.function(self._batch_value, autograph=autograph)
+        self._sums_fn = tf.function(objective.sums, autograph=autograph)
+        self._penalty_products_fn = tf.function(self._penalty_products, autograph=False)
+        self._state: list[tf.Variable] | None = None
+        self._weights: list[tf.Tensor] = []
+        self._denominators = 0.0
+        self.batches = Batches(
+            dataset, batch_weight=batch_weight, memory_share=memory_share, visit=self._survey
+        )
+        self._set_scales()
+
+    # What a subclass writes ----------------------------------------------------------------------
+
+    @abstractmethod
+    def _batch_products(
+        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, vectors: list[list[tf.Tensor]]
+    ) -> tuple[list[list[Any]], list[Any]]:
+        """Return the products of one batch with each vector, and the gradient, as tensors.
+
+        Vectors, products and gradient are lists of one tensor for each variable; None is zero.
+        """
+
+    # What users call -----------------------------------------------------------------------------
+
+    def loss(self) -> float:
+        """Return the loss over the dataset, with the matrix's own reduction."""
+        total = 0.0
+        with self._pass():
+            for batch, weight in self._weighted_batches():
+                total += float(self._loss_fn(batch, weight, self._scales))
+            penalty = self.objective.penalty()
+        total /= self._divisor
+        return total if penalty is None else total + float(penalty)
+
+    def gradient(self) -> np.ndarray:
+        """Return the gradient of the loss, shape (num_params,), float64."""
+        total = np.zeros(self.parameters.size)
+        with self._pass():
+            for batch, weight in self._weighted_batches():
+                total += np.asarray(self._gradient_fn(batch, weight, self._scales))
+            self._check_finite(total, "gradient", self._gradient_fn)
+            total /= self._divisor
+            penalty = self._penalty_products_fn(self._rows(np.zeros((0, self.parameters.size))))[1]
+            total += np.asarray(penalty)
+        return total
+
+    def product_and_gradient(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the product with `vector` and the gradient, each (num_params,), from one pass.
+
+        Raises:
+            ValueError: if the vector is complex or of another length.
+        """
+        block = self._check_vectors(vector).reshape(-1, 1)
+        product, gradient = self._sweep(block, with_gradient=True)
+        return product[:, 0], gradient
+
+    def to_dense(self, progress: bool | None = False) -> np.ndarray:
+        """Return the matrix itself, shape (num_params, num_params), float64.
+
+        Args:
+            progress: show a bar; None for only in interactive runs.
+
+        Raises:
+            MemoryError: if the matrix does not fit into the free memory.
+        """
+        n = self.parameters.size
+        needed, free = 8 * n * n, psutil.virtual_memory().available
+        if needed > free:
+            raise MemoryError(
+                f"the dense matrix of {n:,} parameters takes {needed / 2**30:.1f} GiB, and "
+                f"{free / 2**30:.1f} GiB are free. Choose fewer with variables=, or use products."
+            )
+        dense = np.empty((n, n))
+        with progress_bar(n, "columns", progress) as bar:
+            for start in range(0, n, MAX_WIDTH):
+                width = min(MAX_WIDTH, n - start)
+                block = np.zeros((n, width))
+                block[start + np.arange(width), np.arange(width)] = 1.0
+                dense[:, start : start + width] = self.matmat(block)
+                bar.update(width)
+        return dense
+
+    def matvec(self, x: np.ndarray) -> np.ndarray:
+        """Return the product with a vector of shape (num_params,) or (num_params, 1)."""
+        return super().matvec(self._check_vectors(x))
+
+    def matmat(self, X: np.ndarray) -> np.ndarray:
+        """Return the product with a block of shape (num_params, k), in one pass over the data."""
+        return super().matmat(self._check_vectors(X))
+
+    def __repr__(self) -> str:
+        """Say what it is: parameters, batches, dtype."""
+        return (
+            f"{type(self).__name__}({self.objective.description}, "
+            f"{self.parameters.size:,} parameters, {len(self.batches):,} batches, "
+            f"{self.product_dtype.name})"
+        )
+
+    # SciPy's side --------------------------------------------------------------------------------
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self._sweep(x.reshape(-1, 1))[0][:, 0]
+
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        return self._sweep(X)[0]
+
+    def _adjoint(self) -> CurvatureOperator:
+        return self
+
+    def _transpose(self) -> CurvatureOperator:
+        return self
+
+    # One pass over the data ----------------------------------------------------------------------
+
+    def _sweep(
+        self, block: np.ndarray, with_gradient: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the products with a block (num_params, k), and the gradient, from one pass.
+
+        Without `with_gradient` the gradient is not filled in.
+        """
+        chunks = [
+            self._rows(block[:, start : start + MAX_WIDTH].T)
+            for start in range(0, block.shape[1], MAX_WIDTH)
+        ]
+        totals = [np.zeros((chunk.shape[0], self.parameters.size)) for chunk in chunks]
+        gradient = np.zeros(self.parameters.size)
+        with self._pass():
+            for batch, weight in self._weighted_batches():
+                for position, chunk in enumerate(chunks):
+                    wanted = with_gradient and position == 0
+                    products, *rest = self._product_fn(batch, weight, self._scales, chunk, wanted)
+                    totals[position] += np.asarray(products)
+                    for batch_gradient in rest:
+                        gradient += np.asarray(batch_gradient)
+            self._check_dependence()
+            for chunk, total in zip(chunks, totals, strict=True):
+                self._check_finite(total, "product", self._product_fn, chunk, False)
+                total /= self._divisor
+                products, penalty_gradient = self._penalty_products_fn(chunk)
+                total += np.asarray(products)
+            gradient /= self._divisor
+            gradient += np.asarray(penalty_gradient)
+        stacked = totals[0] if len(totals) == 1 else np.concatenate(totals)
+        return stacked.T, gradient
+
+    def _rows(self, rows: np.ndarray) -> tf.Tensor:
+        """Return vectors as the rows of a tensor in the dtype of the products."""
+        return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=self.product_dtype))
+
+    def _weighted_batches(self) -> Iterator[tuple[Any, tf.Tensor]]:
+        return zip(self.batches, self._weights, strict=True)
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        """Count a pass over the data, and put back what it wrote to the model."""
+        self.num_passes += 1
+        before = [tf.identity(variable) for variable in self._state or ()]
+        try:
+            yield
+        finally:
+            for variable, value in zip(self._state or (), before, strict=True):
+                variable.assign(value)
+
+    def _survey(self, batch: Any, weight: float) -> None:
+        """Check the first batch; add up the denominators of each."""
+        weight = tf.constant(weight, tf.float64)
+        if self._state is None:
+            self.objective.validate(batch)
+            graph = self._sums_fn.get_concrete_function(batch, weight).graph
+            self._state = self.objective.state() if _writes_state(graph) else []
+        before = [tf.identity(variable) for variable in self._state]
+        try:
+            denominators = self._sums_fn(batch, weight)[1]
+        finally:
+            for variable, value in zip(self._state, before, strict=True):
+                variable.assign(value)
+        self._weights.append(weight)
+        self._denominators = self._denominators + np.asarray(denominators, np.float64)
+
+    def _set_scales(self) -> None:
+        """Fix the factor of each term: c_k / D_k, as a mean over batches times their number.
+
+        A batch's loss then has its ordinary size, which half precision needs.
+        """
+        averaged = self.objective.averaged
+        denominators = np.where(averaged, self._denominators, 1.0)
+        if np.any(denominators <= 0):
+            raise ValueError(
+                "the weights of the dataset sum to zero (all sample weights or masks are 0): "
+                "there is no mean to take."
+            )
+        self._divisor = float(len(self.batches)) if averaged.all() else 1.0
+        self._scales = tf.constant(self.objective.coefficients * self._divisor / denominators)
+
+    # In the graph --------------------------------------------------------------------------------
+
+    def _batch_value(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        """Return the share of a batch in the loss, times the divisor, as a scalar."""
+        sums, _ = self.objective.sums(batch, weight)
+        return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
+
+    def _traced_products(
+        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, with_gradient: bool
+    ) -> tuple[tf.Tensor, ...]:
+        self.num_traces += 1
+        vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
+        products, gradient = self._batch_products(batch, weight, scales, vectors)
+        self._depends = any(part is not None for part in gradient)
+        join = self.parameters.join
+        stacked = tf.stack([join(product) for product in products])
+        return (stacked, join(gradient)) if with_gradient else (stacked,)
+
+    def _traced_gradient(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        variables = self.parameters.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            value = self._batch_value(batch, weight, scales)
+        return self.parameters.join(tape.gradient(value, variables))
+
+    def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the products and the gradient of what is added once to the loss."""
+        vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
+        if self.objective.penalty() is None:
+            return tf.zeros_like(rows), tf.zeros([self.parameters.size], rows.dtype)
+        products, gradient = hessian_products(
+            self.objective.penalty, self.parameters.variables, vectors
+        )
+        join = self.parameters.join
+        stacked = tf.stack([join(p) for p in products]) if products else tf.zeros_like(rows)
+        return stacked, join(gradient)
+
+    # Checks --------------------------------------------------------------------------------------
+
+    def _check_vectors(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(vectors)
+        n = self.parameters.size
+        if np.iscomplexobj(vectors):
+            raise ValueError("the matrix is real, and the vector is complex: pass its parts.")
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
+            raise ValueError(
+                f"expected a vector of shape ({n},) or a block of shape ({n}, k), one row for each "
+                f"parameter, got shape {vectors.shape}."
+            )
+        return vectors.astype(np.float64, copy=False)
+
+    def _check_dependence(self) -> None:
+        if not self._depends:
+            raise ValueError(
+                "the loss does not depend on the variables chosen: no gradient reaches any of "
+                f"{', '.join(self.parameters.names)}. Does loss_fn use the model it is given?"
+            )
+
+    def _check_finite(
+        self, total: np.ndarray, what: str, function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """Raise and name the batch if `total` holds a NaN or infinity."""
+        if np.isfinite(total).all():
+            return
+        for position, (batch, weight) in enumerate(self._weighted_batches()):
+            result = function(batch, weight, self._scales, *arguments)
+            if not np.isfinite(np.asarray(tf.nest.flatten(result)[0])).all():
+                raise FloatingPointError(
+                    f"the {what} is not finite in batch {position} of {len(self.batches)} "
+                    "(counted from 0). Look for NaN or infinity in its data, in the weights, "
+                    "or in the loss (log of 0, overflow)."
+                )
+        raise FloatingPointError(f"the {what} overflows when summed over the batches.")
+
+
+def hessian_products(
+    value: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+    vectors: list[list[tf.Tensor]],
+) -> tuple[list[list[Any]], list[Any]]:
+    """Return the products of the Hessian of `value()` with each vector, and its gradient.
+
+    Reverse over reverse: the gradient g, then the gradient of <g, v> for each v. The vectors share
+    the primal pass and the first gradient (Pearlmutter 1994, Neural Computation 6:147, in reverse
+    mode: it goes through every operation that has a gradient, loops included).
+    """
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+        outer.watch(variables)
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(variables)
+            scalar = value()
+        gradient = [
+            None if part is None else tf.convert_to_tensor(part)
+            for part in inner.gradient(scalar, variables)
+        ]
+    used = [position for position, part in enumerate(gradient) if part is not None]
+    if not used:
+        return [[None] * len(gradient) for _ in vectors], gradient
+    products = [
+        outer.gradient(
+            [gradient[position] for position in used],
+            variables,
+            output_gradients=[vector[position] for position in used],
+        )
+        for vector in vectors
+    ]
+    return products, gradient
+
+
+def _writes_state(graph: Any) -> bool:
+    """Tell whether a graph, functions it calls included, writes to variables."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    return any(node.op.startswith(_STATEFUL_OPS) for node in nodes)
