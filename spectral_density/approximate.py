@@ -1,0 +1,249 @@
+"""The drivers a notebook calls: a spectrum, or V and T, from an operator or a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density._progress import progress_bar
+from spectral_density.linalg.lanczos import (
+    LanczosStep,
+    Tridiagonalization,
+    default_draws_at_once,
+    lanczos,
+    product_precision,
+    start_vector,
+)
+from spectral_density.linalg.quadrature import (
+    gauss_quadrature,
+    ritz_overlaps,
+    simple_candidates,
+    simple_nodes,
+)
+from spectral_density.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def estimate_spectrum(
+    operator: Any,
+    /,
+    order: int = 90,
+    num_draws: int = 10,
+    *,
+    seed: int = 0,
+    reorthogonalize: Literal["full", "none"] = "full",
+    draws_at_once: int | None = None,
+    progress: bool | None = None,
+    callback: Callable[[LanczosStep], None] | None = None,
+) -> Spectrum:
+    """Estimate the eigenvalue density of a symmetric operator by stochastic Lanczos quadrature.
+
+    Args:
+        operator: symmetric, shape (n, n): any `LinearOperator`, array or sparse matrix.
+        order: Lanczos steps a draw, at most n. The extreme eigenvalues and the resolution of the
+            density depend on it.
+        num_draws: start vectors. The error band narrows with their square root.
+        seed: seed of the start vectors.
+        reorthogonalize: "full", or "none" for three vectors of memory a draw.
+        draws_at_once: draws that share each pass over the data; None follows from the size.
+        progress: show a bar; None for only in interactive runs.
+        callback: called after each step, see `lanczos`.
+
+    Returns:
+        Spectrum of `num_draws` quadratures. With two draws or more (and reorthogonalization), the
+        outliers that are converged and simple are known to weigh 1/n each.
+
+    Raises:
+        ValueError: if order < 1 or order > n, or an argument is out of range.
+
+    References:
+        Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
+        Chen, Trogdon, Ubaru (2021), arXiv 2105.06595.
+    """
+    size = operator.shape[0]
+    if draws_at_once is None and isinstance(order, (int, np.integer)) and order >= 1:
+        draws_at_once = default_draws_at_once(size, order, reorthogonalize=reorthogonalize)
+    group = min(draws_at_once or num_draws, num_draws)
+    parts: list[Tridiagonalization] = []
+    candidates, overlaps = np.zeros(0, int), np.zeros((0, 0))
+
+    with progress_bar(order * num_draws, "Lanczos", progress) as bar:
+
+        def on_step(step: LanczosStep) -> None:
+            bar.update(len(step.draws))
+            if callback is not None:
+                callback(step)
+
+        first = 0
+        while first < num_draws or not parts:
+            part = lanczos(
+                operator,
+                order,
+                num_draws=min(group, num_draws - first),
+                seed=seed,
+                first_draw=first,
+                reorthogonalize=reorthogonalize,
+                draws_at_once=draws_at_once,
+                progress=False,
+                callback=on_step,
+            )
+            if not parts and num_draws > 1 and part.basis is not None:
+                quadrature = gauss_quadrature(part.alpha[0], part.beta[0])
+                candidates = simple_candidates(quadrature, part.residual_norms[0])
+                starts = (start_vector(size, seed, draw) for draw in range(num_draws))
+                overlaps = ritz_overlaps(part.basis[0], quadrature, candidates, starts)
+            # The basis is the largest array by far: it goes before the next group's is made.
+            parts.append(_without_basis(part))
+            first += part.num_draws
+            del part
+    alpha = np.concatenate([part.alpha for part in parts])
+    beta = np.concatenate([part.beta for part in parts])
+    residual_norms = np.concatenate([part.residual_norms for part in parts])
+    quadratures = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
+    simple = simple_nodes(quadratures, residual_norms, overlaps, candidates, size)
+    return Spectrum(
+        alpha,
+        beta,
+        residual_norms,
+        size,
+        simple,
+        seed=seed,
+        description=_describe(operator),
+        precision=product_precision(operator),
+    )
+
+
+def approximate_hessian(
+    model: Any,
+    loss_fn: Any,
+    dataset: Any,
+    order: int,
+    reduce_op: str = "MEAN",
+    random_seed: int = 0,
+    only_gpu: bool = True,
+    *,
+    variables: Any = None,
+    progress: bool | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Approximate the Hessian of a model's loss as V T V'.
+
+    Args:
+        model: Keras model or `tf.Module`.
+        loss_fn: `loss_fn(model, batch) -> scalar`, or a Keras loss; see `HessianOperator`. A
+            function that returns one loss per example is summed over the whole dataset, with a
+            warning: `reduce_op="SUM"`.
+        dataset: batches that can be iterated again and again.
+        order: number of Lanczos steps; the number of parameters for the exact matrix.
+        reduce_op: "MEAN" or "SUM" over the data: what `loss_fn` is over its batch.
+        random_seed: seed of the start vector.
+        only_gpu: accepted for compatibility: with a GPU, False orthogonalized on the CPU to spare
+            its memory. Here the orthogonalization always runs on the CPU, in float64.
+        variables: which variables, see `HessianOperator`.
+        progress: show a bar; None for only in interactive runs.
+
+    Returns:
+        (V, T), float64 tensors of shapes (num_params, order), orthonormal columns, and
+        (order, order), tridiagonal.
+
+    Raises:
+        ValueError: see `HessianOperator` and `lanczos`.
+    """
+    from spectral_density.curvature import HessianOperator
+
+    del only_gpu
+    reductions = {"MEAN": "mean", "SUM": "sum"}
+    if reduce_op not in reductions:
+        raise ValueError(f'reduce_op must be "MEAN" or "SUM", got {reduce_op!r}.')
+    loss_fn, reduction = _summed_if_per_example(model, loss_fn, dataset, reductions[reduce_op])
+    hessian = HessianOperator(model, loss_fn, dataset, variables=variables, reduction=reduction)
+    return _as_tensors(lanczos(hessian, order, seed=random_seed, progress=progress))
+
+
+def lanczos_algorithm(
+    mvp_fn: Callable[[tf.Tensor], tf.Tensor],
+    dim: int,
+    order: int,
+    random_seed: int = 0,
+    only_gpu: bool = True,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Approximate a symmetric matrix, given as a function, as V T V'.
+
+    Args:
+        mvp_fn: product with the matrix, from a float32 tensor of shape (dim, 1) to a tensor of
+            that shape.
+        dim: number of rows of the matrix.
+        order: number of Lanczos steps, one call of `mvp_fn` each.
+        random_seed: seed of the start vector.
+        only_gpu: accepted for compatibility, see `approximate_hessian`.
+
+    Returns:
+        (V, T), float64 tensors of shapes (dim, order) and (order, order).
+
+    Raises:
+        ValueError: if `mvp_fn` returns another shape, or order < 1 or > dim.
+    """
+    import tensorflow as tf
+
+    del only_gpu
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        result = mvp_fn(tf.constant(vector.reshape(-1, 1), tf.float32))
+        if tuple(result.shape) != (dim, 1):
+            raise ValueError(f"mvp_fn must return shape ({dim}, 1), got {tuple(result.shape)}.")
+        return np.asarray(result, dtype=np.float64)[:, 0]
+
+    operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
+    operator.product_dtype = np.dtype(np.float32)
+    return _as_tensors(lanczos(operator, order, seed=random_seed))
+
+
+def _summed_if_per_example(
+    model: Any, loss_fn: Any, dataset: Any, reduction: str
+) -> tuple[Any, str]:
+    """Turn a function that returns one loss per example into its sum, and say so."""
+    import tensorflow as tf
+
+    from spectral_density.curvature.batches import first_batch
+    from spectral_density.curvature.frameworks import check_backend, trainable_variables
+    from spectral_density.curvature.losses import is_batch_function, loss_shape
+
+    check_backend()
+    trainable_variables(model)  # before the function calls a model that was never built
+    if not is_batch_function(loss_fn):
+        return loss_fn, reduction
+    shape = loss_shape(lambda batch: loss_fn(model, batch), first_batch(dataset))
+    if shape.rank == 0:
+        return loss_fn, reduction
+    warnings.warn(
+        f"loss_fn returned one loss per example (shape {tuple(shape.as_list())}), not a scalar: "
+        'they are summed over the whole data set, as reduce_op="SUM". '
+        "Return their mean or sum to choose.",
+        stacklevel=3,
+    )
+    return lambda model, batch: tf.reduce_sum(loss_fn(model, batch)), "sum"
+
+
+def _as_tensors(result: Tridiagonalization) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return V and T; V takes over its array instead of copying it."""
+    import tensorflow as tf
+
+    tridiagonal = tf.constant(result.tridiagonal())
+    columns = np.ascontiguousarray(cast(np.ndarray, result.basis)[0].T)
+    # DLPack hands the array to TensorFlow as it is, where tf.constant would keep another.
+    return tf.experimental.dlpack.from_dlpack(columns.__dlpack__()), tridiagonal
+
+
+def _without_basis(part: Tridiagonalization) -> Tridiagonalization:
+    return replace(part, basis=None)
+
+
+def _describe(operator: Any) -> str:
+    text = repr(operator)
+    return text if len(text) <= 200 and "\n" not in text else type(operator).__name__

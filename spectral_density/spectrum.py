@@ -1,0 +1,534 @@
+"""The spectrum of a symmetric operator as Lanczos quadrature sees it: nodes, weights, errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import special, stats
+from scipy.integrate import trapezoid
+
+from spectral_density.linalg.quadrature import (
+    WEIGHT_FLOOR,
+    Quadrature,
+    deflated_weights,
+    gauss_quadrature,
+    ritz_residuals,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FILE_FORMAT = 1
+_CONFIDENCE = 0.95
+_GRID_POINTS_PER_SIGMA = 4
+_MIN_GRID, _MAX_GRID = 1_000, 200_000
+_TAIL = 4.0  # the default grid ends this many sigmas beyond the extreme nodes
+# Below this many eigenvalues in a kernel's window, the Gaussian interval gives way to chi-squared.
+_FEW_EIGENVALUES = 10.0
+# Beyond this many degrees of freedom chi-squared is Gaussian.
+_MANY_DEGREES = 1e4
+_CHUNK = 4_000_000
+# What a product is off by at most, in units of its precision: the recurrence, too, takes betas
+# below that for rounding.
+_ROUNDING_UNITS = 10
+
+
+@dataclass(frozen=True)
+class Density:
+    """A smoothed eigenvalue density: the Gaussian kernel density of one normalized matrix.
+
+    The integral of `values` over `grid` is 1 - lost_mass. `lower` and `upper` are pointwise 95 %
+    confidence limits for the density that all eigenvalues, smoothed alike, would have.
+    """
+
+    grid: np.ndarray  # (g,), ascending, in the units of the eigenvalues
+    values: np.ndarray  # (g,), probability per unit of eigenvalue
+    lower: np.ndarray  # (g,)
+    upper: np.ndarray  # (g,)
+    lost_mass: float  # 1 minus the integral over the grid, by the trapezoid rule
+    sigma: float  # standard deviation of the kernel
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """An eigenvalue density over ln |lambda|, the negative and the positive side apart.
+
+    Both sides together integrate to 1 - lost_mass over d ln |lambda|.
+    """
+
+    magnitudes: np.ndarray  # (g,), |lambda|, spaced evenly in the logarithm
+    negative: np.ndarray  # (g,)
+    positive: np.ndarray  # (g,)
+    lost_mass: float
+    sigma: float  # standard deviation of the kernel, in ln |lambda|
+
+
+@dataclass(frozen=True)
+class ExtremeEigenvalues:
+    """The outermost Ritz values, each with a bound on its distance to some eigenvalue."""
+
+    smallest: float
+    largest: float
+    smallest_bound: float  # ||A y - theta y|| plus rounding
+    largest_bound: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """Gauss quadratures of a symmetric operator's spectrum, one a random start vector.
+
+    In each draw `sum_j weights[j] f(nodes[j])` estimates (1/n) tr f(A), exactly v' f(A) v for a
+    polynomial f of degree below twice the order.
+
+    Attributes:
+        alpha: shape (num_draws, order), diagonals of the Lanczos matrices T.
+        beta: shape (num_draws, order - 1), their off-diagonals.
+        residual_norms: shape (num_draws,), the norm of the residual after the last step.
+        size: number n of eigenvalues of the operator.
+        simple: shape (num_draws, order), the nodes known to be converged simple eigenvalues,
+            whose weight is therefore 1/n; empty for none.
+        seed: seed of the start vectors.
+        description: what the operator was.
+        precision: relative rounding of the operator's products, the eps of their dtype.
+
+    References:
+        Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
+        Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
+    """
+
+    alpha: np.ndarray = field(repr=False)
+    beta: np.ndarray = field(repr=False)
+    residual_norms: np.ndarray = field(repr=False)
+    size: int
+    simple: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False)
+    seed: int = 0
+    description: str = ""
+    precision: float = float(np.finfo(np.float64).eps)
+
+    def __post_init__(self) -> None:
+        """Take whatever makes an array, and check that the arrays belong together."""
+        shape = np.shape(self.alpha)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"alpha must have shape (num_draws, order), got {shape}.")
+        draws, order = shape
+        expected = {
+            "alpha": (draws, order),
+            "beta": (draws, order - 1),
+            "residual_norms": (draws,),
+            "simple": (draws, order),
+        }
+        for name, shape in expected.items():
+            dtype = bool if name == "simple" else np.float64
+            array = np.asarray(getattr(self, name), dtype=dtype)
+            if name == "simple" and not array.size:
+                array = np.zeros(shape, dtype=bool)
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
+            object.__setattr__(self, name, array)
+        if not 1 <= order <= self.size:
+            raise ValueError(f"order must be between 1 and the size {self.size}, got {order}.")
+
+    # The quadrature ------------------------------------------------------------------------------
+
+    @property
+    def num_draws(self) -> int:
+        """Number of start vectors."""
+        return int(np.shape(self.alpha)[0])
+
+    @property
+    def order(self) -> int:
+        """Number of Lanczos steps, and of nodes in each draw."""
+        return int(np.shape(self.alpha)[1])
+
+    @cached_property
+    def _quadratures(self) -> list[Quadrature]:
+        return [gauss_quadrature(a, b) for a, b in zip(self.alpha, self.beta, strict=True)]
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """Ritz values, shape (num_draws, order), ascending in each draw."""
+        return np.stack([q.nodes for q in self._quadratures])
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Quadrature weights, shape (num_draws, order); each draw sums to 1."""
+        return np.stack([q.weights for q in self._quadratures])
+
+    @cached_property
+    def deflated_weights(self) -> np.ndarray:
+        """Weights with those of simple eigenvalues set to 1/n, the others rescaled to sum 1."""
+        return deflated_weights(self.weights, self.simple, self.size)
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """||A y - theta y|| of each node, shape (num_draws, order): an eigenvalue is that near."""
+        pairs = zip(self._quadratures, self.residual_norms, strict=True)
+        return np.stack([ritz_residuals(q, norm) for q, norm in pairs])
+
+    def _weights(self, deflate: bool) -> np.ndarray:
+        return self.deflated_weights if deflate else self.weights
+
+    # Numbers -------------------------------------------------------------------------------------
+
+    @property
+    def extreme_eigenvalues(self) -> ExtremeEigenvalues:
+        """The smallest and largest Ritz value over all draws, with residual bounds.
+
+        Nodes without weight are what rounding left after an invariant subspace, and not reported.
+        """
+        carries = self.weights > WEIGHT_FLOOR
+        low = np.where(carries, self.nodes, np.inf)
+        high = np.where(carries, self.nodes, -np.inf)
+        first = np.unravel_index(np.argmin(low), low.shape)
+        last = np.unravel_index(np.argmax(high), high.shape)
+        # The residual does not see that products, recurrence and eigenvalues of T are rounded.
+        units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
+        rounding = float(units * np.abs(self.nodes).max())
+        return ExtremeEigenvalues(
+            smallest=float(self.nodes[first]),
+            largest=float(self.nodes[last]),
+            smallest_bound=float(self.residuals[first]) + rounding,
+            largest_bound=float(self.residuals[last]) + rounding,
+        )
+
+    def moment(self, power: int, *, deflate: bool = True) -> float:
+        """Return the estimate of tr(A^power) / n.
+
+        Args:
+            power: an integer >= 0.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        return float(self._moments(power, deflate).mean())
+
+    def moment_standard_error(self, power: int, *, deflate: bool = True) -> float:
+        """Return the standard error of `moment`: between draws, or for one draw in theory.
+
+        For one draw v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda).
+        """
+        each = self._moments(power, deflate)
+        if self.num_draws > 1:
+            return float(each.std(ddof=1) / np.sqrt(self.num_draws))
+        variance = self._moments(2 * power, deflate)[0] - each[0] ** 2
+        return float(np.sqrt(2 / (self.size + 2) * max(variance, 0.0)))
+
+    def _moments(self, power: int, deflate: bool) -> np.ndarray:
+        if int(power) != power or power < 0:
+            raise ValueError(f"power must be an integer >= 0, got {power!r}.")
+        return np.sum(self._weights(deflate) * self.nodes ** int(power), axis=1)
+
+    @property
+    def trace(self) -> float:
+        """Estimate of the trace of the operator."""
+        return self.size * self.moment(1)
+
+    @property
+    def trace_standard_error(self) -> float:
+        """Standard error of `trace`."""
+        return self.size * self.moment_standard_error(1)
+
+    def cdf(self, x: Any, *, deflate: bool = True) -> np.ndarray:
+        """Return the share of eigenvalues at or below `x`, by the midpoint rule.
+
+        In each draw `cumsum(w) - w/2` is interpolated linearly through the nodes; then the draws
+        are averaged. The steps of the quadrature itself are up to twice as far from the truth.
+
+        Args:
+            x: a number or an array of any shape.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        weights = self._weights(deflate)
+        x = np.asarray(x, dtype=np.float64)
+        middles = np.cumsum(weights, axis=1) - weights / 2
+        draws = [
+            np.interp(x, nodes, middle, left=0.0, right=1.0)
+            for nodes, middle in zip(self.nodes, middles, strict=True)
+        ]
+        return np.mean(draws, axis=0)
+
+    @property
+    def negative_mass(self) -> float:
+        """Share of eigenvalues below zero, as the quadrature weighs them."""
+        below = self.nodes < -self._rounding
+        return float(np.sum(self.deflated_weights * below) / self.num_draws)
+
+    @property
+    def _rounding(self) -> float:
+        return 1e-12 * float(np.abs(self.nodes).max())
+
+    # Densities -----------------------------------------------------------------------------------
+
+    @cached_property
+    def default_sigma(self) -> float:
+        """Kernel width: range / ((order - 1) sqrt(8 ln 3)), Papyan's with kappa = 3.
+
+        References:
+            Papyan (2019), arXiv 1811.07062, appendix on kernel polynomials.
+        """
+        low, high = self._support
+        if high > low and self.order > 1:
+            return (high - low) / ((self.order - 1) * np.sqrt(8 * np.log(3)))
+        largest = max(abs(low), abs(high))
+        return 1e-3 * (largest or np.finfo(np.float64).tiny ** 0.25)
+
+    @cached_property
+    def _support(self) -> tuple[float, float]:
+        carries = self.weights > WEIGHT_FLOOR
+        return float(self.nodes[carries].min()), float(self.nodes[carries].max())
+
+    def density(
+        self, grid: Any = None, sigma: float | None = None, deflate: bool = True
+    ) -> Density:
+        """Return the eigenvalue density smoothed by a Gaussian kernel, with its error band.
+
+        Smoothing adds sigma^2 to the second moment. The band covers the randomness of the start
+        vectors, and what a finite order adds to it: t-intervals between draws; where a kernel sees
+        but a few eigenvalues, or there is one draw only, the chi-squared law of their weights.
+        It does not cover what every draw misses alike.
+
+        Args:
+            grid: points to evaluate at, shape (g,), ascending; None for the whole spectrum with
+                4 sigma at each end.
+            sigma: standard deviation of the kernel, in the units of the eigenvalues; None for
+                `default_sigma`.
+            deflate: use the known weight 1/n of simple eigenvalues.
+
+        Raises:
+            ValueError: if `sigma` is not positive or the grid not ascending.
+        """
+        sigma = self.default_sigma if sigma is None else float(sigma)
+        _check_sigma(sigma)
+        points = self._default_grid(sigma) if grid is None else _check_grid(grid)
+        weights = self._weights(deflate)
+        known = self.simple if deflate else np.zeros_like(self.simple)
+        noisy = np.where(known, 0.0, weights)
+        each = _smooth(points, self.nodes, noisy, sigma)
+        certain = _smooth(points, self.nodes, weights - noisy, sigma).mean(axis=0)
+        lower, upper = self._band(points, noisy, each, sigma)
+        values = certain + each.mean(axis=0)
+        return Density(
+            grid=points,
+            values=values,
+            lower=certain + lower,
+            upper=certain + upper,
+            lost_mass=float(1.0 - trapezoid(values, points)),
+            sigma=sigma,
+        )
+
+    def _default_grid(self, sigma: float) -> np.ndarray:
+        low, high = self._support
+        low, high = low - _TAIL * sigma, high + _TAIL * sigma
+        count = int(np.clip(_GRID_POINTS_PER_SIGMA * (high - low) / sigma, _MIN_GRID, _MAX_GRID))
+        return np.linspace(low, high, count)
+
+    def _band(
+        self, points: np.ndarray, weights: np.ndarray, each: np.ndarray, sigma: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return pointwise confidence limits for the mean over draws of `each`, (draws, g)."""
+        mean = each.mean(axis=0)
+        tail = (1 - _CONFIDENCE) / 2
+        # v' f(A) v is a mixture of chi-squared variables with variance 2/(n+2) Var f. Matching two
+        # moments (Satterthwaite 1946) makes it `unit` times one chi-squared variable, exactly so
+        # for a lone eigenvalue. The unit follows from the kernel's height there, whatever weight
+        # was drawn; what is unknown is the number of degrees. The square of a Gaussian kernel is
+        # another Gaussian.
+        squares = _smooth(points, self.nodes, weights, sigma / np.sqrt(2)).mean(axis=0)
+        squares /= 2 * sigma * np.sqrt(np.pi)
+        spread = 2 / (self.size + 2) * np.maximum(squares - mean**2, 0.0)
+        unit = np.divide(spread, 2 * mean, out=np.zeros_like(mean), where=mean > 0)
+        lower, upper = _chi_squared_limits(mean, unit / self.num_draws, tail)
+        upper = np.minimum(upper, 1 / (sigma * np.sqrt(2 * np.pi)))
+        if self.num_draws == 1:
+            return lower, upper
+        error = each.std(axis=0, ddof=1) / np.sqrt(self.num_draws)
+        half = stats.t.isf(tail, self.num_draws - 1) * error
+        few = mean < _FEW_EIGENVALUES * unit
+        lower = np.where(few, lower, np.maximum(mean - half, 0.0))
+        upper = np.where(few, upper, mean + half)
+        return lower, upper
+
+    def log_density(
+        self,
+        *,
+        sigma: float = 0.25,
+        floor: float | None = None,
+        num_points: int = 500,
+        deflate: bool = True,
+    ) -> LogDensity:
+        """Return the density over ln |lambda|, with the sign kept.
+
+        Args:
+            sigma: standard deviation of the kernel in ln |lambda|.
+            floor: magnitudes below it, zero included, count as this one; default 1e-9 times the
+                largest.
+            num_points: number of grid points.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        _check_sigma(sigma)
+        largest = float(np.abs(self.nodes).max()) or 1.0
+        floor = 1e-9 * largest if floor is None else float(floor)
+        if not 0 < floor <= largest:
+            raise ValueError(f"floor must be positive and at most {largest}, got {floor}.")
+        logs = np.log(np.maximum(np.abs(self.nodes), floor))
+        low, high = np.log(floor) - _TAIL * sigma, np.log(largest) + _TAIL * sigma
+        grid = np.linspace(low, high, num_points)
+        weights = self._weights(deflate)
+        negative = _smooth(grid, logs, np.where(self.nodes < 0, weights, 0.0), sigma).mean(axis=0)
+        positive = _smooth(grid, logs, np.where(self.nodes < 0, 0.0, weights), sigma).mean(axis=0)
+        lost = float(1.0 - trapezoid(negative + positive, grid))
+        return LogDensity(np.exp(grid), negative, positive, lost, sigma)
+
+    # Pictures and files --------------------------------------------------------------------------
+
+    def plot(self, ax: Axes | None = None, *, kind: str = "density", **options: Any) -> Axes:
+        """Draw the spectrum and return the axes.
+
+        Args:
+            ax: matplotlib axes; None for new ones.
+            kind: "density" with its band, or "stem" for the unsmoothed nodes and weights.
+            **options: see `plotting.plot_density` and `plotting.plot_stem`.
+        """
+        from spectral_density import plotting
+
+        kinds = {"density": plotting.plot_density, "stem": plotting.plot_stem}
+        if kind not in kinds:
+            raise ValueError(f"kind must be one of {sorted(kinds)}, got {kind!r}.")
+        return kinds[kind](self, ax=ax, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the spectrum to a compressed npz file and return its path.
+
+        The file holds plain arrays, nodes and weights among them: `numpy.load` opens it.
+        """
+        path = _npz_path(path)
+        np.savez_compressed(
+            path,
+            format=FILE_FORMAT,
+            nodes=self.nodes,
+            weights=self.weights,
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+        )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Spectrum:
+        """Read a spectrum that `save` wrote; the suffix may be left out there and here.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is something else, is damaged, or of a newer format.
+        """
+        path = path if Path(path).exists() else _npz_path(path)
+        content = _read_arrays(path)
+        version = content.get("format", np.array(""))
+        if version.shape or version.dtype.kind not in "iu":
+            raise ValueError(f"{path} is not a spectrum file: it states no format.")
+        if version > FILE_FORMAT:
+            raise ValueError(
+                f"{path} has format {version}; this version reads up to {FILE_FORMAT}. "
+                "Install a newer spectral-density."
+            )
+        missing = {f.name for f in fields(cls)} - set(content)
+        if missing:
+            raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
+        try:
+            return cls(
+                alpha=content["alpha"],
+                beta=content["beta"],
+                residual_norms=content["residual_norms"],
+                size=int(content["size"]),
+                simple=content["simple"],
+                seed=int(content["seed"]),
+                description=str(content["description"]),
+                precision=float(content["precision"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a spectrum file: {error}") from error
+
+    def __repr__(self) -> str:
+        """Name the size, never the arrays."""
+        return f"Spectrum(n={self.size:,}, order={self.order}, num_draws={self.num_draws})"
+
+    def __str__(self) -> str:
+        """Sum up the spectrum in a few lines."""
+        ends = self.extreme_eigenvalues
+        num_simple = int(self.simple[0].sum())
+        draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
+        density = self.density()
+        rows = [
+            ("operator", self.description or "(not described)"),
+            ("eigenvalues", f"{self.size:,}, from {draws} of {self.order} steps"),
+            ("largest", f"{ends.largest:.6g} +- {ends.largest_bound:.1e}"),
+            ("smallest", f"{ends.smallest:.6g} +- {ends.smallest_bound:.1e}"),
+            ("trace", f"{self.trace:.6g} +- {self.trace_standard_error:.1e} (standard error)"),
+            ("mean", f"{self.moment(1):.6g}"),
+            ("mean square", f"{self.moment(2):.6g}"),
+            ("below zero", f"{100 * self.negative_mass:.3g} % of the eigenvalues"),
+            ("outliers", f"{num_simple} converged simple eigenvalues, weighing 1/n each"),
+            ("lost mass", f"{density.lost_mass:.1e} of the density at sigma {density.sigma:.3g}"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(["Spectrum", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def _chi_squared_limits(
+    mean: np.ndarray, unit: np.ndarray, tail: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidence limits of E[X] where X / unit is chi-squared and X = mean was seen.
+
+    The degrees of freedom E[X] / unit at the limits are those that make what was seen, or less,
+    or more, as improbable as `tail`. A unit of 0 means that X is certain.
+    """
+    degrees = np.divide(mean, unit, out=np.full_like(mean, np.inf), where=unit > 0)
+    half = stats.norm.isf(tail) * np.sqrt(2 * unit * mean)  # the limit of many degrees
+    lower, upper = mean - half, mean + half
+    few = degrees < _MANY_DEGREES
+    lower[few] = unit[few] * special.chdtriv(1 - tail, degrees[few])
+    upper[few] = unit[few] * special.chdtriv(tail, degrees[few])
+    # A draw of next to nothing is itself below its lower limit.
+    return np.clip(lower, 0.0, mean), upper
+
+
+def _npz_path(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+
+
+def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file by name."""
+    with Path(path).open("rb") as stream:
+        # A damaged archive fails in a dozen ways, from zlib's own error to NotImplementedError.
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:
+            raise ValueError(f"{path} is not a spectrum file, or is damaged.") from error
+
+
+def _check_sigma(sigma: float) -> None:
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be positive and finite, got {sigma}.")
+
+
+def _check_grid(grid: Any) -> np.ndarray:
+    points = np.asarray(grid, dtype=np.float64)
+    if points.ndim != 1 or len(points) < 2 or not np.all(np.diff(points) > 0):
+        raise ValueError(
+            f"grid must be ascending, with at least two points, got shape {points.shape}."
+        )
+    return points
+
+
+def _smooth(points: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
+    """Return sum_j weights[d, j] N(points; nodes[d, j], sigma^2), shape (num_draws, g)."""
+    result = np.empty((len(nodes), len(points)))
+    step = max(1, _CHUNK // nodes.shape[1])
+    for start in range(0, len(points), step):
+        part = points[start : start + step]
+        for draw, (centers, masses) in enumerate(zip(nodes, weights, strict=True)):
+            scaled = (part[:, None] - centers) / sigma
+            result[draw, start : start + step] = np.exp(-0.5 * scaled**2) @ masses
+    return result / (sigma * np.sqrt(2 * np.pi))
