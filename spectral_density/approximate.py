@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,8 @@ from spectral_density.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES of TensorFlow's builds
 
 
 def estimate_spectrum(
@@ -235,9 +238,23 @@ def _as_tensors(result: Tridiagonalization) -> tuple[tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
     tridiagonal = tf.constant(result.tridiagonal())
-    columns = np.ascontiguousarray(cast(np.ndarray, result.basis)[0].T)
+    rows = cast(np.ndarray, result.basis)[0]
+    columns = _aligned_empty(rows.T.shape)
+    columns[...] = rows.T
     # DLPack hands the array to TensorFlow as it is, where tf.constant would keep another.
     return tf.experimental.dlpack.from_dlpack(columns.__dlpack__()), tridiagonal
+
+
+def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Return a float64 array at an address TensorFlow can compute from.
+
+    NumPy aligns to 16 bytes. TensorFlow takes such an array by DLPack without a word, and the
+    first operation on it ends the process.
+    """
+    nbytes = 8 * math.prod(shape)
+    buffer = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + nbytes].view(np.float64).reshape(shape)
 
 
 def _without_basis(part: Tridiagonalization) -> Tridiagonalization:

@@ -12,7 +12,7 @@ from spectral_density._version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 with the error in one line."""
+    """Run a command and return its exit code: 0, or 1 with the error in one line, or 130."""
     options = _parser().parse_args(arguments)
     # TensorFlow reports its build and its devices on standard error unless told not to.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"spectral-density: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("spectral-density: interrupted", file=sys.stderr)
+        return 130  # what a shell reports after Ctrl-C
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from spectral_density.linalg.quadrature import WEIGHT_FLOOR
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -51,9 +53,10 @@ def plot_density(
             alpha=0.25,
             linewidth=0,
         )
-    shown = [line.get_ydata() for line in ax.lines]
-    top = 5 * max(np.max(values) for values in shown)
-    ax.set_ylim(min(np.max(values) for values in shown) * 10.0**-_VISIBLE_DECADES, top)
+    # The peaks of all curves on these axes: an earlier spectrum must not be cut off.
+    shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines]
+    peaks = [peak for peak in shown if peak > 0]
+    ax.set_ylim(min(peaks) * 10.0**-_VISIBLE_DECADES, 5 * max(peaks))
     ax.set_xlabel("eigenvalue")
     ax.set_ylabel("density (per unit of eigenvalue)")
     if label is not None:
@@ -74,11 +77,12 @@ def plot_stem(
     """
     ax = _axes(ax)
     weights = spectrum.deflated_weights if deflate else spectrum.weights
-    carries = weights > 1e-12
+    carries = weights > WEIGHT_FLOOR
     nodes, heights = spectrum.nodes[carries], weights[carries]
     options = {"marker": ".", "linestyle": "none", **marker_options}
     (markers,) = ax.semilogy(nodes, heights, **options)
-    bottom = heights.min() / 3
+    lowest = [np.min(line.get_ydata(), initial=1.0) for line in ax.lines]
+    bottom = min(height for height in lowest if height > 0) / 3
     ax.vlines(nodes, bottom, heights, color=markers.get_color(), linewidth=0.5, alpha=0.4)
     ax.set_ylim(bottom=bottom)
     ax.set_xlabel("eigenvalue (quadrature node)")

@@ -97,16 +97,19 @@ class Batches:
         count = 0
         for batch in self._stream():
             count += 1
+            if count > self.num_batches:
+                break
             yield batch
         if count != self.num_batches:
+            given = f"more than {self.num_batches}" if count > self.num_batches else str(count)
             raise ValueError(
-                f"the dataset gave {count} batches on this pass and {self.num_batches} before. "
+                f"the dataset gave {given} batches on this pass and {self.num_batches} before. "
                 "It must give the same examples at every iteration."
             )
 
     def _stream(self) -> Iterator[Any]:
         for batch in self._open():
-            tensors = tf.nest.map_structure(tf.convert_to_tensor, batch)
+            tensors = tf.nest.map_structure(_to_tensor, batch)
             if _leading_sizes(tensors) != {0}:
                 yield tensors
 
@@ -158,17 +161,26 @@ def count_examples(batch: Any) -> int:
     return sizes.pop()
 
 
+def _to_tensor(part: Any) -> Any:
+    # Ragged and sparse tensors stay what they are; None says that there are no labels or weights.
+    if part is None or isinstance(part, (tf.RaggedTensor, tf.SparseTensor)):
+        return part
+    return tf.convert_to_tensor(part)
+
+
 def _leading_sizes(structure: Any) -> set[int]:
     sizes = set()
     for tensor in tf.nest.flatten(structure):
-        if tensor.shape.rank:
+        if tensor is not None and tensor.shape.rank:
             sizes.add(int(tensor.shape[0]))
     return sizes
 
 
 def _nbytes(batch: Any) -> int:
     tensors = tf.nest.flatten(batch, expand_composites=True)
-    return sum(t.dtype.size * int(np.prod(t.shape, dtype=np.int64)) for t in tensors)
+    return sum(
+        t.dtype.size * int(np.prod(t.shape, dtype=np.int64)) for t in tensors if t is not None
+    )
 
 
 def _opener(dataset: Any) -> Callable[[], Iterator[Any]]:

@@ -26,6 +26,7 @@ class Objective(ABC):
     Attributes:
         coefficients: shape (num_terms,), the weight c_k of each term.
         averaged: shape (num_terms,), whether the term is divided by its denominator.
+        model: the model that a forward pass calls, None for none.
         description: what the loss is, in a word or two.
         autograph: whether the user's own function has to be converted.
     """
@@ -34,6 +35,7 @@ class Objective(ABC):
     averaged: np.ndarray
     description: str
     autograph = False
+    model: Any = None
 
     @abstractmethod
     def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -71,21 +73,21 @@ class FunctionObjective(Objective):
     ):
         """Take `function(batch) -> scalar`; `model` only says which state to put back."""
         self._function = function
-        self._model = model
+        self.model = model
         self.description = description
         self.coefficients = np.ones(1)
         self.averaged = np.array([reduction == "mean"])
 
     def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Objective.sums`: the sum is the function's mean times the batch's weight."""
-        value = self._function(batch)
+        value = tf.convert_to_tensor(self._function(batch))
         weight = tf.cast(weight, value.dtype)
         total = value * weight if self.averaged[0] else value
         return tf.reshape(total, [1]), tf.reshape(weight, [1])
 
     def state(self) -> list[tf.Variable]:
         """See `Objective.state`."""
-        return _non_trainable(self._model)
+        return _non_trainable(self.model)
 
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar tensor."""
@@ -145,7 +147,7 @@ class KerasObjective(Objective):
             reduction: None for the loss's own; "mean" or "sum" to override it.
             training: whether the model is called in training mode.
         """
-        self._model = model
+        self.model = model
         self._losses = loss
         self._loss_weights = loss_weights
         self._reduction = reduction
@@ -155,7 +157,7 @@ class KerasObjective(Objective):
 
     def outputs(self, x: Any) -> Any:
         """Return the model's outputs for inputs `x`."""
-        return self._model(x, **self._call_options)
+        return self.model(x, **self._call_options)
 
     def validate(self, batch: Any) -> None:
         """Read off the outputs of one batch which loss goes with which, and check them."""
@@ -167,7 +169,7 @@ class KerasObjective(Objective):
         graph = tf.function(outputs, autograph=False).get_concrete_function(x)
         structure = graph.structured_outputs
         num_outputs = len(tf.nest.flatten(structure))
-        names = getattr(self._model, "output_names", None)
+        names = getattr(self.model, "output_names", None)
         losses = _align(self._losses, structure, names, "loss")
         weights = _align(self._loss_weights, structure, names, "loss_weights")
         labels = _align(y, structure, names, "y")
@@ -189,7 +191,7 @@ class KerasObjective(Objective):
         )
 
     def _term(self, loss: Any, weight: Any) -> _Term:
-        keras = keras_module(self._model) or keras_module_default()
+        keras = keras_module(self.model) or keras_module_default()
         if isinstance(loss, str):
             loss = keras.losses.get(loss)
         own = getattr(loss, "reduction", "sum_over_batch_size")
@@ -204,6 +206,8 @@ class KerasObjective(Objective):
         elif self._reduction == "mean" and own == "sum":
             reduction = "sum_over_batch_size"
         values = loss.call if is_keras_loss(loss) else loss
+        if not is_keras_loss(loss) or keras.__name__ == "tf_keras":
+            values = _with_ranks_matched(values)
         dtype = getattr(loss, "dtype", None) or keras.backend.floatx()
         return _Term(values, reduction, str(dtype), 1.0 if weight is None else float(weight))
 
@@ -228,7 +232,7 @@ class KerasObjective(Objective):
         ]
         dtype = max((total.dtype for total, _ in pairs), key=lambda d: d.size)
         count = tf.cast(weight, dtype)
-        added = _added_losses(self._model)
+        added = _added_losses(self.model)
         activity = tf.add_n([tf.cast(a, dtype) for a in added]) if added else tf.zeros([], dtype)
         pairs.append((activity if self._reduction == "sum" else activity * count, count))
         totals = tf.stack([tf.cast(total, dtype) for total, _ in pairs])
@@ -236,7 +240,7 @@ class KerasObjective(Objective):
 
     def penalty(self) -> tf.Tensor | None:
         """See `Objective.penalty`: the sum of the model's weight regularization."""
-        terms = _weight_penalties(self._model)
+        terms = _weight_penalties(self.model)
         if not terms:
             return None
         dtype = max((t.dtype for t in terms), key=lambda d: d.size)
@@ -244,7 +248,7 @@ class KerasObjective(Objective):
 
     def state(self) -> list[tf.Variable]:
         """See `Objective.state`."""
-        return _non_trainable(self._model)
+        return _non_trainable(self.model)
 
 
 def make_objective(
@@ -267,6 +271,8 @@ def make_objective(
     """
     if reduction is not None and reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
+    if inspect.isclass(loss):
+        raise TypeError(f"loss is the class {loss.__name__}: pass an object, {loss.__name__}().")
     if loss is None:
         loss, loss_weights = _compiled_loss(model)
         return KerasObjective(
@@ -412,16 +418,17 @@ def _weighted_sum(
     As Keras does it (`keras.losses.Loss.__call__`), but before the division, and in the wider of
     the loss's and the output's dtypes: a float32 loss must not round a float64 model.
     """
-    mask = getattr(output, "_keras_mask", None)
     dtype = max(tf.as_dtype(term.dtype), output.dtype, key=lambda d: d.size)
     values = term.values(tf.cast(y, dtype), tf.cast(output, dtype))
     if values.shape.rank == 0:
-        # A loss that reduces by itself is a mean over the batch.
-        count = tf.cast(count, values.dtype)
-        return (values if term.reduction == "sum" else values * count), count
+        return _weighted_scalar(term, values, sample_weight, count)
+    # The output's mask says which steps are padding, that of the values which labels are ignored.
+    masks = [getattr(tensor, "_keras_mask", None) for tensor in (output, values)]
+    masks = [tf.cast(mask, tf.bool) for mask in masks if mask is not None]
     denominator = tf.cast(tf.size(values), dtype)
     weights = None
-    if mask is not None:
+    if masks:
+        mask = masks[0] if len(masks) == 1 else masks[0] & masks[1]
         weights = tf.cast(mask, dtype)
         denominator *= tf.reduce_sum(weights) / tf.cast(tf.size(mask), dtype)
     if sample_weight is not None:
@@ -434,6 +441,44 @@ def _weighted_sum(
         denominator = tf.reduce_sum(weights)
     # A masked value may be anything, NaN included, and counts for nothing.
     return tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), denominator
+
+
+def _weighted_scalar(
+    term: _Term, value: tf.Tensor, sample_weight: Any, count: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sum and the denominator of a loss that reduces by itself: a mean over the batch.
+
+    Keras multiplies it with the weight of each example, as if all had the same loss.
+    """
+    count = tf.cast(count, value.dtype)
+    if sample_weight is None:
+        return (value if term.reduction == "sum" else value * count), count
+    total = tf.reduce_sum(tf.cast(sample_weight, value.dtype))
+    return value * total, total if term.reduction == "mean_with_sample_weight" else count
+
+
+def _with_ranks_matched(
+    values: Callable[[Any, Any], tf.Tensor],
+) -> Callable[[Any, Any], tf.Tensor]:
+    """Give labels and outputs one rank where a last axis of size 1 is all that differs.
+
+    `compile` does so around a function; labels (n,) and outputs (n, 1) would broadcast to (n, n).
+    """
+
+    def matched(y: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+        if y.shape.rank == output.shape.rank + 1 and y.shape[-1] == 1:
+            output, y = _same_rank(output, y)
+        elif output.shape.rank == y.shape.rank + 1 and output.shape[-1] == 1:
+            y, output = _same_rank(y, output)
+        return values(y, output)
+
+    return matched
+
+
+def _same_rank(short: tf.Tensor, long: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if short.shape.rank == 1:
+        return tf.expand_dims(short, -1), long
+    return short, tf.squeeze(long, -1)
 
 
 def _match_rank(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -472,8 +517,6 @@ def _added_losses(model: Any) -> list[tf.Tensor]:
     else:
         # tf_keras lists both kinds layer by layer; what is not weight regularization is the rest.
         added = [tf.add_n(losses) - tf.add_n(_weight_penalties(model))] if num_penalties else losses
-    # Tensors of this graph must not stay behind in the user's model.
-    model._clear_losses()
     return [tf.reduce_sum(loss) for loss in added]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.batches import Batches
-from spectral_density.curvature.frameworks import check_backend
+from spectral_density.curvature.frameworks import check_backend, losses_put_back
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.parameters import Parameters
 
@@ -67,12 +68,13 @@ class CurvatureOperator(LinearOperator):
         self.num_passes = 0
         self.num_traces = 0
         autograph = objective.autograph
-        self._product_fn = tf.function(self._traced_products, autograph=autograph)
-        self._gradient_fn = tf.function(self._traced_gradient, autograph=autograph)
-        self._loss_fn = tf.function(self._batch_value, autograph=autograph)
-        self._sums_fn = tf.function(objective.sums, autograph=autograph)
-        self._penalty_products_fn = tf.function(self._penalty_products, autograph=False)
+        self._product_fn = _compiled(self._traced_products, autograph)
+        self._gradient_fn = _compiled(self._traced_gradient, autograph)
+        self._loss_fn = _compiled(self._batch_value, autograph)
+        self._sums_fn = _compiled(objective.sums, autograph)
+        self._penalty_products_fn = _compiled(self._penalty_products, False)
         self._state: list[tf.Variable] | None = None
+        self._depends = False
         self._weights: list[tf.Tensor] = []
         self._denominators = 0.0
         self.batches = Batches(
@@ -109,6 +111,7 @@ class CurvatureOperator(LinearOperator):
         with self._pass():
             for batch, weight in self._weighted_batches():
                 total += np.asarray(self._gradient_fn(batch, weight, self._scales))
+            self._check_dependence()
             self._check_finite(total, "gradient", self._gradient_fn)
             total /= self._divisor
             penalty = self._penalty_products_fn(self._rows(np.zeros((0, self.parameters.size))))[1]
@@ -119,10 +122,12 @@ class CurvatureOperator(LinearOperator):
         """Return the product with `vector` and the gradient, each (num_params,), from one pass.
 
         Raises:
-            ValueError: if the vector is complex or of another length.
+            ValueError: if the vector is complex, not finite, or of another shape.
         """
-        block = self._check_vectors(vector).reshape(-1, 1)
-        product, gradient = self._sweep(block, with_gradient=True)
+        vector = self._check_vectors(vector)
+        if vector.ndim != 1:
+            raise ValueError(f"expected one vector, got a block of shape {vector.shape}.")
+        product, gradient = self._sweep(vector.reshape(-1, 1), with_gradient=True)
         return product[:, 0], gradient
 
     def to_dense(self, progress: bool | None = False) -> np.ndarray:
@@ -173,6 +178,8 @@ class CurvatureOperator(LinearOperator):
         return self._sweep(x.reshape(-1, 1))[0][:, 0]
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
+        if not X.shape[1]:
+            return np.zeros(X.shape)
         return self._sweep(X)[0]
 
     def _adjoint(self) -> CurvatureOperator:
@@ -226,9 +233,15 @@ class CurvatureOperator(LinearOperator):
     def _pass(self) -> Iterator[None]:
         """Count a pass over the data, and put back what it wrote to the model."""
         self.num_passes += 1
+        with self._put_back():
+            yield
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
         before = [tf.identity(variable) for variable in self._state or ()]
         try:
-            yield
+            with losses_put_back(self.objective.model):
+                yield
         finally:
             for variable, value in zip(self._state or (), before, strict=True):
                 variable.assign(value)
@@ -237,15 +250,12 @@ class CurvatureOperator(LinearOperator):
         """Check the first batch; add up the denominators of each."""
         weight = tf.constant(weight, tf.float64)
         if self._state is None:
-            self.objective.validate(batch)
-            graph = self._sums_fn.get_concrete_function(batch, weight).graph
+            with losses_put_back(self.objective.model):
+                self.objective.validate(batch)
+                graph = self._sums_fn.get_concrete_function(batch, weight).graph
             self._state = self.objective.state() if _writes_state(graph) else []
-        before = [tf.identity(variable) for variable in self._state]
-        try:
+        with self._put_back():
             denominators = self._sums_fn(batch, weight)[1]
-        finally:
-            for variable, value in zip(self._state, before, strict=True):
-                variable.assign(value)
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
 
@@ -277,7 +287,7 @@ class CurvatureOperator(LinearOperator):
         self.num_traces += 1
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
         products, gradient = self._batch_products(batch, weight, scales, vectors)
-        self._depends = any(part is not None for part in gradient)
+        self._depends |= any(part is not None for part in gradient)
         join = self.parameters.join
         stacked = tf.stack([join(product) for product in products])
         return (stacked, join(gradient)) if with_gradient else (stacked,)
@@ -287,7 +297,9 @@ class CurvatureOperator(LinearOperator):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             value = self._batch_value(batch, weight, scales)
-        return self.parameters.join(tape.gradient(value, variables))
+        gradient = tape.gradient(value, variables)
+        self._depends |= any(part is not None for part in gradient)
+        return self.parameters.join(gradient)
 
     def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the products and the gradient of what is added once to the loss."""
@@ -313,7 +325,10 @@ class CurvatureOperator(LinearOperator):
                 f"expected a vector of shape ({n},) or a block of shape ({n}, k), one row for each "
                 f"parameter, got shape {vectors.shape}."
             )
-        return vectors.astype(np.float64, copy=False)
+        vectors = vectors.astype(np.float64, copy=False)
+        if not np.isfinite(vectors).all():
+            raise ValueError("the vector to multiply with holds NaN or infinity.")
+        return vectors
 
     def _check_dependence(self) -> None:
         if not self._depends:
@@ -371,6 +386,12 @@ def hessian_products(
         for vector in vectors
     ]
     return products, gradient
+
+
+def _compiled(method: Callable[..., Any], autograph: bool) -> Any:
+    # TensorFlow counts retracing by code object, so that several operators, each with a trace per
+    # batch signature, would be warned of; a partial has no code object and is counted by itself.
+    return tf.function(partial(method), autograph=autograph)
 
 
 def _writes_state(graph: Any) -> bool:

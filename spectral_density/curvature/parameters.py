@@ -163,6 +163,7 @@ def _matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[An
         if not found:
             raise ValueError(f"layer {item.name!r} has no trainable variables.")
         return found
+    tf_variable(item)  # raises for what is no variable
     return [(item, variable_name(item))]
 
 
