@@ -129,8 +129,10 @@ def measure(name: str, network: Any, order: int, widths: list[int], rounds: int)
             gradient = (gradient + seconds(plain, 5)) / 2
             gradients.append(gradient)
             steps[width].append((total / order / width / gradient, 1 - timed.seconds / total))
-    print(f"{name}: {hessian.parameters.size:,} parameters, {len(hessian.batches)} batches, ", end="")
-    print(f"one gradient pass {statistics.median(gradients):.3f} s, {hessian.num_traces} traces")
+    print(
+        f"{name}: {hessian.parameters.size:,} parameters, {len(hessian.batches)} batches, "
+        f"one gradient pass {statistics.median(gradients):.3f} s, {hessian.num_traces} traces"
+    )
     for width, measured in steps.items():
         ratio = statistics.median(r for r, _ in measured)
         outside = statistics.median(o for _, o in measured)

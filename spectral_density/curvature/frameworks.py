@@ -85,7 +85,7 @@ def tf_variable(variable: Any) -> tf.Variable:
 
 def variable_name(variable: Any) -> str:
     """Return the path of a variable, such as `dense_1/kernel`."""
-    path = getattr(variable, "path", None) or variable.name
+    path = getattr(variable, "path", None) or tf_variable(variable).name
     return str(path).removesuffix(":0")
 
 

@@ -423,8 +423,8 @@ def _weighted_sum(
     if values.shape.rank == 0:
         return _weighted_scalar(term, values, sample_weight, count)
     # The output's mask says which steps are padding, that of the values which labels are ignored.
-    masks = [getattr(tensor, "_keras_mask", None) for tensor in (output, values)]
-    masks = [tf.cast(mask, tf.bool) for mask in masks if mask is not None]
+    found = [getattr(tensor, "_keras_mask", None) for tensor in (output, values)]
+    masks = [tf.cast(mask, tf.bool) for mask in found if mask is not None]
     denominator = tf.cast(tf.size(values), dtype)
     weights = None
     if masks:

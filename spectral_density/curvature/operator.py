@@ -76,7 +76,7 @@ class CurvatureOperator(LinearOperator):
         self._state: list[tf.Variable] | None = None
         self._depends = False
         self._weights: list[tf.Tensor] = []
-        self._denominators = 0.0
+        self._denominators: np.ndarray = np.zeros(())
         self.batches = Batches(
             dataset, batch_weight=batch_weight, memory_share=memory_share, visit=self._survey
         )

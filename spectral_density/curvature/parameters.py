@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import (
+    keras_module,
     tf_variable,
     trainable_variables,
     variable_name,
@@ -131,6 +132,7 @@ def select(model: Any, variables: Any = None) -> Parameters:
         return Parameters(available, names)
     chosen: dict[int, tuple[Any, str]] = {}
     for item in _as_list(variables):
+        item = _layer_named(model, item) or item
         for variable, name in _matches(item, available, names):
             chosen.setdefault(id(tf_variable(variable)), (variable, name))
     # The model's own order, whatever order they were named in; variables from elsewhere last.
@@ -149,6 +151,17 @@ def _as_list(variables: Any) -> list[Any]:
     return [variables]
 
 
+def _layer_named(model: Any, name: Any) -> Any:
+    """Return the one layer of that name in a Keras model, or None.
+
+    A model used as a layer keeps the paths it was built with, so paths do not say who contains it.
+    """
+    if keras_module(model) is None or not isinstance(name, str):
+        return None
+    layers = [layer for layer in model._flatten_layers(include_self=False) if layer.name == name]
+    return layers[0] if len(layers) == 1 else None
+
+
 def _matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[Any, str]]:
     pairs = list(zip(available, names, strict=True))
     if isinstance(item, re.Pattern):
@@ -163,7 +176,6 @@ def _matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[An
         if not found:
             raise ValueError(f"layer {item.name!r} has no trainable variables.")
         return found
-    tf_variable(item)  # raises for what is no variable
     return [(item, variable_name(item))]
 
 
