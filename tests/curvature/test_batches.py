@@ -1,0 +1,205 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import NUM_EXAMPLES, SPLIT, classification, mlp, relative_error, split, truth, vectors
+
+from spectral_density.curvature import HessianOperator, batches
+from spectral_density.curvature.batches import Batches
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+X, Y = classification()
+LIST = split((X, Y))
+
+
+class Indexed(keras.utils.PyDataset):
+    def __len__(self):
+        return len(LIST)
+
+    def __getitem__(self, index):
+        return LIST[index]
+
+
+class Endless(Indexed):
+    @property
+    def num_batches(self):
+        return None
+
+
+def legacy_sequence():
+    tf_keras = pytest.importorskip("tf_keras")
+
+    class Sequence(tf_keras.utils.Sequence):
+        def __len__(self):
+            return len(LIST)
+
+        def __getitem__(self, index):
+            if index >= len(LIST):
+                raise IndexError(index)
+            return LIST[index]
+
+    return Sequence()
+
+
+class Iterable:
+    def __iter__(self):
+        return iter(LIST)
+
+
+def from_generator():
+    signature = (tf.TensorSpec((None, 3)), tf.TensorSpec((None,), tf.int64))
+    return tf.data.Dataset.from_generator(lambda: iter(LIST), output_signature=signature)
+
+
+DATASETS = {
+    "list": lambda: LIST,
+    "tuple of batches": lambda: tuple(LIST),
+    "lists as batches": lambda: [list(batch) for batch in LIST],
+    "tensors": lambda: [tuple(tf.constant(part) for part in batch) for batch in LIST],
+    "tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(5),
+    "tf.data of unknown length": from_generator,
+    "PyDataset": lambda: Indexed(),
+    "tf_keras Sequence": legacy_sequence,
+    "callable": lambda: lambda: iter(LIST),
+    "generator function": lambda: lambda: (batch for batch in LIST),
+    "iterable": Iterable,
+    "an empty batch among them": lambda: [*LIST, (X[:0], Y[:0])],
+    "weights that are None": lambda: [(*batch, None) for batch in LIST],
+}
+
+
+@pytest.mark.parametrize("memory_share", [0.25, 0.0])
+@pytest.mark.parametrize("kind", DATASETS)
+def test_every_kind_of_dataset_gives_the_same_matrix(kind, memory_share):
+    hessian = HessianOperator(mlp(), SPARSE, DATASETS[kind](), memory_share=memory_share)
+    assert len(hessian.batches) == 3
+    assert hessian.batches.num_examples == NUM_EXAMPLES
+    assert hessian.batches.kept is (memory_share > 0)
+    v = vectors(hessian.shape[0], 1)[:, 0]
+    for _ in range(2):
+        assert relative_error(hessian @ v, truth("mlp").hessian @ v) <= 1e-5
+
+
+def mean_of_squares(model, batch):
+    return tf.reduce_mean(tf.square(model(batch["x"])))
+
+
+def test_dict_batches_are_counted_by_the_dimension_they_share():
+    cut = [{"x": x, "id": y, "rate": np.float32(0.1)} for x, y in LIST]
+    whole = HessianOperator(mlp(), mean_of_squares, [{"x": X}])
+    ragged = HessianOperator(mlp(), mean_of_squares, cut)
+    v = vectors(whole.shape[0], 1)[:, 0]
+    assert ragged.batches.num_examples == NUM_EXAMPLES
+    assert relative_error(ragged @ v, whole @ v) <= 1e-6
+
+
+def test_batch_weight_says_how_much_a_batch_counts():
+    cut = [{"x": x, "table": np.ones((2, 2))} for x, _ in LIST]
+    with pytest.raises(ValueError, match="batch_weight"):
+        HessianOperator(mlp(), mean_of_squares, cut)
+    whole = HessianOperator(mlp(), mean_of_squares, [{"x": X}])
+    weighted = HessianOperator(
+        mlp(), mean_of_squares, cut, batch_weight=lambda batch: 2 * tf.shape(batch["x"])[0]
+    )
+    v = vectors(whole.shape[0], 1)[:, 0]
+    assert relative_error(weighted @ v, whole @ v) <= 1e-6
+    assert weighted.loss() == pytest.approx(whole.loss(), rel=1e-6)
+
+
+def test_a_batch_of_weight_zero_counts_for_nothing():
+    rated = [(x, y, np.float32(i)) for i, (x, y) in enumerate(LIST)]
+
+    def loss_fn(model, batch):
+        return tf.reduce_mean(tf.square(model(batch[0])))
+
+    hessian = HessianOperator(mlp(), loss_fn, rated[:2], batch_weight=lambda batch: batch[2])
+    alone = HessianOperator(mlp(), loss_fn, LIST[1:2])
+    assert hessian.loss() == pytest.approx(alone.loss(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_batch_weights_are_finite_and_not_negative(weight):
+    with pytest.raises(ValueError, match="batch_weight must be finite"):
+        Batches(LIST, batch_weight=lambda batch: weight)
+
+
+def test_ragged_tensors_stay_ragged():
+    words = tf.ragged.constant([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0]])
+
+    def loss_fn(model, batch):
+        return tf.reduce_mean(tf.square(model(batch[0].to_tensor(shape=(None, 3)))))
+
+    ragged = HessianOperator(mlp(), loss_fn, [(words,)])
+    padded = HessianOperator(
+        mlp(),
+        lambda model, batch: tf.reduce_mean(tf.square(model(batch[0]))),
+        [(words.to_tensor(),)],
+    )
+    assert ragged.batches.num_examples == 3
+    assert ragged.loss() == pytest.approx(padded.loss(), rel=1e-6)
+
+
+def test_bytes_of_a_pass():
+    assert Batches(LIST).nbytes == X.nbytes + Y.nbytes
+
+
+def used_up_callable():
+    once = iter(LIST)
+    return lambda: once
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (lambda: [], ValueError, "empty"),
+        (lambda: [(X[:0], Y[:0])], ValueError, "empty"),
+        (lambda: tf.data.Dataset.from_tensors((X, Y)).take(0), ValueError, "empty"),
+        (lambda: tf.data.Dataset.from_tensors((X, Y)).repeat(), ValueError, "infinite"),
+        (Endless, ValueError, "infinite"),
+        (lambda: lambda: itertools.repeat((X, Y)), ValueError, "infinite"),
+        (lambda: (batch for batch in LIST), ValueError, "used up"),
+        (lambda: iter(LIST), ValueError, "used up"),
+        (lambda: tf.data.Dataset.from_tensors((X, Y)).as_numpy_iterator(), ValueError, "used up"),
+        (used_up_callable, ValueError, "used up"),
+        (lambda: (X, Y), TypeError, r"\[\(x, y\)\]"),
+        (lambda: X, TypeError, r"\[batch\]"),
+        (lambda: {"x": X}, TypeError, r"\[batch\]"),
+        (lambda: 3, TypeError, "int"),
+        (lambda: None, TypeError, "NoneType"),
+        (lambda: [(np.float32(1), np.float32(2))], ValueError, "all scalars"),
+    ],
+)
+def test_what_is_no_dataset(monkeypatch, dataset, error, message):
+    monkeypatch.setattr(batches, "MAX_BATCHES", 20)
+    with pytest.raises(error, match=message):
+        Batches(dataset())
+
+
+@pytest.mark.parametrize(("times", "message"), [(2, "more than 3 batches"), (0, "gave 0 batches")])
+def test_a_streamed_dataset_must_stay_the_same(times, message):
+    passes = []
+
+    def dataset():
+        passes.append(None)
+        return iter(LIST if len(passes) <= 2 else LIST * times)
+
+    hessian = HessianOperator(mlp(), SPARSE, dataset, memory_share=0)
+    with pytest.raises(ValueError, match=message):
+        hessian @ np.ones(hessian.shape[0])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_memory_share_is_a_share(share):
+    with pytest.raises(ValueError, match="memory_share"):
+        Batches(LIST, memory_share=share)
+
+
+def test_batches_beyond_the_share_of_memory_stream(monkeypatch):
+    class Memory:
+        available = 4 * LIST[0][0].nbytes
+
+    monkeypatch.setattr(batches.psutil, "virtual_memory", Memory)
+    assert not Batches(LIST, memory_share=0.5).kept
+    assert len(list(Batches(LIST, memory_share=0.5))) == len(SPLIT)
