@@ -329,7 +329,7 @@ def test_it_says_what_it_is():
 
 
 def everything():
-    """A compiled model after a step of training, with all kinds of state, and losses of its last call."""
+    """A compiled model after a step of training, with all kinds of state."""
     inputs = keras.Input((3,))
     x = layers.Dense(4, activation="tanh", kernel_regularizer="l2", activity_regularizer="l2")(
         inputs
