@@ -12,12 +12,12 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density.linalg.arguments import as_real_square, product_precision
 from spectral_density.linalg.lanczos import (
     LanczosStep,
     Tridiagonalization,
     default_draws_at_once,
     lanczos,
-    product_precision,
     start_vector,
 )
 from spectral_density.linalg.quadrature import (
@@ -70,7 +70,7 @@ def estimate_spectrum(
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595.
     """
-    size = operator.shape[0]
+    size = as_real_square(operator).shape[0]
     if draws_at_once is None and isinstance(order, (int, np.integer)) and order >= 1:
         draws_at_once = default_draws_at_once(size, order, reorthogonalize=reorthogonalize)
     group = min(draws_at_once or num_draws, num_draws)

@@ -63,6 +63,12 @@ def batches(x, y, sizes):
 # The original notebook
 
 
+@pytest.mark.parametrize("operator", [lambda v: v, 3.0, None])
+def test_a_spectrum_of_no_operator_is_refused(operator):
+    with pytest.raises((TypeError, ValueError), match="operator must be"):
+        estimate_spectrum(operator, 1)
+
+
 def test_the_toy_of_the_original_notebook_is_two_x_transposed_x():
     model, x, y = regression()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(NUM_SAMPLES)

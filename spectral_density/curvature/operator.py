@@ -73,6 +73,7 @@ class CurvatureOperator(LinearOperator):
         self._loss_fn = _compiled(self._batch_value, autograph)
         self._sums_fn = _compiled(objective.sums, autograph)
         self._penalty_products_fn = _compiled(self._penalty_products, False)
+        self._penalized = False
         self._state: list[tf.Variable] | None = None
         self._depends = False
         self._weights: list[tf.Tensor] = []
@@ -114,8 +115,9 @@ class CurvatureOperator(LinearOperator):
             self._check_dependence()
             self._check_finite(total, "gradient", self._gradient_fn)
             total /= self._divisor
-            penalty = self._penalty_products_fn(self._rows(np.zeros((0, self.parameters.size))))[1]
-            total += np.asarray(penalty)
+            if self._penalized:
+                nothing = self._rows(np.zeros((1, self.parameters.size)))
+                total += np.asarray(self._penalty_products_fn(nothing)[1])
         return total
 
     def product_and_gradient(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,8 +170,8 @@ class CurvatureOperator(LinearOperator):
         """Say what it is: parameters, batches, dtype."""
         return (
             f"{type(self).__name__}({self.objective.description}, "
-            f"{self.parameters.size:,} parameters, {len(self.batches):,} batches, "
-            f"{self.product_dtype.name})"
+            f"{_count(self.parameters.size, 'parameter', 'parameters')}, "
+            f"{_count(len(self.batches), 'batch', 'batches')}, {self.product_dtype.name})"
         )
 
     # SciPy's side --------------------------------------------------------------------------------
@@ -190,37 +192,39 @@ class CurvatureOperator(LinearOperator):
 
     # One pass over the data ----------------------------------------------------------------------
 
-    def _sweep(
-        self, block: np.ndarray, with_gradient: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the products with a block (num_params, k), and the gradient, from one pass.
+    def _sweep(self, block: np.ndarray, with_gradient: bool = False) -> list[np.ndarray]:
+        """Return the products with a block (num_params, k) from one pass; the gradient on request.
 
-        Without `with_gradient` the gradient is not filled in.
+        Sums over batches are made in the graph: adding there costs half of what it costs outside.
         """
+        n = self.parameters.size
         chunks = [
             self._rows(block[:, start : start + MAX_WIDTH].T)
             for start in range(0, block.shape[1], MAX_WIDTH)
         ]
-        totals = [np.zeros((chunk.shape[0], self.parameters.size)) for chunk in chunks]
-        gradient = np.zeros(self.parameters.size)
+        sums: list[list[Any]] = [[tf.zeros(chunk.shape, tf.float64)] for chunk in chunks]
+        if with_gradient:
+            sums[0].append(tf.zeros([n], tf.float64))
         with self._pass():
             for batch, weight in self._weighted_batches():
                 for position, chunk in enumerate(chunks):
-                    wanted = with_gradient and position == 0
-                    products, *rest = self._product_fn(batch, weight, self._scales, chunk, wanted)
-                    totals[position] += np.asarray(products)
-                    for batch_gradient in rest:
-                        gradient += np.asarray(batch_gradient)
+                    sums[position] = self._product_fn(
+                        batch, weight, self._scales, chunk, *sums[position]
+                    )
             self._check_dependence()
-            for chunk, total in zip(chunks, totals, strict=True):
-                self._check_finite(total, "product", self._product_fn, chunk, False)
-                total /= self._divisor
-                products, penalty_gradient = self._penalty_products_fn(chunk)
-                total += np.asarray(products)
-            gradient /= self._divisor
-            gradient += np.asarray(penalty_gradient)
-        stacked = totals[0] if len(totals) == 1 else np.concatenate(totals)
-        return stacked.T, gradient
+            totals = [[np.array(total) for total in chunk_sums] for chunk_sums in sums]
+            for chunk, (products, *gradient) in zip(chunks, totals, strict=True):
+                nothing = tf.zeros(chunk.shape, tf.float64)
+                self._check_finite(products, "product", self._product_fn, chunk, nothing)
+                for total in (products, *gradient):
+                    total /= self._divisor
+                if self._penalized:
+                    penalty_products, penalty_gradient = self._penalty_products_fn(chunk)
+                    products += np.asarray(penalty_products)
+                    for total in gradient:
+                        total += np.asarray(penalty_gradient)
+        blocks = [products for products, *_ in totals]
+        return [(blocks[0] if len(blocks) == 1 else np.concatenate(blocks)).T, *totals[0][1:]]
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
         """Return vectors as the rows of a tensor in the dtype of the products."""
@@ -273,6 +277,7 @@ class CurvatureOperator(LinearOperator):
             )
         self._divisor = float(len(self.batches)) if averaged.all() else 1.0
         self._scales = tf.constant(self.objective.coefficients * self._divisor / denominators)
+        self._penalized = self.objective.penalty() is not None
 
     # In the graph --------------------------------------------------------------------------------
 
@@ -282,15 +287,16 @@ class CurvatureOperator(LinearOperator):
         return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
 
     def _traced_products(
-        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, with_gradient: bool
-    ) -> tuple[tf.Tensor, ...]:
+        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, *sums: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Add the products of a batch, and its gradient, to the sums: one of them or both."""
         self.num_traces += 1
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
         products, gradient = self._batch_products(batch, weight, scales, vectors)
         self._depends |= any(part is not None for part in gradient)
-        join = self.parameters.join
-        stacked = tf.stack([join(product) for product in products])
-        return (stacked, join(gradient)) if with_gradient else (stacked,)
+        added = (self.parameters.stack(products), self.parameters.join(gradient))
+        # The gradient is not computed where no sum of it was passed.
+        return [total + tf.cast(new, tf.float64) for total, new in zip(sums, added, strict=False)]
 
     def _traced_gradient(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         variables = self.parameters.variables
@@ -304,14 +310,10 @@ class CurvatureOperator(LinearOperator):
     def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the products and the gradient of what is added once to the loss."""
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
-        if self.objective.penalty() is None:
-            return tf.zeros_like(rows), tf.zeros([self.parameters.size], rows.dtype)
         products, gradient = hessian_products(
             self.objective.penalty, self.parameters.variables, vectors
         )
-        join = self.parameters.join
-        stacked = tf.stack([join(p) for p in products]) if products else tf.zeros_like(rows)
-        return stacked, join(gradient)
+        return self.parameters.stack(products), self.parameters.join(gradient)
 
     # Checks --------------------------------------------------------------------------------------
 
@@ -392,6 +394,10 @@ def _compiled(method: Callable[..., Any], autograph: bool) -> Any:
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
     return tf.function(partial(method), autograph=autograph)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _writes_state(graph: Any) -> bool:

@@ -102,16 +102,20 @@ class Parameters:
 
     def join(self, tensors: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> tf.Tensor:
         """Join gradients into a tensor of shape (size,); None, no dependence, is zero."""
+        return self.stack([tensors])[0]
+
+    def stack(self, rows: Sequence[Sequence[tf.Tensor | tf.IndexedSlices | None]]) -> tf.Tensor:
+        """Join k lists of gradients, as `join` does, into a tensor of shape (k, size)."""
         dtype = tf.as_dtype(self.dtype)
-        return tf.concat(
-            [
-                tf.zeros([size], dtype)
-                if tensor is None
-                else tf.cast(tf.reshape(tf.convert_to_tensor(tensor), [size]), dtype)
-                for tensor, size in zip(tensors, self._sizes, strict=True)
-            ],
-            axis=0,
-        )
+        pieces = [
+            tf.zeros([size], dtype)
+            if tensor is None
+            else tf.cast(tf.reshape(tf.convert_to_tensor(tensor), [size]), dtype)
+            for tensors in rows
+            for tensor, size in zip(tensors, self._sizes, strict=True)
+        ]
+        # One copy of each piece: joining row by row and stacking the rows would make two.
+        return tf.reshape(tf.concat(pieces, axis=0), [len(rows), self.size])
 
 
 def select(model: Any, variables: Any = None) -> Parameters:

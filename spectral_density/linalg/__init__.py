@@ -1,5 +1,6 @@
 """Algorithms on any symmetric operator `A @ v`: NumPy and SciPy only, never TensorFlow."""
 
+from spectral_density.linalg.arguments import product_precision
 from spectral_density.linalg.lanczos import (
     LanczosStep,
     Tridiagonalization,
@@ -30,6 +31,7 @@ __all__ = [
     "deflated_weights",
     "gauss_quadrature",
     "lanczos",
+    "product_precision",
     "quadrature_bounds",
     "ritz_overlaps",
     "ritz_residuals",

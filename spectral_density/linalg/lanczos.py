@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import index
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density.linalg.arguments import (
+    as_real_square,
+    integer,
+    precision,
+    product_precision,
+    stream,
+)
+from spectral_density.linalg.threads import blas_threads
 
 GROUP_BYTES = 2 * 1024**3
 """Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
@@ -131,17 +138,17 @@ def lanczos(
         Daniel, Gragg, Kaufman, Stewart (1976), Math. Comp. 30:772 (when to orthogonalize again).
         Golub, Meurant (2010), Matrices, Moments and Quadrature (T as a quadrature rule).
     """
-    operator = _as_real_square(operator)
+    operator = as_real_square(operator)
     size = operator.shape[0]
-    order = _integer(order, "order", 1)
+    order = integer(order, "order", 1)
     if order > size:
         raise ValueError(
             f"order is {order}, but the operator has n = {size} rows and no more than n Lanczos "
             f"steps exist. Use order <= {size}."
         )
-    num_draws = _integer(num_draws, "num_draws", 1)
-    seed = _integer(seed, "seed", 0)
-    first_draw = _integer(first_draw, "first_draw", 0)
+    num_draws = integer(num_draws, "num_draws", 1)
+    seed = integer(seed, "seed", 0)
+    first_draw = integer(first_draw, "first_draw", 0)
     if reorthogonalize not in ("full", "none"):
         raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
     dtype = _basis_dtype(basis_dtype)
@@ -151,7 +158,7 @@ def lanczos(
         draws_at_once = default_draws_at_once(
             size, order, reorthogonalize=reorthogonalize, basis_dtype=dtype
         )
-    draws_at_once = min(_integer(draws_at_once, "draws_at_once", 1), num_draws)
+    draws_at_once = min(integer(draws_at_once, "draws_at_once", 1), num_draws)
     starts = None if start is None else _as_starts(start, size, num_draws)
 
     alpha = np.zeros((num_draws, order))
@@ -208,14 +215,6 @@ def default_draws_at_once(
     num_rows = order if reorthogonalize == "full" else 2
     row_bytes = np.dtype(basis_dtype).itemsize * size
     return max(1, min(GROUP_DRAWS, GROUP_BYTES // (num_rows * row_bytes)))
-
-
-def product_precision(operator: Any) -> float:
-    """Return the relative rounding of an operator's products: the eps of their dtype.
-
-    That is `product_dtype` where the operator states one, else its `dtype`.
-    """
-    return _precision(getattr(operator, "product_dtype", getattr(operator, "dtype", None)))
 
 
 class _Draw:
@@ -293,7 +292,7 @@ def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
         product = operator.matmat(np.stack([draw.current for draw in group]).T)
     if np.iscomplexobj(product):
         raise TypeError("The operator's products are complex; it must be real and symmetric.")
-    eps = max(product_precision(operator), _precision(product.dtype))
+    eps = max(product_precision(operator), precision(product.dtype))
     # Always a copy: the operator may have returned its argument, or a buffer of its own.
     columns = np.array(product.T, dtype=np.float64, order="C", ndmin=2)
     del product
@@ -303,7 +302,8 @@ def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
                 f"The product with the operator is not finite at step {draw.step + 1} of draw "
                 f"{draw.key[1]}. Check that the operator's own entries are finite."
             )
-        draw.advance(column, eps)
+        with blas_threads(len(column)):
+            draw.advance(column, eps)
 
 
 def _orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -341,53 +341,15 @@ def _pieces(rows: np.ndarray) -> list[slice]:
 
 
 def _random_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
-    vector = np.random.default_rng([seed, draw, step]).standard_normal(size)
+    vector = stream(seed, draw, step).standard_normal(size)
     vector /= np.linalg.norm(vector)
     return vector
-
-
-def _precision(dtype: Any) -> float:
-    """Return the relative spacing of a dtype; that of float64 for integers and None."""
-    if dtype is None:
-        return float(np.finfo(np.float64).eps)
-    if "bfloat16" in str(dtype):  # known to NumPy only where another package registered it
-        return 2.0**-7
-    dtype = np.dtype(dtype)
-    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _as_real_square(operator: Any) -> LinearOperator:
-    shape = getattr(operator, "shape", None)
-    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
-        raise ValueError(f"The operator must be square, got shape {tuple(shape)}.")
-    try:
-        linear = aslinearoperator(operator)
-    except TypeError as error:
-        raise TypeError(
-            "The operator must be a LinearOperator, a NumPy array or a SciPy sparse matrix, got "
-            f"{type(operator).__name__}."
-        ) from error
-    if linear.dtype is not None and np.dtype(linear.dtype).kind not in "fiubV":
-        raise TypeError(f"The operator must be real, got dtype {linear.dtype}.")
-    return linear
-
-
-def _integer(value: Any, name: str, least: int) -> int:
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}.") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}.")
-    return number
 
 
 def _basis_dtype(dtype: Any) -> np.dtype:

@@ -1,0 +1,119 @@
+"""What every algorithm asks of its arguments and of the operator's products."""
+
+from __future__ import annotations
+
+from math import isfinite
+from numbers import Real
+from operator import index
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+
+def as_real_square(operator: Any) -> LinearOperator:
+    """Return an operator, array or sparse matrix as a real, square `LinearOperator`.
+
+    Raises:
+        ValueError: if it is not square.
+        TypeError: if it is not real, or none of these.
+    """
+    shape = getattr(operator, "shape", None)
+    if shape is not None and (len(shape) != 2 or shape[0] != shape[1]):
+        raise ValueError(f"The operator must be square, got shape {tuple(shape)}.")
+    try:
+        linear = aslinearoperator(operator)
+    except TypeError as error:
+        raise TypeError(
+            "The operator must be a LinearOperator, a NumPy array or a SciPy sparse matrix, got "
+            f"{type(operator).__name__}."
+        ) from error
+    if linear.dtype is not None and np.dtype(linear.dtype).kind not in "fiubV":
+        raise TypeError(f"The operator must be real, got dtype {linear.dtype}.")
+    return linear
+
+
+def integer(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """Return a whole number within its range.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is less than `least` or more than `most`.
+    """
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}.") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}.")
+    return number
+
+
+def number(value: Any, name: str, *, above: float | None = None, least: float = -np.inf) -> float:
+    """Return a finite real number, greater than `above` or not less than `least`.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is not finite or out of its range.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.number)):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    result = float(value)
+    if not isfinite(result):
+        raise ValueError(f"{name} must be finite, got {value!r}.")
+    if above is not None and not result > above:
+        raise ValueError(f"{name} must be greater than {above:g}, got {value!r}.")
+    if result < least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value!r}.")
+    return result
+
+
+def block_product(operator: LinearOperator, block: np.ndarray, where: str = "") -> np.ndarray:
+    """Return `operator @ block` as float64, shape (n, k), checked; one call for all columns.
+
+    Args:
+        operator: what multiplies.
+        block: (n, k), or (n,) for one vector, whose product has that shape.
+        where: said in errors, such as "at step 3".
+
+    Raises:
+        TypeError: if the products are complex.
+        FloatingPointError: if they are not finite.
+    """
+    product = operator.matvec(block) if block.ndim == 1 else operator.matmat(block)
+    if np.iscomplexobj(product):
+        raise TypeError("The operator's products are complex; it must be real and symmetric.")
+    product = np.asarray(product, dtype=np.float64)
+    if not np.isfinite(product).all():
+        raise FloatingPointError(
+            f"The product with the operator is not finite{' ' if where else ''}{where}. "
+            "Check that the operator's own entries are finite."
+        )
+    return product
+
+
+def product_precision(operator: Any) -> float:
+    """Return the relative rounding of an operator's products: the eps of their dtype.
+
+    That is `product_dtype` where the operator states one, else its `dtype`.
+    """
+    return precision(getattr(operator, "product_dtype", getattr(operator, "dtype", None)))
+
+
+def precision(dtype: Any) -> float:
+    """Return the relative spacing of a dtype; that of float64 for integers and None."""
+    if dtype is None:
+        return float(np.finfo(np.float64).eps)
+    if "bfloat16" in str(dtype):  # known to NumPy only where another package registered it
+        return 2.0**-7
+    dtype = np.dtype(dtype)
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Return the random stream of a key: the same numbers for the same key, whatever else ran."""
+    return np.random.default_rng([seed, *key])
