@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,12 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.linalg.arguments import as_real_square, product_precision
+from spectral_density.linalg.arguments import as_real_square, integer, product_precision
 from spectral_density.linalg.lanczos import (
     LanczosStep,
     Tridiagonalization,
-    default_draws_at_once,
     lanczos,
+    lockstep_groups,
     start_vector,
 )
 from spectral_density.linalg.quadrature import (
@@ -43,6 +44,7 @@ def estimate_spectrum(
     seed: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     callback: Callable[[LanczosStep], None] | None = None,
 ) -> Spectrum:
@@ -56,6 +58,8 @@ def estimate_spectrum(
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
+        checkpoint: a directory in which each step is made durable, see `lanczos`: a run that was
+            killed goes on where it was, and steps or draws can be added to one that ended.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 
@@ -65,35 +69,42 @@ def estimate_spectrum(
 
     Raises:
         ValueError: if order < 1 or order > n, or an argument is out of range.
+        CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595.
     """
     size = as_real_square(operator).shape[0]
-    if draws_at_once is None and isinstance(order, (int, np.integer)) and order >= 1:
-        draws_at_once = default_draws_at_once(size, order, reorthogonalize=reorthogonalize)
-    group = min(draws_at_once or num_draws, num_draws)
+    order, num_draws = integer(order, "order", 1), integer(num_draws, "num_draws", 1)
+    groups = lockstep_groups(
+        size,
+        order,
+        num_draws=num_draws,
+        draws_at_once=draws_at_once,
+        reorthogonalize=reorthogonalize,
+        checkpoint=checkpoint,
+    )
     parts: list[Tridiagonalization] = []
     candidates, overlaps = np.zeros(0, int), np.zeros((0, 0))
 
     with progress_bar(order * num_draws, "Lanczos", progress) as bar:
 
         def on_step(step: LanczosStep) -> None:
-            bar.update(len(step.draws))
+            bar.update(order * step.draws.start + step.step * len(step.draws) - bar.n)
             if callback is not None:
                 callback(step)
 
-        first = 0
-        while first < num_draws or not parts:
+        for draws in groups:
             part = lanczos(
                 operator,
                 order,
-                num_draws=min(group, num_draws - first),
+                num_draws=len(draws),
                 seed=seed,
-                first_draw=first,
+                first_draw=draws.start,
                 reorthogonalize=reorthogonalize,
-                draws_at_once=draws_at_once,
+                draws_at_once=len(draws),
+                checkpoint=checkpoint,
                 progress=False,
                 callback=on_step,
             )
@@ -104,8 +115,8 @@ def estimate_spectrum(
                 overlaps = ritz_overlaps(part.basis[0], quadrature, candidates, starts)
             # The basis is the largest array by far: it goes before the next group's is made.
             parts.append(_without_basis(part))
-            first += part.num_draws
             del part
+        bar.update(order * num_draws - bar.n)
     alpha = np.concatenate([part.alpha for part in parts])
     beta = np.concatenate([part.beta for part in parts])
     residual_norms = np.concatenate([part.residual_norms for part in parts])
@@ -133,6 +144,7 @@ def approximate_hessian(
     only_gpu: bool = True,
     *,
     variables: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Approximate the Hessian of a model's loss as V T V'.
@@ -149,6 +161,7 @@ def approximate_hessian(
         only_gpu: accepted for compatibility: with a GPU, False orthogonalized on the CPU to spare
             its memory. Here the orthogonalization always runs on the CPU, in float64.
         variables: which variables, see `HessianOperator`.
+        checkpoint: a directory in which each step is made durable, see `lanczos`.
         progress: show a bar; None for only in interactive runs.
 
     Returns:
@@ -157,6 +170,7 @@ def approximate_hessian(
 
     Raises:
         ValueError: see `HessianOperator` and `lanczos`.
+        CheckpointError: see `lanczos`.
     """
     from spectral_density.curvature import HessianOperator
 
@@ -166,7 +180,9 @@ def approximate_hessian(
         raise ValueError(f'reduce_op must be "MEAN" or "SUM", got {reduce_op!r}.')
     loss_fn, reduction = _summed_if_per_example(model, loss_fn, dataset, reductions[reduce_op])
     hessian = HessianOperator(model, loss_fn, dataset, variables=variables, reduction=reduction)
-    return _as_tensors(lanczos(hessian, order, seed=random_seed, progress=progress))
+    return _as_tensors(
+        lanczos(hessian, order, seed=random_seed, checkpoint=checkpoint, progress=progress)
+    )
 
 
 def lanczos_algorithm(

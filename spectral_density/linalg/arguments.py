@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from math import isfinite
 from numbers import Real
 from operator import index
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 
@@ -117,3 +119,35 @@ def precision(dtype: Any) -> float:
 def stream(seed: int, *key: int) -> np.random.Generator:
     """Return the random stream of a key: the same numbers for the same key, whatever else ran."""
     return np.random.default_rng([seed, *key])
+
+
+def signature(operator: LinearOperator) -> dict[str, Any]:
+    """Return what tells one operator from another, as text and numbers.
+
+    An operator's own `fingerprint()`, or a hash of a matrix; of any other operator only its shape,
+    dtype and kind are known.
+    """
+    if hasattr(operator, "fingerprint"):
+        return operator.fingerprint()
+    known = {"shape": list(operator.shape), "dtype": str(operator.dtype)}
+    matrix = getattr(operator, "A", None)
+    if matrix is None:
+        return known | {"kind": type(operator).__name__}
+    if isinstance(matrix, np.ndarray):
+        return known | {"hash": array_hash(matrix)}
+    rows, columns, entries = scipy.sparse.find(matrix)
+    return known | {"hash": array_hash(rows, columns, entries)}
+
+
+def identifies(signature_: dict[str, Any]) -> bool:
+    """Tell whether a signature depends on the entries of the matrix."""
+    return "kind" not in signature_
+
+
+def array_hash(*arrays: np.ndarray) -> str:
+    """Return a hash of the entries of arrays, their shapes and dtypes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]

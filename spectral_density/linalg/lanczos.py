@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog, groups_begun
 from spectral_density.linalg.arguments import (
+    array_hash,
     as_real_square,
+    block_product,
+    identifies,
     integer,
     precision,
     product_precision,
+    signature,
     stream,
 )
 from spectral_density.linalg.threads import blas_threads
@@ -97,6 +105,7 @@ def lanczos(
     basis_dtype: Any = "float64",
     keep_basis: bool = True,
     start: np.ndarray | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     callback: Callable[[LanczosStep], None] | None = None,
 ) -> Tridiagonalization:
@@ -122,8 +131,12 @@ def lanczos(
         basis_dtype: "float64", or "float32" for half the memory and orthogonality to 1e-6.
         keep_basis: whether the result has the basis; without, a group's is freed when it ends.
         start: start vectors instead of random ones, shape (n,) or (n, num_draws).
+        checkpoint: a directory in which each step is made durable. A run that finds its own steps
+            there goes on after them, and ends with the bits of an undisturbed run wherever the
+            products repeat to the bit; with more steps or draws than before it computes those only.
         progress: show a progress bar; None shows it in terminals and notebooks only.
-        callback: called with a `LanczosStep` after each step of each group of draws.
+        callback: called with a `LanczosStep` after each step of each group of draws, those found
+            in a checkpoint excepted.
 
     Returns:
         Tridiagonalization with `alpha`, `beta`, `residual_norms` and `basis`.
@@ -132,6 +145,7 @@ def lanczos(
         TypeError: if the operator or its products are not real, or an argument has a wrong type.
         ValueError: if the operator is not square, or an argument is out of its range.
         FloatingPointError: if a product with the operator is not finite.
+        CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
         Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
@@ -154,12 +168,17 @@ def lanczos(
     dtype = _basis_dtype(basis_dtype)
     full = reorthogonalize == "full"
     num_rows = order if full else 2
-    if draws_at_once is None:
-        draws_at_once = default_draws_at_once(
-            size, order, reorthogonalize=reorthogonalize, basis_dtype=dtype
-        )
-    draws_at_once = min(integer(draws_at_once, "draws_at_once", 1), num_draws)
     starts = None if start is None else _as_starts(start, size, num_draws)
+    groups = lockstep_groups(
+        size,
+        order,
+        num_draws=num_draws,
+        first_draw=first_draw,
+        draws_at_once=draws_at_once,
+        reorthogonalize=reorthogonalize,
+        basis_dtype=dtype,
+        checkpoint=checkpoint,
+    )
 
     alpha = np.zeros((num_draws, order))
     beta = np.zeros((num_draws, order))
@@ -168,24 +187,54 @@ def lanczos(
         # Not zeroed: a page of memory is taken only when its row is written.
         basis = np.empty((num_draws, order, size), dtype)
 
-    def run_group(members: slice) -> None:
-        draws = range(first_draw + members.start, first_draw + members.stop)
-        rows = np.empty((len(draws), num_rows, size), dtype) if basis is None else basis[members]
-        group = []
-        for i, draw in enumerate(draws):
-            k = members.start + i
-            first = start_vector(size, seed, draw) if starts is None else starts[:, k]
-            group.append(_Draw(rows[i], first, alpha[k], beta[k], (seed, draw), full))
-        for step in range(1, order + 1):
-            _advance(operator, group)
-            bar.update(len(group))
-            if callback is not None:
-                seen = (alpha[members, :step], beta[members, : step - 1], beta[members, step - 1])
-                callback(LanczosStep(step, order, draws, *map(_read_only, seen)))
-
-    with progress_bar(order * num_draws, "Lanczos", progress) as bar:
-        for begin in range(0, num_draws, draws_at_once):
-            run_group(slice(begin, min(begin + draws_at_once, num_draws)))
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress_bar(order * num_draws, "Lanczos", progress))
+        run = None
+        if checkpoint is not None:
+            problem = {
+                "algorithm": "lanczos",
+                "operator": signature(operator),
+                "seed": seed,
+                "start": None if starts is None else array_hash(starts),
+                "reorthogonalize": reorthogonalize,
+                "basis_dtype": dtype.name,
+            }
+            run = stack.enter_context(RunDirectory(checkpoint, problem))
+        for draws in groups:
+            members = slice(draws.start - first_draw, draws.stop - first_draw)
+            if basis is None:
+                rows = np.empty((len(draws), num_rows, size), dtype)
+            else:
+                rows = basis[members]
+            group = []
+            for i, draw in enumerate(draws):
+                k = members.start + i
+                first = start_vector(size, seed, draw) if starts is None else starts[:, k]
+                key = (seed, draw)
+                group.append(_Draw(rows[i], first, alpha[k], beta[k], key, full, run is not None))
+            log = None
+            if run is not None:
+                # Without reorthogonalization a step needs the last two vectors, and the one that
+                # is being written must not be one of them.
+                log = run.group(draws.start, draws.stop, size, dtype, None if full else 3)
+                stack.callback(log.close)
+                _restore(group, log, operator)
+            bar.update(group[0].step * len(group))
+            while group[0].step < order:
+                _advance(operator, group)
+                if log is not None:
+                    _save(group, log)
+                bar.update(len(group))
+                if callback is not None:
+                    step = group[0].step
+                    seen = (
+                        alpha[members, :step],
+                        beta[members, : step - 1],
+                        beta[members, step - 1],
+                    )
+                    callback(LanczosStep(step, order, draws, *map(_read_only, seen)))
+            # The vectors of a group go before those of the next are made.
+            del group, rows
     return Tridiagonalization(
         alpha=alpha,
         beta=beta[:, :-1].copy(),
@@ -194,9 +243,48 @@ def lanczos(
         size=size,
         seed=seed,
         first_draw=first_draw,
-        draws_at_once=draws_at_once,
+        draws_at_once=len(groups[0]),
         reorthogonalize=reorthogonalize,
     )
+
+
+def lockstep_groups(
+    size: int,
+    order: int,
+    *,
+    num_draws: int,
+    first_draw: int = 0,
+    draws_at_once: int | None = None,
+    reorthogonalize: str = "full",
+    basis_dtype: Any = "float64",
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> list[range]:
+    """Return the draws that advance together, group by group; see `lanczos` for the arguments.
+
+    Groups that a checkpoint has begun stay as they are.
+
+    Raises:
+        ValueError: if the last of the draws is in the middle of a group begun.
+    """
+    if draws_at_once is None:
+        draws_at_once = default_draws_at_once(
+            size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
+        )
+    draws_at_once = integer(draws_at_once, "draws_at_once", 1)
+    begun = groups_begun(checkpoint)
+    groups, draw, end = [], first_draw, first_draw + num_draws
+    while draw < end:
+        ahead = min((first for first in begun if first > draw), default=end)
+        stop = begun.get(draw, min(draw + draws_at_once, end, ahead))
+        if stop > end:
+            raise ValueError(
+                f"the checkpoint advances draws {draw} to {stop - 1} together, and {num_draws} "
+                f"draws from {first_draw} end among them. Ask for num_draws={stop - first_draw}, "
+                "or use another directory."
+            )
+        groups.append(range(draw, stop))
+        draw = stop
+    return groups
 
 
 def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
@@ -232,14 +320,17 @@ class _Draw:
         beta: np.ndarray,
         key: tuple[int, int],
         full: bool,
+        extendable: bool,
     ) -> None:
         self.rows = rows
         self.full = full
+        self.extendable = extendable  # whether the vector after the last step is wanted
         self.alpha = alpha
         self.beta = beta
         self.key = key
         self.step = 0
         self.norm = 0.0  # of T so far, its largest absolute row sum
+        self.following: np.ndarray | None = None  # the vector of the step after this
         rows[0] = first
 
     @property
@@ -267,7 +358,8 @@ class _Draw:
         self.alpha[j] = alpha
         self.beta[j] = 0.0 if broken_down else beta
         self.step = j + 1
-        if self.step == len(self.alpha):
+        last = self.step == len(self.alpha)
+        if self.step == len(w) or (last and not self.extendable):
             return
         # A small beta is kept, honest or not: what follows a true breakdown then carries no
         # weight. Only where the vector is rounding and nothing else does a random one replace it.
@@ -275,7 +367,23 @@ class _Draw:
             w = self._restart()
         else:
             w /= beta
-        self.rows[self.step % len(self.rows)] = w
+        if self.extendable:
+            self.following = w
+        if not last:
+            self.rows[self.step % len(self.rows)] = w
+
+    def restore(
+        self, alpha: np.ndarray, beta: np.ndarray, norm: float, read: Callable[[int], np.ndarray]
+    ) -> None:
+        """Take the place after steps that were made before; `read(j)` is what followed step j."""
+        done = min(len(alpha), len(self.alpha))
+        self.alpha[:done], self.beta[:done], self.norm = alpha[:done], beta[:done], norm
+        self.step = done
+        wanted = range(1, len(self.rows)) if self.full else range(max(1, done - 1), done + 1)
+        if self.full or done < len(self.alpha):
+            for step in wanted:
+                if step <= done:
+                    self.rows[step % len(self.rows)] = read(step - 1)
 
     def _restart(self) -> np.ndarray:
         w = _random_direction(len(self.rows[0]), *self.key, self.step)
@@ -304,6 +412,39 @@ def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
             )
         with blas_threads(len(column)):
             draw.advance(column, eps)
+
+
+def _save(group: list[_Draw], log: VectorLog) -> None:
+    """Make the step just finished durable."""
+    step, size = group[0].step, len(group[0].rows[0])
+    nothing = np.zeros(size)
+    log.append(
+        [nothing if draw.following is None else draw.following for draw in group],
+        {
+            "alpha": np.stack([draw.alpha[:step] for draw in group]),
+            "beta": np.stack([draw.beta[:step] for draw in group]),
+            "norms": np.array([draw.norm for draw in group]),
+        },
+    )
+
+
+def _restore(group: list[_Draw], log: VectorLog, operator: LinearOperator) -> None:
+    """Take up the steps that a log holds, if they are of this operator."""
+    if not log.num_steps:
+        return
+    saved = log.arrays
+    if not identifies(signature(operator)):
+        # Its entries are not known: one product tells it from another.
+        first = group[0].current
+        alpha = first @ block_product(operator, first)
+        if abs(alpha - saved["alpha"][0, 0]) > 1e-3 * saved["norms"][0]:
+            raise CheckpointError(
+                f"the checkpoint {log.path} is of another operator: the first coefficient of T is "
+                f"{alpha:.6g} and was {saved['alpha'][0, 0]:.6g}. Use another directory."
+            )
+    for i, draw in enumerate(group):
+        read = partial(log.read, member=i)
+        draw.restore(saved["alpha"][i], saved["beta"][i], float(saved["norms"][i]), read)
 
 
 def _orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:

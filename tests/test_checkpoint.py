@@ -1,0 +1,277 @@
+"""Runs that are killed, extended, damaged or mixed up, and what is left of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import dense_symmetric, diagonal_operator, distinct_eigenvalues, log_uniform_bulk
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density import estimate_spectrum, lanczos
+from spectral_density.checkpoint import CheckpointError, RunDirectory
+
+SIZE = 60
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step):
+    def callback(seen):
+        if seen.step == step:
+            raise Stop
+
+    return callback
+
+
+def matrix(seed=0):
+    return dense_symmetric(log_uniform_bulk(SIZE, seed=seed))
+
+
+def same(found, expected):
+    np.testing.assert_array_equal(found.alpha, expected.alpha)
+    np.testing.assert_array_equal(found.beta, expected.beta)
+    np.testing.assert_array_equal(found.residual_norms, expected.residual_norms)
+    if expected.basis is None:
+        assert found.basis is None
+    else:
+        np.testing.assert_array_equal(found.basis, expected.basis)
+
+
+OPTIONS = {
+    "one draw": {},
+    "three draws": {"num_draws": 3, "draws_at_once": 2},
+    "float32 basis": {"num_draws": 2, "basis_dtype": "float32"},
+    "no reorthogonalization": {"num_draws": 2, "reorthogonalize": "none"},
+    "no basis kept": {"num_draws": 3, "draws_at_once": 1, "keep_basis": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("stop", [1, 2, 3, 9, 10])
+def test_a_stopped_run_ends_as_if_undisturbed(tmp_path, options, stop):
+    a = matrix()
+    expected = lanczos(a, 10, **options)
+    with pytest.raises(Stop):
+        lanczos(a, 10, checkpoint=tmp_path, callback=stop_after(stop), **options)
+    same(lanczos(a, 10, checkpoint=tmp_path, **options), expected)
+    # And once more, from the finished run alone.
+    same(lanczos(a, 10, checkpoint=tmp_path, **options), expected)
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_steps_can_be_added_without_repeating_any(tmp_path, reorthogonalize):
+    products = []
+    a = matrix()
+
+    def matvec(v):
+        products.append(1)
+        return a @ v
+
+    operator = LinearOperator(a.shape, matvec=matvec, dtype=float)
+    operator.fingerprint = lambda: {"matrix": "a"}
+    options = {"reorthogonalize": reorthogonalize, "checkpoint": tmp_path}
+    lanczos(operator, 8, **options)
+    assert len(products) == 8
+    longer = lanczos(operator, 20, **options)
+    assert len(products) == 20
+    same(longer, lanczos(a, 20, reorthogonalize=reorthogonalize))
+    same(lanczos(operator, 5, **options), lanczos(a, 5, reorthogonalize=reorthogonalize))
+    assert len(products) == 20
+
+
+def test_draws_can_be_added_without_repeating_any(tmp_path):
+    a = matrix()
+    spectrum = estimate_spectrum(a, 12, 3, draws_at_once=1, checkpoint=tmp_path)
+    seen = []
+    more = estimate_spectrum(
+        a, 12, 5, draws_at_once=1, checkpoint=tmp_path, callback=lambda s: seen.append(s.draws)
+    )
+    assert {draws.start for draws in seen} == {3, 4}
+    np.testing.assert_array_equal(more.nodes[:3], spectrum.nodes)
+    undisturbed = estimate_spectrum(a, 12, 5, draws_at_once=1)
+    np.testing.assert_array_equal(more.nodes, undisturbed.nodes)
+    np.testing.assert_array_equal(
+        more.density().values,
+        undisturbed.density().values,
+    )
+
+
+def test_groups_that_were_begun_stay_together(tmp_path):
+    a = matrix()
+    lanczos(a, 5, num_draws=4, draws_at_once=3, checkpoint=tmp_path)
+    extended = lanczos(a, 9, num_draws=6, draws_at_once=2, checkpoint=tmp_path)
+    np.testing.assert_allclose(extended.alpha, lanczos(a, 9, num_draws=6).alpha, rtol=1e-9)
+    assert {p.name for p in tmp_path.glob("members-*")} == {
+        "members-0-3",
+        "members-3-4",
+        "members-4-6",
+    }
+    with pytest.raises(ValueError, match="draws 0 to 2 together"):
+        lanczos(a, 5, num_draws=2, checkpoint=tmp_path)
+
+
+def test_a_run_to_full_order_with_breakdowns_resumes(tmp_path):
+    a = diagonal_operator(distinct_eigenvalues(3, 20))
+    expected = lanczos(a, 20)
+    with pytest.raises(Stop):
+        lanczos(a, 20, checkpoint=tmp_path, callback=stop_after(4))
+    same(lanczos(a, 20, checkpoint=tmp_path), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed is 1 and was 0"),
+        ({"reorthogonalize": "none"}, "reorthogonalize"),
+        ({"basis_dtype": "float32"}, "basis_dtype"),
+        ({"start": np.ones(SIZE)}, "start"),
+    ],
+)
+def test_a_checkpoint_of_another_problem_is_refused_by_name(tmp_path, change, named):
+    lanczos(matrix(), 4, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=named):
+        lanczos(matrix(), 4, checkpoint=tmp_path, **change)
+
+
+def test_a_checkpoint_of_another_matrix_is_refused(tmp_path):
+    lanczos(matrix(), 4, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"operator is .* and was"):
+        lanczos(matrix(1), 4, checkpoint=tmp_path)
+
+
+def test_a_function_is_told_from_another_by_one_product(tmp_path):
+    a = matrix()
+
+    def operator(scale):
+        return LinearOperator(a.shape, matvec=lambda v: scale * (a @ v), dtype=float)
+
+    lanczos(operator(1.0), 4, checkpoint=tmp_path)
+    lanczos(operator(1.0), 6, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="another operator"):
+        lanczos(operator(1.1), 6, checkpoint=tmp_path)
+
+
+def damage(path, change):
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+
+
+def flip(content):
+    content[len(content) // 2] ^= 0xFF
+
+
+FILES = ["problem.json", "members-0-1/state.npz", "members-0-1/vectors.bin"]
+
+
+def halve(content):
+    del content[len(content) // 2 :]
+
+
+@pytest.mark.parametrize("change", [flip, halve])
+@pytest.mark.parametrize(
+    "name", ["problem.json", "members-0-1/state.npz", "members-0-1/vectors.bin"]
+)
+def test_a_damaged_checkpoint_says_which_file(tmp_path, name, change):
+    lanczos(matrix(), 6, checkpoint=tmp_path)
+    damage(tmp_path / name, change)
+    with pytest.raises(CheckpointError, match=f"{Path(name).name}.* (cannot be read|is )"):
+        lanczos(matrix(), 8, checkpoint=tmp_path)
+
+
+def test_a_step_that_was_half_written_counts_for_nothing(tmp_path):
+    with pytest.raises(Stop):
+        lanczos(matrix(), 10, checkpoint=tmp_path, callback=stop_after(4))
+    group = tmp_path / "members-0-1"
+    with open(group / "vectors.bin", "ab") as file:
+        file.write(b"\x01" * 100)
+    (group / "state.npz.new").write_bytes(b"half a fil")
+    same(lanczos(matrix(), 10, checkpoint=tmp_path), lanczos(matrix(), 10))
+
+
+def test_a_full_disk_keeps_the_last_good_step(tmp_path, monkeypatch):
+    synchronize = os.fsync
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 15:
+            raise OSError(28, "No space left on device")
+        synchronize(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*kept"):
+        lanczos(matrix(), 10, checkpoint=tmp_path)
+    monkeypatch.setattr(os, "fsync", synchronize)
+    steps = []
+    resumed = lanczos(
+        matrix(), 10, checkpoint=tmp_path, callback=lambda seen: steps.append(seen.step)
+    )
+    assert 1 < steps[0] < 10
+    same(resumed, lanczos(matrix(), 10))
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match=r"not empty.*thesis\.tex"):
+        lanczos(matrix(), 4, checkpoint=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        lanczos(matrix(), 4, checkpoint=tmp_path / "file")
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    lanczos(matrix(), 4, checkpoint=tmp_path)
+    stored = json.loads((tmp_path / "problem.json").read_text())
+    (tmp_path / "problem.json").write_text(json.dumps(stored | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        lanczos(matrix(), 4, checkpoint=tmp_path)
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path):
+    with RunDirectory(tmp_path, {}), pytest.raises(CheckpointError, match="in use"):
+        RunDirectory(tmp_path, {})
+    RunDirectory(tmp_path, {}).__exit__(None, None, None)
+
+
+KILLED = """
+    import sys, time
+    import numpy as np
+    from spectral_density import lanczos
+
+    a = np.diag(np.linspace(-1, 2, 3000) ** 3)
+    result = lanczos(a, 40, checkpoint=sys.argv[1], num_draws=2, draws_at_once=1)
+    np.savez(sys.argv[2], alpha=result.alpha, beta=result.beta, basis=result.basis)
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    a = np.diag(np.linspace(-1, 2, 3000) ** 3)
+    expected = lanczos(a, 40, num_draws=2, draws_at_once=1)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "run", tmp_path / "out"]
+    for _ in range(3):
+        process = subprocess.Popen(command)
+        while not (tmp_path / "run" / "problem.json").exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, timeout=120)
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_array_equal(found["alpha"], expected.alpha)
+        np.testing.assert_array_equal(found["beta"], expected.beta)
+        np.testing.assert_array_equal(found["basis"], expected.basis)
