@@ -6,6 +6,9 @@ import sys
 from typing import Any
 
 
+_SHORT = 1.0  # seconds of work that need no bar
+
+
 def is_interactive() -> bool:
     """Whether somebody watches: a terminal on standard error, or a notebook kernel."""
     ipython = sys.modules.get("IPython")
@@ -21,7 +24,8 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
     Args:
         total: number of units of work.
         description: what is being done, shown left of the bar.
-        progress: True or False to force the bar on or off, None to show it only to somebody.
+        progress: True or False to force the bar on or off, None to show it only to somebody, and
+            only where the work takes more than a second.
 
     Returns:
         A `tqdm` bar: a context manager with `update(n)`.
@@ -32,4 +36,5 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
     else:
         # A hidden bar needs no notebook widgets, and no warning about their absence.
         from tqdm import tqdm
-    return tqdm(total=total, desc=description, disable=not shown)
+    delay = _SHORT if progress is None else 0
+    return tqdm(total=total, desc=description, disable=not shown, delay=delay)

@@ -282,16 +282,27 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _compare(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    old, new = _flat(recorded), _flat(asked)
     different = [
-        f"{name} is {_short(asked.get(name))} and was {_short(recorded.get(name))}"
-        for name in sorted({*recorded, *asked})
-        if recorded.get(name) != asked.get(name)
+        f"{name} is {_short(new.get(name))} and was {_short(old.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
     ]
     if different:
         raise CheckpointError(
             f"the checkpoint {path} is of another problem: {'; '.join(different)}. "
             "Use another directory, or the same problem."
         )
+
+
+def _flat(problem: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in problem.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name} ")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _short(value: Any) -> str:

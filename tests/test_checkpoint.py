@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_problem_is_refused_by_name(tmp_path, change, na
 
 def test_a_checkpoint_of_another_matrix_is_refused(tmp_path):
     lanczos(matrix(), 4, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match=r"operator is .* and was"):
+    with pytest.raises(CheckpointError, match=r"operator hash is .* and was"):
         lanczos(matrix(1), 4, checkpoint=tmp_path)
 
 

@@ -1,12 +1,32 @@
 """Algorithms on any symmetric operator `A @ v`: NumPy and SciPy only, never TensorFlow."""
 
 from spectral_density.linalg.arguments import product_precision
+from spectral_density.linalg.eigen import (
+    ConvergenceWarning,
+    Eigenpairs,
+    EigenState,
+    PowerIteration,
+    power_iteration,
+    top_eigenpairs,
+)
+from spectral_density.linalg.functions import (
+    QuadratureEstimate,
+    effective_dimension,
+    log_determinant,
+)
 from spectral_density.linalg.lanczos import (
     LanczosStep,
     Tridiagonalization,
     default_draws_at_once,
     lanczos,
+    lockstep_groups,
     start_vector,
+)
+from spectral_density.linalg.preconditioners import (
+    LowRankPreconditioner,
+    NystromPreconditioner,
+    low_rank_preconditioner,
+    nystrom_preconditioner,
 )
 from spectral_density.linalg.quadrature import (
     WEIGHT_FLOOR,
@@ -20,22 +40,71 @@ from spectral_density.linalg.quadrature import (
     simple_candidates,
     simple_nodes,
 )
+from spectral_density.linalg.randomized import (
+    Nystrom,
+    RandomizedEigh,
+    RandomizedSVD,
+    RangeBasis,
+    nystrom,
+    randomized_eigh,
+    randomized_svd,
+    range_finder,
+)
+from spectral_density.linalg.solvers import Solution, SolverStep, Status, solve
+from spectral_density.linalg.traces import (
+    DiagonalEstimate,
+    Estimate,
+    diagonal,
+    frobenius_norm,
+    trace,
+)
 
 __all__ = [
     "WEIGHT_FLOOR",
+    "ConvergenceWarning",
+    "DiagonalEstimate",
+    "EigenState",
+    "Eigenpairs",
+    "Estimate",
     "LanczosStep",
+    "LowRankPreconditioner",
+    "Nystrom",
+    "NystromPreconditioner",
+    "PowerIteration",
     "Quadrature",
     "QuadratureBounds",
+    "QuadratureEstimate",
+    "RandomizedEigh",
+    "RandomizedSVD",
+    "RangeBasis",
+    "Solution",
+    "SolverStep",
+    "Status",
     "Tridiagonalization",
     "default_draws_at_once",
     "deflated_weights",
+    "diagonal",
+    "effective_dimension",
+    "frobenius_norm",
     "gauss_quadrature",
     "lanczos",
+    "lockstep_groups",
+    "log_determinant",
+    "low_rank_preconditioner",
+    "nystrom",
+    "nystrom_preconditioner",
+    "power_iteration",
     "product_precision",
     "quadrature_bounds",
+    "randomized_eigh",
+    "randomized_svd",
+    "range_finder",
     "ritz_overlaps",
     "ritz_residuals",
     "simple_candidates",
     "simple_nodes",
+    "solve",
     "start_vector",
+    "top_eigenpairs",
+    "trace",
 ]
