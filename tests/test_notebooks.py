@@ -24,6 +24,9 @@ os.environ.update(
     SD_ORDER="3",
     SD_DRAWS="2",
     SD_DRAW_STEPS="3",
+    SD_HIDDEN="1",
+    SD_RANK="5",
+    SD_NEWTON_STEPS="3",
 )
 import tensorflow_datasets as tfds
 
