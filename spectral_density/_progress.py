@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-
 _SHORT = 1.0  # seconds of work that need no bar
 
 

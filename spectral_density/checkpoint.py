@@ -1,10 +1,10 @@
 """The on-disk form of a run in progress: whose it is, its vectors, and its scalars.
 
-A directory holds `problem.json` (what the run is of, which a later run must match) and one folder
-for each group of vectors that advance together: `vectors.bin`, to which every step appends, and
-`state.npz`, which says how much of it counts. A step is durable in this order: its vectors are
-written and synchronized, then the state is written beside the old one and renamed over it. So a
-process may die at any moment, and what the state names is there.
+A directory holds `problem.json` (what the run is of, which a later run must match) and a folder
+for each log of vectors: `vectors.bin`, to which every step appends, and `state.npz`, which says how
+much of it counts. A step is durable in this order: its vectors are written and synchronized, then
+the state is written beside the old one and renamed over it. So a process may die at any moment, and
+what the state names is there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -101,27 +101,33 @@ class RunDirectory:
     ) -> None:
         self._lock.close()
 
-    def group(self, first: int, end: int, size: int, dtype: Any, slots: int | None) -> VectorLog:
-        """Return the vectors of members `first` to `end` - 1, begun or gone on with."""
-        return VectorLog(self.path / f"members-{first}-{end}", end - first, size, dtype, slots)
+    def log(self, name: str, size: int, dtype: Any, slots: int | None = None) -> VectorLog:
+        """Return the log of that name, begun or gone on with; see `VectorLog`."""
+        return VectorLog(self.path / name, size, dtype, slots)
 
 
 class VectorLog:
-    """Vectors of k members appended one step at a time, with a state of named arrays.
-
-    With `slots`, only the vectors of the last `slots` steps are kept.
+    """Vectors, appended some at a time, with a state of named arrays.
 
     Attributes:
-        num_steps: steps whose vectors are durable; step s is from 0 to `num_steps` - 1.
+        num_vectors: how many are durable.
         arrays: what was saved with the last of them.
     """
 
-    def __init__(self, path: Path, width: int, size: int, dtype: Any, slots: int | None):
+    def __init__(self, path: Path, size: int, dtype: Any, slots: int | None = None):
+        """Open the log in a folder, which is made if it is not there.
+
+        Args:
+            path: the folder.
+            size: entries of each vector.
+            dtype: their dtype.
+            slots: keep the last so many vectors only; None keeps all.
+        """
         self.path = path
-        self._shape = (width, size)
+        self._size = size
         self._dtype = np.dtype(dtype)
         self._slots = slots
-        self._checksums = np.zeros((0, width), np.uint32)
+        self._checksums = np.zeros(0, np.uint32)
         self.arrays: dict[str, np.ndarray] = {}
         with writing(path):
             path.mkdir(exist_ok=True)
@@ -131,57 +137,66 @@ class VectorLog:
             self._load()
 
     @property
-    def num_steps(self) -> int:
-        """Number of steps whose vectors are durable."""
+    def num_vectors(self) -> int:
+        """How many vectors are durable."""
         return len(self._checksums)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def append(self, vectors: Sequence[np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
-        """Make the vectors of the next step and the arrays durable, or nothing of them.
+    def remove(self) -> None:
+        """Remove the log from the disk: the state first, without which the rest says nothing."""
+        self.close()
+        with writing(self.path):
+            for name in ("state.npz", "vectors.bin"):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def append(self, vectors: Iterable[np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
+        """Make vectors and the arrays durable, or nothing of them.
 
         Raises:
             CheckpointError: if they cannot be written; the state before stays valid.
         """
-        step = self.num_steps
-        checksums = []
-        with writing(self.path, f"step {step}"):
-            for member, vector in enumerate(vectors):
+        before, checksums = self._checksums, []
+        with writing(self.path):
+            for index, vector in enumerate(vectors, self.num_vectors):
                 view = np.ascontiguousarray(vector, self._dtype).view(np.uint8).data
-                self._write(view, self._offset(step, member))
+                self._write(view, self._offset(index))
                 checksums.append(zlib.crc32(view))
             os.fsync(self._file.fileno())
-        self._checksums = np.concatenate(
-            [self._checksums, np.array(checksums, np.uint32).reshape(1, -1)]
-        )
-        self._save(arrays)
+        self._checksums = np.concatenate([before, np.array(checksums, np.uint32)])
+        try:
+            self._save(arrays)
+        except CheckpointError:
+            self._checksums = before
+            raise
 
-    def read(self, step: int, member: int) -> np.ndarray:
-        """Return the vector of a member at a step, shape (size,).
+    def read(self, index: int) -> np.ndarray:
+        """Return a vector, shape (size,).
 
         Raises:
             CheckpointError: if it is damaged.
         """
-        vector = np.empty(self._shape[1], self._dtype)
+        vector = np.empty(self._size, self._dtype)
         view = vector.view(np.uint8).data
-        self._file.seek(self._offset(step, member))
+        self._file.seek(self._offset(index))
         done = 0
         while done < len(view) and (count := self._file.readinto(view[done:])):
             done += count
-        if done < len(view) or zlib.crc32(view) != self._checksums[step, member]:
+        if done < len(view) or zlib.crc32(view) != self._checksums[index]:
             fault = "truncated" if done < len(view) else "damaged"
             raise CheckpointError(
-                f"the checkpoint {self.path / 'vectors.bin'} is {fault} at step {step}: what is "
-                "there is not what was written. Restore the directory from a copy, or "
-                "remove it and begin again."
+                f"the checkpoint {self.path / 'vectors.bin'} is {fault} at vector {index}: what is "
+                "there is not what was written. Restore the directory from a copy, or remove it "
+                "and begin again."
             )
         return vector
 
-    def _offset(self, step: int, member: int) -> int:
-        slot = step if self._slots is None else step % self._slots
-        return (slot * self._shape[0] + member) * self._shape[1] * self._dtype.itemsize
+    def _offset(self, index: int) -> int:
+        slot = index if self._slots is None else index % self._slots
+        return slot * self._size * self._dtype.itemsize
 
     def _write(self, view: memoryview, offset: int) -> None:
         self._file.seek(offset)
@@ -193,12 +208,8 @@ class VectorLog:
         content = BytesIO()
         stored: dict[str, Any] = {_CHECKSUMS: self._checksums, **arrays}
         np.savez(content, **stored)
-        try:
-            with writing(self.path, f"step {self.num_steps - 1}"):
-                _replace(self.path / "state.npz", content.getvalue())
-        except CheckpointError:
-            self._checksums = self._checksums[:-1]
-            raise
+        with writing(self.path):
+            _replace(self.path / "state.npz", content.getvalue())
         self.arrays = dict(arrays)
 
     def _load(self) -> None:
@@ -214,14 +225,6 @@ class VectorLog:
                 "Restore the directory from a copy, or remove it and begin again."
             ) from error
         self.arrays = arrays
-
-
-def groups_begun(path: str | os.PathLike[str] | None) -> dict[int, int]:
-    """Return the groups of a directory: the number of the first member to that after the last."""
-    if path is None:
-        return {}
-    found = (entry.name.split("-") for entry in Path(path).glob("members-*-*"))
-    return {int(first): int(end) for _, first, end in found}
 
 
 def _read_problem(path: Path) -> dict[str, Any] | None:
@@ -249,15 +252,14 @@ def _read_problem(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def writing(path: Path, what: str = "") -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn an error of the file system into one that says what was lost: nothing before it."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {what + ' of ' if what else ''}the checkpoint {path}: "
-            f"{error.strerror or error}. What was written before is kept: make room or give "
-            "access, and run again to go on from there."
+            f"cannot write the checkpoint {path}: {error.strerror or error}. What was written "
+            "before is kept: make room or give access, and run again to go on from there."
         ) from error
 
 

@@ -14,7 +14,7 @@ import pytest
 from cases import dense_symmetric, diagonal_operator, distinct_eigenvalues, log_uniform_bulk
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density import estimate_spectrum, lanczos
+from spectral_density import ConvergenceWarning, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
 
 SIZE = 60
@@ -110,10 +110,10 @@ def test_groups_that_were_begun_stay_together(tmp_path):
     lanczos(a, 5, num_draws=4, draws_at_once=3, checkpoint=tmp_path)
     extended = lanczos(a, 9, num_draws=6, draws_at_once=2, checkpoint=tmp_path)
     np.testing.assert_allclose(extended.alpha, lanczos(a, 9, num_draws=6).alpha, rtol=1e-9)
-    assert {p.name for p in tmp_path.glob("members-*")} == {
-        "members-0-3",
-        "members-3-4",
-        "members-4-6",
+    assert {p.name for p in tmp_path.glob("draws-*")} == {
+        "draws-0-3",
+        "draws-3-4",
+        "draws-4-6",
     }
     with pytest.raises(ValueError, match="draws 0 to 2 together"):
         lanczos(a, 5, num_draws=2, checkpoint=tmp_path)
@@ -170,7 +170,7 @@ def flip(content):
     content[len(content) // 2] ^= 0xFF
 
 
-FILES = ["problem.json", "members-0-1/state.npz", "members-0-1/vectors.bin"]
+FILES = ["problem.json", "draws-0-1/state.npz", "draws-0-1/vectors.bin"]
 
 
 def halve(content):
@@ -178,9 +178,7 @@ def halve(content):
 
 
 @pytest.mark.parametrize("change", [flip, halve])
-@pytest.mark.parametrize(
-    "name", ["problem.json", "members-0-1/state.npz", "members-0-1/vectors.bin"]
-)
+@pytest.mark.parametrize("name", ["problem.json", "draws-0-1/state.npz", "draws-0-1/vectors.bin"])
 def test_a_damaged_checkpoint_says_which_file(tmp_path, name, change):
     lanczos(matrix(), 6, checkpoint=tmp_path)
     damage(tmp_path / name, change)
@@ -191,7 +189,7 @@ def test_a_damaged_checkpoint_says_which_file(tmp_path, name, change):
 def test_a_step_that_was_half_written_counts_for_nothing(tmp_path):
     with pytest.raises(Stop):
         lanczos(matrix(), 10, checkpoint=tmp_path, callback=stop_after(4))
-    group = tmp_path / "members-0-1"
+    group = tmp_path / "draws-0-1"
     with open(group / "vectors.bin", "ab") as file:
         file.write(b"\x01" * 100)
     (group / "state.npz.new").write_bytes(b"half a fil")
@@ -275,3 +273,54 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
         np.testing.assert_array_equal(found["alpha"], expected.alpha)
         np.testing.assert_array_equal(found["beta"], expected.beta)
         np.testing.assert_array_equal(found["basis"], expected.basis)
+
+
+EIGEN_OPTIONS = {
+    "largest magnitude": {"k": 4},
+    "smallest": {"k": 3, "which": "SA"},
+    "both ends": {"k": 4, "which": "BE"},
+    "in blocks": {"k": 4, "block_size": 2},
+}
+
+
+@pytest.mark.parametrize("options", EIGEN_OPTIONS.values(), ids=EIGEN_OPTIONS)
+def test_eigenpairs_go_on_from_every_step(tmp_path, options):
+    a = matrix()
+    steps = []
+    expected = top_eigenpairs(a, **options, callback=lambda state: steps.append(state.steps))
+    for stop in sorted({1, 2, len(steps) // 2, len(steps) - 1, len(steps)}):
+        with pytest.raises(Stop):
+            top_eigenpairs(
+                a, **options, checkpoint=tmp_path / str(stop), callback=stop_after_steps(stop)
+            )
+        found = top_eigenpairs(a, **options, checkpoint=tmp_path / str(stop))
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+        assert found.num_products == expected.num_products
+        assert len(list((tmp_path / str(stop)).glob("generation-*"))) == 1
+
+
+def stop_after_steps(steps):
+    def callback(state):
+        if state.steps == steps:
+            raise Stop
+
+    return callback
+
+
+def test_a_budget_used_up_can_be_raised(tmp_path):
+    a = matrix()
+    with pytest.warns(ConvergenceWarning, match="Raise max_products"):
+        first = top_eigenpairs(a, 3, max_products=8, checkpoint=tmp_path)
+    found = top_eigenpairs(a, 3, checkpoint=tmp_path)
+    assert not first.converged.all()
+    assert found.num_products == top_eigenpairs(a, 3).num_products
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(a)[-3:][::-1], atol=1e-9)
+
+
+def test_eigenpairs_of_another_problem_are_refused(tmp_path):
+    top_eigenpairs(matrix(), 2, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="k is 3 and was 2"):
+        top_eigenpairs(matrix(), 3, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="algorithm"):
+        lanczos(matrix(), 3, checkpoint=tmp_path)

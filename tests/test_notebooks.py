@@ -27,6 +27,9 @@ os.environ.update(
     SD_HIDDEN="1",
     SD_RANK="5",
     SD_NEWTON_STEPS="3",
+    SD_STEPS="2",
+    SD_PRODUCTS="6",
+    SD_DEVIATIONS="1",
 )
 import tensorflow_datasets as tfds
 

@@ -116,6 +116,19 @@ def precision(dtype: Any) -> float:
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
 
 
+def rounding_share(operator: LinearOperator, vector: np.ndarray) -> float:
+    """Return how much of a product is rounding, from 0 to about 1, by two products.
+
+    A linear operator multiplies v / 3 to a third of what it multiplies v to. What does not scale
+    is rounding, which may be all there is in a difference of matrices that are equal on paper.
+    """
+    product = block_product(operator, vector)
+    size = float(np.linalg.norm(product))
+    if not size:
+        return 0.0
+    return float(np.linalg.norm(3 * block_product(operator, vector / 3) - product)) / size
+
+
 def stream(seed: int, *key: int) -> np.random.Generator:
     """Return the random stream of a key: the same numbers for the same key, whatever else ran."""
     return np.random.default_rng([seed, *key])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from math import log, pi
 from typing import Any, Literal, NamedTuple
@@ -12,15 +14,19 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
 from spectral_density.linalg.arguments import (
+    array_hash,
     as_real_square,
     block_product,
+    identifies,
     integer,
     number,
     product_precision,
+    signature,
     stream,
 )
-from spectral_density.linalg.lanczos import _as_starts, _orthogonalize
+from spectral_density.linalg.lanczos import as_starts, orthogonalize
 from spectral_density.linalg.threads import blas_threads
 
 WHICH = ("LM", "LA", "SA", "BE")
@@ -259,8 +265,10 @@ class EigenState:
                     np.matmul(ritz.weights[:, index - self.locked], active, out=row)
             _orthonormalize(rows)
         values, residuals = np.empty(len(rows)), np.empty(len(rows))
-        for begin in range(0, len(rows), _CHECK_WIDTH):
-            piece = slice(begin, begin + _CHECK_WIDTH)
+        # One by one where all products are: blocks of another width might not repeat to the bit.
+        width = min(self.block_size, _CHECK_WIDTH)
+        for begin in range(0, len(rows), width):
+            piece = slice(begin, begin + width)
             products = self._scale(operator, rows[piece], "of the residuals")
             with blas_threads(self.size):
                 values[piece] = np.einsum("ij,ij->i", rows[piece], products)
@@ -290,7 +298,7 @@ class EigenState:
         rows = after = first + self.pending
         for index, w in enumerate(products):
             self.norm = max(self.norm, float(np.linalg.norm(w)))
-            along = _orthogonalize(w, self.basis[:rows])
+            along = orthogonalize(w, self.basis[:rows])
             beta = float(np.linalg.norm(w))
             column = first + index
             self.projected[self.locked : rows, column] = along[self.locked :]
@@ -489,7 +497,7 @@ class EigenState:
     def _add(self, vector: np.ndarray) -> None:
         """Make what a unit vector has across the basis a pending row, if that is anything."""
         used = self.used
-        _orthogonalize(vector, self.basis[:used])
+        orthogonalize(vector, self.basis[:used])
         norm = float(np.linalg.norm(vector))
         if norm > 1e-10:
             self.basis[used] = vector / norm
@@ -524,6 +532,7 @@ def top_eigenpairs(
     progress: bool | None = None,
     callback: Callable[[EigenState], None] | None = None,
     resume: EigenState | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Eigenpairs:
     """Find the extreme eigenvalues of a symmetric operator, and their vectors.
 
@@ -557,6 +566,8 @@ def top_eigenpairs(
         callback: called with the `EigenState` after each step; see `EigenState.arrays` to keep it.
         resume: the state to go on from, of a run with the same operator and options;
             `max_products` may differ. It is changed by going on.
+        checkpoint: a directory in which each step is made durable, and from which a run that was
+            killed, or used up `max_products`, goes on.
 
     Returns:
         Eigenpairs, in the order stated there. Where some have not converged, the best so far with
@@ -567,6 +578,7 @@ def top_eigenpairs(
         ValueError: if the operator is not square, an argument is out of its range, or the state to
             resume is of another problem.
         FloatingPointError: if a product with the operator is not finite.
+        CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
         Wu, Simon (2000), SIAM J. Matrix Anal. Appl. 22:602, section 3. Stathopoulos, Saad, Wu
@@ -582,13 +594,22 @@ def top_eigenpairs(
         max_products = max(1000, 100 * state.subspace, 2 * least)
     max_products = integer(max_products, "max_products", least)
     starts = None if start is None else _start_columns(start, size, state.block_size)
-    if resume is None:
-        state.begin(starts)
-    elif start is not None:
-        raise ValueError("A run that is resumed has its start already: pass start or resume.")
-    else:
+    if resume is not None and (start is not None or checkpoint is not None):
+        other = "start" if start is not None else "checkpoint"
+        raise ValueError(f"A run that is resumed has one already: pass {other} or resume.")
+    if resume is not None:
         state = _same_problem(resume, state)
-    with progress_bar(max_products, "Eigenpairs", progress) as bar:
+    with ExitStack() as stack:
+        saved = None
+        if checkpoint is not None:
+            run = stack.enter_context(
+                RunDirectory(checkpoint, _problem(state, signature(operator), starts))
+            )
+            saved = stack.enter_context(_SavedState(run, state.size))
+            state = saved.load(operator) or state
+        if not state.rounds:
+            state.begin(starts)
+        bar = stack.enter_context(progress_bar(max_products, "Eigenpairs", progress))
         bar.update(state.num_products)
         while True:
             while (
@@ -597,6 +618,8 @@ def top_eigenpairs(
                 before = state.num_products
                 state.advance(operator)
                 bar.update(state.num_products - before)
+                if saved is not None:
+                    saved.save(state)
                 if callback is not None:
                     callback(state)
             checked = state.check(operator)
@@ -610,6 +633,84 @@ def top_eigenpairs(
             state.num_products += state.k
             state.polish(checked)
     return _result(state, checked, passed, max_products)
+
+
+class _SavedState:
+    """The state on disk: rows of the basis are appended until a restart changes them all.
+
+    Each such generation has a log of its own, and the one before it is removed once the new one
+    has a state.
+    """
+
+    def __init__(self, run: RunDirectory, size: int) -> None:
+        self._run = run
+        self._size = size
+        self._logs = ExitStack()
+        self._log: VectorLog | None = None
+        self._newest = -1
+        self._key: tuple[int, ...] | None = None
+
+    def __enter__(self) -> _SavedState:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._logs.close()
+
+    def load(self, operator: LinearOperator) -> EigenState | None:
+        """Return the state of the newest generation that has one, if it is of this operator."""
+        found = [int(path.name.split("-")[1]) for path in self._run.path.glob("generation-*")]
+        for generation in sorted(found, reverse=True):
+            self._log = self._open(generation)
+            if not self._log.num_vectors:
+                continue
+            rows = np.stack([self._log.read(index) for index in range(self._log.num_vectors)])
+            state = EigenState.from_arrays({**self._log.arrays, "basis": rows})
+            self._key = self._generation(state)
+            if not identifies(signature(operator)):
+                found_value = rows[0] @ block_product(operator, rows[0])
+                value = np.ldexp(state.projected[0, 0], state.exponent)
+                if abs(found_value - value) > 1e-3 * np.ldexp(state.norm, state.exponent):
+                    raise CheckpointError(
+                        f"the checkpoint {self._run.path} is of another operator: v'Av of its "
+                        f"first vector is {found_value:.6g} and was {value:.6g}. Use another "
+                        "directory."
+                    )
+            return state
+        return None
+
+    def save(self, state: EigenState) -> None:
+        """Make the state durable."""
+        arrays = state.arrays()
+        rows = arrays.pop("basis")
+        if self._log is None or self._generation(state) != self._key:
+            old, self._key = self._log, self._generation(state)
+            self._log = self._open(self._newest + 1)
+            self._log.append(rows, arrays)
+            if old is not None:
+                old.remove()
+        else:
+            self._log.append(rows[self._log.num_vectors :], arrays)
+
+    def _open(self, generation: int) -> VectorLog:
+        self._newest = max(generation, self._newest)
+        opened = self._run.log(f"generation-{generation}", self._size, np.float64)
+        self._logs.callback(opened.close)
+        return opened
+
+    @staticmethod
+    def _generation(state: EigenState) -> tuple[int, ...]:
+        return state.restarts, state.rounds, state.polishes
+
+
+def _problem(
+    state: EigenState, operator: dict[str, Any], starts: np.ndarray | None
+) -> dict[str, Any]:
+    names = ("k", "which", "tolerance", "precision", "subspace", "block_size", "seed")
+    return {
+        "algorithm": "top_eigenpairs",
+        "operator": operator,
+        "start": None if starts is None else array_hash(starts),
+    } | {name: getattr(state, name) for name in names}
 
 
 def power_iteration(
@@ -821,7 +922,7 @@ def _start_columns(start: Any, size: int, block_size: int) -> np.ndarray:
     """Return start vectors as unit columns, shape (n, count), count at most block_size."""
     shape = np.shape(start)
     count = min(max(shape[1], 1), block_size) if len(shape) == 2 else 1
-    return _as_starts(start, size, count)
+    return as_starts(start, size, count)
 
 
 def _log_distances(edge: float, values: np.ndarray) -> float:
@@ -834,5 +935,5 @@ def _log_distances(edge: float, values: np.ndarray) -> float:
 def _orthonormalize(rows: np.ndarray) -> None:
     """Make rows that are orthonormal but for rounding so to the last digit, in place."""
     for index, row in enumerate(rows):
-        _orthogonalize(row, rows[:index])
+        orthogonalize(row, rows[:index])
         row /= np.linalg.norm(row)

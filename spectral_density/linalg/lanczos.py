@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog, groups_begun
+from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
 from spectral_density.linalg.arguments import (
     array_hash,
     as_real_square,
@@ -168,7 +168,7 @@ def lanczos(
     dtype = _basis_dtype(basis_dtype)
     full = reorthogonalize == "full"
     num_rows = order if full else 2
-    starts = None if start is None else _as_starts(start, size, num_draws)
+    starts = None if start is None else as_starts(start, size, num_draws)
     groups = lockstep_groups(
         size,
         order,
@@ -216,7 +216,8 @@ def lanczos(
             if run is not None:
                 # Without reorthogonalization a step needs the last two vectors, and the one that
                 # is being written must not be one of them.
-                log = run.group(draws.start, draws.stop, size, dtype, None if full else 3)
+                name = f"draws-{draws.start}-{draws.stop}"
+                log = run.log(name, size, dtype, None if full else 3 * len(draws))
                 stack.callback(log.close)
                 _restore(group, log, operator)
             bar.update(group[0].step * len(group))
@@ -271,7 +272,7 @@ def lockstep_groups(
             size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
         )
     draws_at_once = integer(draws_at_once, "draws_at_once", 1)
-    begun = groups_begun(checkpoint)
+    begun = _groups_begun(checkpoint)
     groups, draw, end = [], first_draw, first_draw + num_draws
     while draw < end:
         ahead = min((first for first in begun if first > draw), default=end)
@@ -285,6 +286,14 @@ def lockstep_groups(
         groups.append(range(draw, stop))
         draw = stop
     return groups
+
+
+def _groups_begun(path: str | os.PathLike[str] | None) -> dict[int, int]:
+    """Return the groups of a checkpoint: the first draw to the one after the last."""
+    if path is None:
+        return {}
+    found = (entry.name.split("-") for entry in Path(path).glob("draws-*-*"))
+    return {int(first): int(end) for _, first, end in found}
 
 
 def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
@@ -351,7 +360,7 @@ class _Draw:
         alpha = q @ w
         w -= alpha * q
         if self.full:
-            alpha += _orthogonalize(w, self.rows[: j + 1])[j]
+            alpha += orthogonalize(w, self.rows[: j + 1])[j]
         beta = np.linalg.norm(w)
         self.norm = max(self.norm, before + abs(alpha) + beta)
         broken_down = beta <= 10 * eps * self.norm
@@ -387,7 +396,7 @@ class _Draw:
 
     def _restart(self) -> np.ndarray:
         w = _random_direction(len(self.rows[0]), *self.key, self.step)
-        _orthogonalize(w, self.rows[: self.step])
+        orthogonalize(w, self.rows[: self.step])
         w /= np.linalg.norm(w)
         return w
 
@@ -430,7 +439,7 @@ def _save(group: list[_Draw], log: VectorLog) -> None:
 
 def _restore(group: list[_Draw], log: VectorLog, operator: LinearOperator) -> None:
     """Take up the steps that a log holds, if they are of this operator."""
-    if not log.num_steps:
+    if not log.num_vectors:
         return
     saved = log.arrays
     if not identifies(signature(operator)):
@@ -443,11 +452,15 @@ def _restore(group: list[_Draw], log: VectorLog, operator: LinearOperator) -> No
                 f"{alpha:.6g} and was {saved['alpha'][0, 0]:.6g}. Use another directory."
             )
     for i, draw in enumerate(group):
-        read = partial(log.read, member=i)
-        draw.restore(saved["alpha"][i], saved["beta"][i], float(saved["norms"][i]), read)
+        draw.restore(
+            saved["alpha"][i],
+            saved["beta"][i],
+            float(saved["norms"][i]),
+            lambda step, i=i: log.read(step * len(group) + i),  # type: ignore[misc]
+        )
 
 
-def _orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Remove from `w`, in place, what lies along orthonormal rows; return what was removed.
 
     Classical Gram-Schmidt against all rows at once, repeated while the norm falls much. A float64
@@ -503,7 +516,7 @@ def _basis_dtype(dtype: Any) -> np.dtype:
     return result
 
 
-def _as_starts(start: Any, size: int, num_draws: int) -> np.ndarray:
+def as_starts(start: Any, size: int, num_draws: int) -> np.ndarray:
     """Return start vectors as unit columns, shape (size, num_draws)."""
     if np.iscomplexobj(start):
         raise TypeError("start must be real.")

@@ -20,6 +20,7 @@ from spectral_density.linalg.arguments import (
     integer,
     number,
     product_precision,
+    rounding_share,
     stream,
 )
 from spectral_density.linalg.threads import blas_threads
@@ -291,7 +292,7 @@ def randomized_svd(
     basis, products = space.basis, space.products
     with blas_threads(max(linear.shape)):
         asymmetry = _asymmetry(space) if symmetric else 0.0
-        if asymmetry > _asymmetry_limit(linear):
+        if _is_asymmetric(asymmetry, linear, basis):
             raise ValueError(
                 f"The operator is not symmetric: Q'A Q differs from its transpose by "
                 f"{asymmetry:.2g} of ||A Q||. Pass symmetric=False, which needs the operator's "
@@ -392,7 +393,7 @@ def randomized_eigh(
         if kept < rank:
             vectors = np.hstack([vectors, _complement(vectors, rank - kept, seed)])
             values = np.append(values, np.zeros(rank - kept))
-    if asymmetry > _asymmetry_limit(linear):
+    if _is_asymmetric(asymmetry, linear, basis):
         warnings.warn(
             f"The operator is not symmetric: Q'A Q differs from its transpose by {asymmetry:.2g} "
             "of ||A Q||. The eigenpairs are those of its symmetric part; the residuals are A's.",
@@ -825,8 +826,11 @@ def _asymmetry(space: _Space) -> float:
     return float(np.linalg.norm(core - core.T) / np.linalg.norm(space.products / scale))
 
 
-def _asymmetry_limit(operator: LinearOperator) -> float:
-    return max(_ASYMMETRY, _ROUNDING * product_precision(operator))
+def _is_asymmetric(asymmetry: float, operator: LinearOperator, basis: np.ndarray) -> bool:
+    """Tell whether an asymmetry is more than rounding can explain."""
+    if asymmetry <= max(_ASYMMETRY, _ROUNDING * product_precision(operator)):
+        return False
+    return asymmetry > 10 * rounding_share(operator, basis[:, 0])
 
 
 def _has_adjoint(operator: LinearOperator) -> bool:

@@ -660,3 +660,17 @@ def test_a_product_that_is_not_finite_names_the_pass(function):
     operator = LinearOperator((30, 30), matvec=None, matmat=matmat, dtype=float)
     with pytest.raises(FloatingPointError, match="in pass 2"):
         function(operator, 2, krylov_depth=3)
+
+
+def test_a_matrix_that_is_nothing_but_rounding_is_no_error():
+    n = 200
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+    a = a + a.T
+
+    def matmat(block):
+        block = block.astype(np.float32)
+        return ((a @ block) - (3 * a) @ (block / 3)).astype(np.float64)
+
+    operator = LinearOperator((n, n), matvec=matmat, matmat=matmat, dtype=np.float64)
+    assert randomized_svd(operator, 5).singular_values.max() < 1e-2
+    assert np.abs(randomized_eigh(operator, 5).values).max() < 1e-2

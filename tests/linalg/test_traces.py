@@ -484,3 +484,25 @@ def test_a_sketch_refuses_what_is_not_symmetric(function, method):
     matrix = np.random.default_rng(0).standard_normal((200, 200))
     with pytest.raises(ValueError, match="not symmetric"):
         function(matrix, method=method)
+
+
+def rounding_only(n=300, seed=0):
+    """A difference of two float32 matrices that are equal on paper: noise, and not symmetric."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((n, n)).astype(np.float32)
+    a = a + a.T
+
+    def matmat(block):
+        block = block.astype(np.float32)
+        return ((a @ block) - (3 * a) @ (block / 3)).astype(np.float64)
+
+    return LinearOperator((n, n), matvec=matmat, matmat=matmat, dtype=np.float64)
+
+
+@pytest.mark.parametrize("method", ["xtrace", "hutchinson"])
+def test_a_matrix_that_is_nothing_but_rounding_has_a_norm(method):
+    assert 0 < frobenius_norm(rounding_only(), method=method, num_products=32).value < 1e-2
+
+
+def test_a_matrix_that_is_nothing_but_rounding_has_a_trace():
+    assert abs(trace(rounding_only(), num_products=32).value) < 1e-2
