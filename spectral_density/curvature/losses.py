@@ -46,6 +46,14 @@ class Objective(ABC):
             weight: scalar tensor, the number of examples in the batch (or its `batch_weight`).
         """
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the value depends on beside variables and data, as text and numbers."""
+        return {
+            "description": self.description,
+            "coefficients": [float(c) for c in self.coefficients],
+            "averaged": [bool(a) for a in self.averaged],
+        }
+
     def penalty(self) -> tf.Tensor | None:
         """Return what is added once, not once a batch, as a scalar; None for nothing."""
         return None
@@ -99,6 +107,59 @@ class FunctionObjective(Objective):
             )
 
 
+class PairObjective(FunctionObjective):
+    """A user's model call and loss apart: `predict(model, batch)` and `loss(outputs, batch)`.
+
+    A loss of one value for each example, where `examples` allows it, is averaged (or summed).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        predict: Callable[[Any, Any], Any],
+        loss: Callable[[Any, Any], tf.Tensor],
+        reduction: str,
+        examples: bool = False,
+    ):
+        """Take the two functions; `examples` requires losses of shape (num_examples,)."""
+        super().__init__(
+            lambda batch: self.value_at(self.outputs_of(batch), batch),
+            reduction,
+            _describe(loss),
+            model,
+        )
+        self._predict = predict
+        self._loss = loss
+        self._examples = examples
+
+    def outputs_of(self, batch: Any) -> Any:
+        """Return the model's outputs for a batch, as the user's function gives them."""
+        return self._predict(self.model, batch)
+
+    def examples_at(self, outputs: Any, batch: Any) -> tf.Tensor:
+        """Return what the user's loss gives where the outputs are given."""
+        return tf.convert_to_tensor(self._loss(outputs, batch))
+
+    def value_at(self, outputs: Any, batch: Any) -> tf.Tensor:
+        """Return the scalar loss of a batch where the outputs are given."""
+        values = self.examples_at(outputs, batch)
+        if not self._examples:
+            return values
+        return tf.reduce_mean(values) if self.averaged[0] else tf.reduce_sum(values)
+
+    def validate(self, batch: Any) -> None:
+        """Raise if the loss is no scalar, or, where it has to be, not one value per example."""
+        if not self._examples:
+            super().validate(batch)
+            return
+        shape = loss_shape(lambda batch: self.examples_at(self.outputs_of(batch), batch), batch)
+        if shape.rank != 1:
+            raise ValueError(
+                "loss(outputs, batch) must return one value for each example, shape "
+                f"(num_examples,), got shape {_format(shape)}."
+            )
+
+
 def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
     """Return the shape of `function(batch)` without computing it.
 
@@ -119,6 +180,18 @@ class _Term(NamedTuple):
     reduction: str
     dtype: str
     coefficient: float
+    loss: Any  # the object or function itself
+
+
+class OutputTerm(NamedTuple):
+    """One output of a batch with its loss, labels and weights."""
+
+    number: int  # of the term among the objective's
+    position: int  # of the output among the flattened outputs
+    term: _Term
+    label: Any
+    output: tf.Tensor
+    sample_weight: Any
 
 
 class KerasObjective(Objective):
@@ -209,7 +282,12 @@ class KerasObjective(Objective):
         if not is_keras_loss(loss) or keras.__name__ == "tf_keras":
             values = _with_ranks_matched(values)
         dtype = getattr(loss, "dtype", None) or keras.backend.floatx()
-        return _Term(values, reduction, str(dtype), 1.0 if weight is None else float(weight))
+        coefficient = 1.0 if weight is None else float(weight)
+        return _Term(values, reduction, str(dtype), coefficient, loss)
+
+    def outputs_of(self, batch: Any) -> Any:
+        """Return the model's outputs for a batch `(x, y)` or `(x, y, sample_weight)`."""
+        return self.outputs(unpack(batch)[0])
 
     def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Objective.sums`."""
@@ -221,15 +299,7 @@ class KerasObjective(Objective):
         self, outputs: Any, y: Any, sample_weight: Any, weight: Any
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the sums and denominators where the model's outputs are given."""
-        labels = _align(y, outputs, self._output_names, "y")
-        weights = _align(sample_weight, outputs, self._output_names, "sample_weight")
-        pairs = [
-            _weighted_sum(term, label, output, example_weight, weight)
-            for term, label, output, example_weight in zip(
-                self._terms, labels, tf.nest.flatten(outputs), weights, strict=True
-            )
-            if term is not None
-        ]
+        pairs = [weighted_sum(part, weight) for part in self.terms_at(outputs, y, sample_weight)]
         dtype = max((total.dtype for total, _ in pairs), key=lambda d: d.size)
         count = tf.cast(weight, dtype)
         added = _added_losses(self.model)
@@ -237,6 +307,30 @@ class KerasObjective(Objective):
         pairs.append((activity if self._reduction == "sum" else activity * count, count))
         totals = tf.stack([tf.cast(total, dtype) for total, _ in pairs])
         return totals, tf.stack([tf.cast(denominator, dtype) for _, denominator in pairs])
+
+    def adds_losses(self) -> bool:
+        """Tell whether layers added losses in the call just made."""
+        return bool(_added_losses(self.model))
+
+    def terms_at(self, outputs: Any, y: Any, sample_weight: Any) -> list[OutputTerm]:
+        """Return each output that has a loss with its labels and weights."""
+        flat = tf.nest.flatten(outputs)
+        labels = _align(y, outputs, self._output_names, "y")
+        weights = _align(sample_weight, outputs, self._output_names, "sample_weight")
+        used = [(at, term) for at, term in enumerate(self._terms) if term is not None]
+        return [
+            OutputTerm(number, at, term, labels[at], flat[at], weights[at])
+            for number, (at, term) in enumerate(used)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """See `Objective.settings`: the options of the losses, and the mode of the model."""
+        losses = tf.nest.flatten(self._losses)
+        options = [
+            str(loss.get_config()) if hasattr(loss, "get_config") else _describe(loss)
+            for loss in losses
+        ]
+        return super().settings() | {"options": options, "call": str(self._call_options)}
 
     def penalty(self) -> tf.Tensor | None:
         """See `Objective.penalty`: the sum of the model's weight regularization."""
@@ -252,7 +346,12 @@ class KerasObjective(Objective):
 
 
 def make_objective(
-    model: Any, loss: Any, *, reduction: str | None = None, training: bool = False
+    model: Any,
+    loss: Any,
+    *,
+    reduction: str | None = None,
+    training: bool = False,
+    examples: bool = False,
 ) -> Objective:
     """Bring whatever loss the user has into one form.
 
@@ -264,6 +363,7 @@ def make_objective(
             loss(outputs, batch))`.
         reduction: "mean" or "sum" over batches; None for a Keras loss's own, or the mean.
         training: mode in which a Keras loss calls the model.
+        examples: whether the loss of a pair returns one value for each example, no scalar.
 
     Raises:
         ValueError: if there is no loss to be had, or `reduction` is unknown.
@@ -286,13 +386,7 @@ def make_objective(
             "so pass training=True to the model there."
         )
     if isinstance(loss, tuple) and len(loss) == 2 and all(callable(part) for part in loss):
-        predict, of_outputs = loss
-        return FunctionObjective(
-            lambda batch: of_outputs(predict(model, batch), batch),
-            reduction or "mean",
-            _describe(of_outputs),
-            model,
-        )
+        return PairObjective(model, *loss, reduction or "mean", examples)
     if callable(loss):
         return FunctionObjective(
             lambda batch: loss(model, batch), reduction or "mean", _describe(loss), model
@@ -410,20 +504,35 @@ def _align(values: Any, outputs: Any, names: Any, what: str) -> list[Any]:
     return [values] * num_outputs
 
 
-def _weighted_sum(
-    term: _Term, y: Any, output: tf.Tensor, sample_weight: Any, count: Any
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the weighted sum of a term's values over a batch, and its denominator.
-
-    As Keras does it (`keras.losses.Loss.__call__`), but before the division, and in the wider of
-    the loss's and the output's dtypes: a float32 loss must not round a float64 model.
-    """
-    dtype = max(tf.as_dtype(term.dtype), output.dtype, key=lambda d: d.size)
-    values = term.values(tf.cast(y, dtype), tf.cast(output, dtype))
+def weighted_sum(part: OutputTerm, count: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the weighted sum of a term's values over a batch, and its denominator."""
+    values = term_values(part)
     if values.shape.rank == 0:
-        return _weighted_scalar(term, values, sample_weight, count)
+        return _weighted_scalar(part.term, values, part.sample_weight, count)
+    weights, denominator = term_weights(part, values)
+    if weights is None:
+        return tf.reduce_sum(values), denominator
+    # A masked value may be anything, NaN included, and counts for nothing.
+    return tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), denominator
+
+
+def term_values(part: OutputTerm) -> tf.Tensor:
+    """Return the values of a term's loss, in the wider of the loss's and the output's dtypes.
+
+    A float32 loss must not round a float64 model.
+    """
+    dtype = max(tf.as_dtype(part.term.dtype), part.output.dtype, key=lambda d: d.size)
+    return part.term.values(tf.cast(part.label, dtype), tf.cast(part.output, dtype))
+
+
+def term_weights(part: OutputTerm, values: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """Return the weights of a term's values, of their rank or None for ones, and the denominator.
+
+    As Keras does it (`keras.losses.Loss.__call__`), but before the division.
+    """
+    dtype = values.dtype
     # The output's mask says which steps are padding, that of the values which labels are ignored.
-    found = [getattr(tensor, "_keras_mask", None) for tensor in (output, values)]
+    found = [getattr(tensor, "_keras_mask", None) for tensor in (part.output, values)]
     masks = [tf.cast(mask, tf.bool) for mask in found if mask is not None]
     denominator = tf.cast(tf.size(values), dtype)
     weights = None
@@ -431,16 +540,15 @@ def _weighted_sum(
         mask = masks[0] if len(masks) == 1 else masks[0] & masks[1]
         weights = tf.cast(mask, dtype)
         denominator *= tf.reduce_sum(weights) / tf.cast(tf.size(mask), dtype)
-    if sample_weight is not None:
-        given = _match_rank(tf.cast(sample_weight, dtype), values)
+    if part.sample_weight is not None:
+        given = _match_rank(tf.cast(part.sample_weight, dtype), values)
         weights = given if weights is None else given * _match_rank(weights, given)
     if weights is None:
-        return tf.reduce_sum(values), denominator
+        return None, denominator
     weights = _match_rank(weights, values)
-    if term.reduction == "mean_with_sample_weight":
+    if part.term.reduction == "mean_with_sample_weight":
         denominator = tf.reduce_sum(weights)
-    # A masked value may be anything, NaN included, and counts for nothing.
-    return tf.reduce_sum(tf.math.multiply_no_nan(values, weights)), denominator
+    return weights, denominator
 
 
 def _weighted_scalar(
