@@ -15,9 +15,10 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.batches import Batches
-from spectral_density.curvature.frameworks import check_backend, losses_put_back
+from spectral_density.curvature.frameworks import check_backend, losses_put_back, tf_variable
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.parameters import Parameters
+from spectral_density.linalg.arguments import array_hash
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
@@ -157,6 +158,25 @@ class CurvatureOperator(LinearOperator):
                 dense[:, start : start + width] = self.matmat(block)
                 bar.update(width)
         return dense
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this matrix from another: loss, variables, weights and data.
+
+        Weights and data are hashed, which takes a pass over the data without any computation.
+        """
+        model_variables = getattr(self.objective.model, "variables", ())
+        weights = [*self.parameters.variables, *map(tf_variable, model_variables)]
+        batches = [array_hash(*map(np.asarray, tf.nest.flatten(batch))) for batch in self.batches]
+        return {
+            "matrix": repr(self),
+            "loss": self.objective.settings(),
+            "variables": dict(
+                zip(self.parameters.names, map(list, self.parameters.shapes), strict=True)
+            ),
+            "weights": array_hash(*map(np.asarray, weights)),
+            "data": array_hash(np.array(batches)),
+            "batch weights": array_hash(np.array([float(weight) for weight in self._weights])),
+        }
 
     def matvec(self, x: np.ndarray) -> np.ndarray:
         """Return the product with a vector of shape (num_params,) or (num_params, 1)."""

@@ -599,3 +599,27 @@ def test_gradient_against_the_tape_for_a_plain_function():
     expected = flat_gradient(lambda: squared_error(model, wide), tf_variables(model))
     assert relative_error(hessian.gradient(), np.asarray(expected)) <= 1e-12
     assert hessian.loss() == pytest.approx(float(squared_error(model, wide)), rel=1e-12)
+
+
+def fingerprint(model=None, **loss_options):
+    x, y = np.eye(6, 4, dtype=np.float32), np.arange(6) % 3
+    if model is None:
+        model = set_random_weights(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, **loss_options)
+    return HessianOperator(model, loss, [(x[:4], y[:4]), (x[4:], y[4:])]).fingerprint()
+
+
+def test_a_fingerprint_is_that_of_the_matrix():
+    import json
+
+    first = fingerprint()
+    # Layers are numbered as they are made, and their names are part of it.
+    model = set_random_weights(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+    same, again = fingerprint(model), fingerprint(model)
+    assert same == again
+    assert json.loads(json.dumps(same)) == same
+    assert first["data"] == same["data"]
+    assert first["weights"] == same["weights"]
+    assert fingerprint(model, reduction="sum")["loss"] != same["loss"]
+    model.layers[0].bias.assign_add([0.0, 1e-6, 0.0])
+    assert fingerprint(model)["weights"] != same["weights"]
