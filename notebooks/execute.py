@@ -30,6 +30,7 @@ def execute(path: Path) -> None:
             timeout=None,
             coalesce_streams=True,
             record_timing=False,
+            store_widget_state=False,
             extra_arguments=KERNEL_OPTIONS,
             resources={"metadata": {"path": directory}},
         ).execute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -29,7 +30,9 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
     Returns:
         A `tqdm` bar: a context manager with `update(n)`.
     """
-    shown = is_interactive() if progress is None else bool(progress)
+    # tqdm's own switch, which its notebook bars do not heed.
+    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+    shown = is_interactive() and not switched_off if progress is None else bool(progress)
     if shown:
         from tqdm.auto import tqdm
     else:
