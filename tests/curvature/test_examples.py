@@ -6,7 +6,15 @@ import pytest
 import tensorflow as tf
 from models import flat_gradient, jacobian_hessian, set_random_weights, tf_variables
 
-from spectral_density import HessianOperator, power_iteration, solve, top_eigenpairs
+from spectral_density import (
+    GaussNewtonOperator,
+    HessianOperator,
+    effective_dimension,
+    log_determinant,
+    power_iteration,
+    solve,
+    top_eigenpairs,
+)
 from spectral_density.linalg.solvers import Status
 
 
@@ -89,3 +97,36 @@ def test_conjugate_gradients_report_the_negative_curvature_of_the_xor_network():
         assert not solution.converged
         direction = solution.negative_curvature
         assert direction @ dense @ direction < 0
+
+
+@pytest.fixture(scope="module")
+def damped_ggn():
+    """A Gauss-Newton matrix of 355 parameters, too many for its traces to be taken exactly."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 12)).astype(np.float32), rng.integers(0, 5, 64)
+    model = set_random_weights(
+        keras.Sequential(
+            [keras.Input((12,)), keras.layers.Dense(18, "tanh"), keras.layers.Dense(5)]
+        )
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ggn = GaussNewtonOperator(model, loss, [(x[:40], y[:40]), (x[40:], y[40:])])
+    return ggn, ggn.to_dense()
+
+
+@pytest.mark.parametrize("damping", [1e-1, 1e-3])
+def test_the_log_determinant_of_a_damped_ggn_is_right_to_its_error_bar(damped_ggn, damping):
+    ggn, dense = damped_ggn
+    estimate = log_determinant(ggn, damping, order=25, num_draws=8, lower_bound=0.0)
+    low, high = estimate.interval()
+    exact = np.linalg.slogdet(dense + damping * np.eye(len(dense)))[1]
+    assert low <= exact <= high
+    assert high - low <= 0.2 * abs(exact)
+
+
+def test_the_effective_dimension_of_a_damped_ggn_is_right_to_its_error_bar(damped_ggn):
+    ggn, dense = damped_ggn
+    estimate = effective_dimension(ggn, 1e-2, order=25, num_draws=8, lower_bound=0.0)
+    low, high = estimate.interval()
+    values = np.linalg.eigvalsh(dense)
+    assert low <= np.sum(values / (values + 1e-2)) <= high
