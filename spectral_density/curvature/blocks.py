@@ -126,7 +126,8 @@ def layer_operators(operator: Any) -> dict[str, SubmatrixOperator]:
 
     A layer is what the model lists as one; a model used as a layer is taken apart. Of anything
     but a Keras model the variables go by the path of their names: `encoder/w` and `encoder/b` are
-    one block. A product with a block costs one with the whole operator.
+    one block. A product with a block costs one with the whole operator, and traces no graph of its
+    own; for many products with one layer, an operator made with `variables="layer"` costs less.
 
     Args:
         operator: a `CurvatureOperator`, or a sum or multiple of such, `hessian - ggn`.
