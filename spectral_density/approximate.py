@@ -21,6 +21,7 @@ from spectral_density.linalg.lanczos import (
     lockstep_groups,
     start_vector,
 )
+from spectral_density.linalg.memory import foresee
 from spectral_density.linalg.quadrature import (
     gauss_quadrature,
     ritz_overlaps,
@@ -44,6 +45,8 @@ def estimate_spectrum(
     seed: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
+    basis_dtype: Any = "float64",
+    basis: Literal["memory", "disk"] = "memory",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     callback: Callable[[LanczosStep], None] | None = None,
@@ -58,6 +61,8 @@ def estimate_spectrum(
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
+        basis_dtype: "float64", or "float32" for half the memory, see `lanczos`.
+        basis: "memory", or "disk" for the basis in a temporary file, see `lanczos`.
         checkpoint: a directory in which each step is made durable, see `lanczos`: a run that was
             killed goes on where it was, and steps or draws can be added to one that ended.
         progress: show a bar; None for only in interactive runs.
@@ -69,6 +74,7 @@ def estimate_spectrum(
 
     Raises:
         ValueError: if order < 1 or order > n, or an argument is out of range.
+        MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
@@ -83,6 +89,7 @@ def estimate_spectrum(
         num_draws=num_draws,
         draws_at_once=draws_at_once,
         reorthogonalize=reorthogonalize,
+        basis_dtype=basis_dtype,
         checkpoint=checkpoint,
     )
     parts: list[Tridiagonalization] = []
@@ -104,6 +111,8 @@ def estimate_spectrum(
                 first_draw=draws.start,
                 reorthogonalize=reorthogonalize,
                 draws_at_once=len(draws),
+                basis_dtype=basis_dtype,
+                basis=basis,
                 checkpoint=checkpoint,
                 progress=False,
                 callback=on_step,
@@ -170,6 +179,7 @@ def approximate_hessian(
 
     Raises:
         ValueError: see `HessianOperator` and `lanczos`.
+        MemoryError: if V and its transpose would not fit into the free memory.
         CheckpointError: see `lanczos`.
     """
     from spectral_density.curvature import HessianOperator
@@ -180,6 +190,13 @@ def approximate_hessian(
         raise ValueError(f'reduce_op must be "MEAN" or "SUM", got {reduce_op!r}.')
     loss_fn, reduction = _summed_if_per_example(model, loss_fn, dataset, reductions[reduce_op])
     hessian = HessianOperator(model, loss_fn, dataset, variables=variables, reduction=reduction)
+    order = integer(order, "order", 1)
+    row = 8 * hessian.shape[0]
+    foresee(
+        {"Lanczos vectors": order * row, "V, their transpose": order * row},
+        "Use a lower order, fewer parameters with variables=, or estimate_spectrum, which returns "
+        "no V and has reorthogonalize='none', basis='disk' and basis_dtype='float32'.",
+    )
     return _as_tensors(
         lanczos(hessian, order, seed=random_seed, checkpoint=checkpoint, progress=progress)
     )

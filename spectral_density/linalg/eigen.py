@@ -27,6 +27,7 @@ from spectral_density.linalg.arguments import (
     stream,
 )
 from spectral_density.linalg.lanczos import as_starts, orthogonalize
+from spectral_density.linalg.memory import foresee
 from spectral_density.linalg.threads import blas_threads
 
 WHICH = ("LM", "LA", "SA", "BE")
@@ -578,6 +579,7 @@ def top_eigenpairs(
         ValueError: if the operator is not square, an argument is out of its range, or the state to
             resume is of another problem.
         FloatingPointError: if a product with the operator is not finite.
+        MemoryError: if the basis would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
@@ -832,6 +834,10 @@ def _initial_state(
         )
     precision = product_precision(operator)
     capacity = subspace + block_size
+    foresee(
+        {"basis": capacity * size * 8, "pairs and products": (k + 3 * block_size) * size * 8},
+        "Ask for fewer pairs, a smaller subspace, or fewer parameters with variables=.",
+    )
     return EigenState(
         size=size,
         k=k,

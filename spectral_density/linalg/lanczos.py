@@ -25,6 +25,7 @@ from spectral_density.linalg.arguments import (
     signature,
     stream,
 )
+from spectral_density.linalg.memory import foresee, on_disk
 from spectral_density.linalg.threads import blas_threads
 
 GROUP_BYTES = 2 * 1024**3
@@ -33,6 +34,11 @@ GROUP_BYTES = 2 * 1024**3
 GROUP_DRAWS = 16
 """Draws that advance in lockstep at most by default."""
 
+_WAYS_OUT = (
+    "basis_dtype='float32' halves the basis, basis='disk' keeps it in a file, fewer draws_at_once "
+    "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a draw and is right "
+    "for densities; or choose a lower order, or fewer parameters with variables=."
+)
 _MAX_PASSES = 3
 # Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
 # nothing along the basis but rounding; one that leaves less is repeated.
@@ -103,6 +109,7 @@ def lanczos(
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
     basis_dtype: Any = "float64",
+    basis: Literal["memory", "disk"] = "memory",
     keep_basis: bool = True,
     start: np.ndarray | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -129,6 +136,8 @@ def lanczos(
         draws_at_once: draws advanced in lockstep, with one block product a step. None follows
             from the size of the problem alone, see `default_draws_at_once`.
         basis_dtype: "float64", or "float32" for half the memory and orthogonality to 1e-6.
+        basis: "memory", or "disk" for rows in a temporary file, in the directory of the
+            checkpoint if there is one; each step then reads all of them.
         keep_basis: whether the result has the basis; without, a group's is freed when it ends.
         start: start vectors instead of random ones, shape (n,) or (n, num_draws).
         checkpoint: a directory in which each step is made durable. A run that finds its own steps
@@ -145,6 +154,7 @@ def lanczos(
         TypeError: if the operator or its products are not real, or an argument has a wrong type.
         ValueError: if the operator is not square, or an argument is out of its range.
         FloatingPointError: if a product with the operator is not finite.
+        MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
     References:
@@ -166,6 +176,8 @@ def lanczos(
     if reorthogonalize not in ("full", "none"):
         raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
     dtype = _basis_dtype(basis_dtype)
+    if basis not in ("memory", "disk"):
+        raise ValueError(f"basis must be 'memory' or 'disk', got {basis!r}.")
     full = reorthogonalize == "full"
     num_rows = order if full else 2
     starts = None if start is None else as_starts(start, size, num_draws)
@@ -180,12 +192,23 @@ def lanczos(
         checkpoint=checkpoint,
     )
 
+    width = max(map(len, groups))
+    kept = num_draws if keep_basis and full else width
+    foresee(
+        {
+            "basis": kept * num_rows * size * dtype.itemsize if basis == "memory" else 0,
+            # The vectors, their products, and a copy of these in float64 rows.
+            "block": 3 * width * size * 8,
+        },
+        _WAYS_OUT,
+    )
     alpha = np.zeros((num_draws, order))
     beta = np.zeros((num_draws, order))
-    basis = None
-    if keep_basis and full:
+
+    def allocate(draws: int) -> np.ndarray:
         # Not zeroed: a page of memory is taken only when its row is written.
-        basis = np.empty((num_draws, order, size), dtype)
+        shape = (draws, num_rows, size)
+        return np.empty(shape, dtype) if basis == "memory" else on_disk(shape, dtype, checkpoint)
 
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(order * num_draws, "Lanczos", progress))
@@ -200,12 +223,10 @@ def lanczos(
                 "basis_dtype": dtype.name,
             }
             run = stack.enter_context(RunDirectory(checkpoint, problem))
+        all_rows = allocate(num_draws) if keep_basis and full else None
         for draws in groups:
             members = slice(draws.start - first_draw, draws.stop - first_draw)
-            if basis is None:
-                rows = np.empty((len(draws), num_rows, size), dtype)
-            else:
-                rows = basis[members]
+            rows = allocate(len(draws)) if all_rows is None else all_rows[members]
             group = []
             for i, draw in enumerate(draws):
                 k = members.start + i
@@ -240,7 +261,7 @@ def lanczos(
         alpha=alpha,
         beta=beta[:, :-1].copy(),
         residual_norms=beta[:, -1].copy(),
-        basis=basis,
+        basis=all_rows,
         size=size,
         seed=seed,
         first_draw=first_draw,

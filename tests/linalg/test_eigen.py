@@ -605,3 +605,12 @@ def test_power_iteration_repeats_and_takes_a_start():
     single = power_iteration(single_precision(matrix))
     assert single.converged
     assert abs(single.value - 5) <= 1e-5
+
+
+def test_a_basis_that_does_not_fit_is_refused_before_the_first_product():
+    def product(v):
+        raise RuntimeError("multiplied")
+
+    operator = LinearOperator((10**10, 10**10), matvec=product, dtype=float)
+    with pytest.raises(MemoryError, match=r"basis 1,5\d\d\.\d GiB"):
+        top_eigenpairs(operator, 3)

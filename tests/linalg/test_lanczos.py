@@ -350,3 +350,24 @@ def test_a_shifted_or_scaled_matrix_has_the_shifted_or_scaled_tridiagonal():
     shifted = lanczos(diagonal_operator(eigenvalues + 3.0), 12)
     expected = plain.tridiagonal() + 3.0 * np.eye(12)
     np.testing.assert_allclose(shifted.tridiagonal(), expected, atol=1e-10 * spread(eigenvalues))
+
+
+def test_a_run_that_does_not_fit_is_refused_before_the_first_product(monkeypatch):
+    def product(v):
+        raise RuntimeError("multiplied")
+
+    operator = LinearOperator((10**9, 10**9), matvec=product, dtype=float)
+    message = r"basis 6[67]\d\.\d GiB, block .* are free\. basis_dtype='float32'"
+    with pytest.raises(MemoryError, match=message):
+        lanczos(operator, 90)
+
+
+def test_a_basis_on_disk_gives_the_same_numbers():
+    a = dense_symmetric(log_uniform_bulk(60))
+    in_memory = lanczos(a, 20, num_draws=2)
+    on_disk = lanczos(a, 20, num_draws=2, basis="disk")
+    np.testing.assert_array_equal(on_disk.alpha, in_memory.alpha)
+    np.testing.assert_array_equal(on_disk.basis, in_memory.basis)
+    assert isinstance(on_disk.basis, np.memmap)
+    with pytest.raises(ValueError, match="'memory' or 'disk'"):
+        lanczos(a, 3, basis="tape")

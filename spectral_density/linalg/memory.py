@@ -1,0 +1,50 @@
+"""What a run will take, held against what is free before it begins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import psutil
+
+
+def foresee(needed: Mapping[str, int], ways_out: str) -> None:
+    """Raise if the bytes that a run needs are more than are free.
+
+    Args:
+        needed: bytes of each thing that will be held at the same time, by name.
+        ways_out: what the user can do about it.
+
+    Raises:
+        MemoryError: with every figure, and the ways out.
+    """
+    total, free = sum(needed.values()), psutil.virtual_memory().available
+    if total > free:
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items() if size)
+        raise MemoryError(
+            f"the run would take {_gib(total)} ({parts}), and {_gib(free)} are free. {ways_out}"
+        )
+
+
+def on_disk(
+    shape: tuple[int, ...], dtype: Any, directory: str | os.PathLike[str] | None = None
+) -> np.ndarray:
+    """Return an array whose entries are in an unnamed file, which goes when the array does.
+
+    Args:
+        shape: of the array.
+        dtype: of its entries.
+        directory: where the file is; None for that of temporary files (`TMPDIR`).
+
+    Raises:
+        OSError: if the file cannot be made.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
