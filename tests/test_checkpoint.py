@@ -81,11 +81,12 @@ def test_steps_can_be_added_without_repeating_any(tmp_path, reorthogonalize):
     options = {"reorthogonalize": reorthogonalize, "checkpoint": tmp_path}
     lanczos(operator, 8, **options)
     assert len(products) == 8
+    # One product makes sure that the operator is the same.
     longer = lanczos(operator, 20, **options)
-    assert len(products) == 20
+    assert len(products) == 20 + 1
     same(longer, lanczos(a, 20, reorthogonalize=reorthogonalize))
     same(lanczos(operator, 5, **options), lanczos(a, 5, reorthogonalize=reorthogonalize))
-    assert len(products) == 20
+    assert len(products) == 20 + 2
 
 
 def test_draws_can_be_added_without_repeating_any(tmp_path):
@@ -157,7 +158,7 @@ def test_a_function_is_told_from_another_by_one_product(tmp_path):
     lanczos(operator(1.0), 4, checkpoint=tmp_path)
     lanczos(operator(1.0), 6, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match="another operator"):
-        lanczos(operator(1.1), 6, checkpoint=tmp_path)
+        lanczos(operator(1.0003), 6, checkpoint=tmp_path)
 
 
 def damage(path, change):

@@ -4,13 +4,14 @@ from spectral_density.curvature.blocks import SubmatrixOperator, layer_operators
 from spectral_density.curvature.fisher import FisherOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
-from spectral_density.curvature.normalization import normalized_filters
+from spectral_density.curvature.normalization import NormalizedLayer, normalized_filters
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import Parameters
 from spectral_density.curvature.quadratic import (
     GradientStep,
     NewtonDecrement,
     QuadraticModelError,
+    StepStatus,
     gradient_step,
     newton_decrement,
     quadratic_model_error,
@@ -23,8 +24,10 @@ __all__ = [
     "GradientStep",
     "HessianOperator",
     "NewtonDecrement",
+    "NormalizedLayer",
     "Parameters",
     "QuadraticModelError",
+    "StepStatus",
     "SubmatrixOperator",
     "gradient_step",
     "layer_operators",

@@ -285,7 +285,7 @@ def _by_path(parameters: Parameters) -> list[tuple[str, str, list[tf.Variable]]]
 
 def _keras_layers(model: Any, path: str = "") -> Iterator[tuple[str, str, list[tf.Variable]]]:
     """Yield name, path of the model around it, and variables of each layer, nested models last."""
-    for layer in model.layers:
+    for layer in getattr(model, "layers", ()):
         if _is_model(layer):
             yield from _keras_layers(layer, f"{path}/{layer.name}".lstrip("/"))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import check_backend
-from spectral_density.curvature.losses import Objective, make_objective
+from spectral_density.curvature.losses import Objective, PairObjective, make_objective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import OutputLoss, OutputsOfBatch
 from spectral_density.curvature.parameters import Parameters, select
@@ -63,7 +64,32 @@ class ThroughOutputs(CurvatureOperator):
         if not self._endings_known:
             with self._put_back():
                 self._output_loss.survey(batch)
+                self._warn_of_variables_beyond_outputs(batch)
             self._endings_known = True
+
+    def _warn_of_variables_beyond_outputs(self, batch: Any) -> None:
+        """Warn where a user's loss reads variables itself, of which J knows nothing."""
+        if not isinstance(self.objective, PairObjective):
+            return
+        variables = self.parameters.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            outputs = self.objective.outputs_of(batch)
+            cut = tf.nest.map_structure(tf.stop_gradient, outputs)
+            value = self.objective.value_at(cut, batch)
+        reached = tape.gradient(value, variables)
+        names = [
+            name
+            for name, part in zip(self.parameters.names, reached, strict=True)
+            if part is not None
+        ]
+        if names:
+            warnings.warn(
+                f"loss(outputs, batch) reads variables beside the outputs: {', '.join(names)}. "
+                "The matrix holds nothing of what they do there. Compute it in predict, or use "
+                "HessianOperator.",
+                stacklevel=2,
+            )
 
     def _outputs(self, batch: Any) -> OutputsOfBatch:
         return self._output_loss.at(batch)

@@ -326,10 +326,7 @@ class KerasObjective(Objective):
     def settings(self) -> dict[str, Any]:
         """See `Objective.settings`: the options of the losses, and the mode of the model."""
         losses = tf.nest.flatten(self._losses)
-        options = [
-            str(loss.get_config()) if hasattr(loss, "get_config") else _describe(loss)
-            for loss in losses
-        ]
+        options = [_options(loss) for loss in losses]
         return super().settings() | {"options": options, "call": str(self._call_options)}
 
     def penalty(self) -> tf.Tensor | None:
@@ -469,6 +466,15 @@ def _takes_training(model: Any) -> bool:
         return "training" in inspect.signature(model).parameters
     except (TypeError, ValueError):
         return False
+
+
+def _options(loss: Any) -> str:
+    """Return what a Keras loss was made with, but for the name, which Keras may have numbered."""
+    if not hasattr(loss, "get_config"):
+        return _describe(loss)
+    arguments = getattr(loss, "_fn_kwargs", None) or {}
+    named = {"config": loss.get_config(), "arguments": arguments}
+    return str({key: {k: v for k, v in part.items() if k != "name"} for key, part in named.items()})
 
 
 def _describe(loss: Any) -> str:

@@ -69,7 +69,7 @@ class CurvatureOperator(LinearOperator):
         self.num_passes = 0
         self.num_traces = 0
         autograph = objective.autograph
-        self._product_fn = _compiled(self._traced_products, autograph)
+        self._product_fns: dict[int, Any] = {}
         self._gradient_fn = _compiled(self._traced_gradient, autograph)
         self._loss_fn = _compiled(self._batch_value, autograph)
         self._sums_fn = _compiled(objective.sums, autograph)
@@ -151,12 +151,12 @@ class CurvatureOperator(LinearOperator):
             )
         dense = np.empty((n, n))
         with progress_bar(n, "columns", progress) as bar:
-            for start in range(0, n, MAX_WIDTH):
-                width = min(MAX_WIDTH, n - start)
-                block = np.zeros((n, width))
-                block[start + np.arange(width), np.arange(width)] = 1.0
-                dense[:, start : start + width] = self.matmat(block)
-                bar.update(width)
+            width = min(MAX_WIDTH, n)
+            for start in range(0, n, width):
+                # The last block overlaps the one before it: another width would be another graph.
+                first = min(start, n - width)
+                dense[:, first : first + width] = self.matmat(np.eye(n, width, -first))
+                bar.update(first + width - start)
         return dense
 
     def fingerprint(self) -> dict[str, Any]:
@@ -170,9 +170,8 @@ class CurvatureOperator(LinearOperator):
         return {
             "matrix": repr(self),
             "loss": self.objective.settings(),
-            "variables": dict(
-                zip(self.parameters.names, map(list, self.parameters.shapes), strict=True)
-            ),
+            # Keras numbers names as models are made: the same model made again has others.
+            "shapes": [list(shape) for shape in self.parameters.shapes],
             "weights": array_hash(*map(np.asarray, weights)),
             "data": array_hash(np.array(batches)),
             "batch weights": array_hash(np.array([float(weight) for weight in self._weights])),
@@ -228,14 +227,14 @@ class CurvatureOperator(LinearOperator):
         with self._pass():
             for batch, weight in self._weighted_batches():
                 for position, chunk in enumerate(chunks):
-                    sums[position] = self._product_fn(
-                        batch, weight, self._scales, chunk, *sums[position]
-                    )
+                    multiply = self._product_fn(chunk.shape[0])
+                    sums[position] = multiply(batch, weight, self._scales, chunk, *sums[position])
             self._check_dependence()
             totals = [[np.array(total) for total in chunk_sums] for chunk_sums in sums]
             for chunk, (products, *gradient) in zip(chunks, totals, strict=True):
                 nothing = tf.zeros(chunk.shape, tf.float64)
-                self._check_finite(products, "product", self._product_fn, chunk, nothing)
+                multiply = self._product_fn(chunk.shape[0])
+                self._check_finite(products, "product", multiply, chunk, nothing)
                 for total in (products, *gradient):
                     total /= self._divisor
                 if self._penalized:
@@ -245,6 +244,16 @@ class CurvatureOperator(LinearOperator):
                         total += np.asarray(penalty_gradient)
         blocks = [products for products, *_ in totals]
         return [(blocks[0] if len(blocks) == 1 else np.concatenate(blocks)).T, *totals[0][1:]]
+
+    def _product_fn(self, width: int) -> Any:
+        """Return the compiled products with blocks of a width.
+
+        Each width has a function of its own: TensorFlow warns of one that is traced often.
+        """
+        if width not in self._product_fns:
+            traced = _compiled(self._traced_products, self.objective.autograph)
+            self._product_fns[width] = traced
+        return self._product_fns[width]
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
         """Return vectors as the rows of a tensor in the dtype of the products."""

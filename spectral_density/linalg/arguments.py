@@ -101,9 +101,16 @@ def block_product(operator: LinearOperator, block: np.ndarray, where: str = "") 
 def product_precision(operator: Any) -> float:
     """Return the relative rounding of an operator's products: the eps of their dtype.
 
-    That is `product_dtype` where the operator states one, else its `dtype`.
+    That is `product_dtype` where the operator states one, the coarsest of its parts for a sum or
+    multiple, and else its `dtype`.
     """
-    return precision(getattr(operator, "product_dtype", getattr(operator, "dtype", None)))
+    stated = getattr(operator, "product_dtype", None)
+    if stated is not None:
+        return precision(stated)
+    parts = [part for part in getattr(operator, "args", ()) if isinstance(part, LinearOperator)]
+    if parts:
+        return max(map(product_precision, parts))
+    return precision(getattr(operator, "dtype", None))
 
 
 def precision(dtype: Any) -> float:
@@ -153,8 +160,16 @@ def signature(operator: LinearOperator) -> dict[str, Any]:
 
 
 def identifies(signature_: dict[str, Any]) -> bool:
-    """Tell whether a signature depends on the entries of the matrix."""
-    return "kind" not in signature_
+    """Tell whether a signature says all about the matrix, as the hash of its entries does.
+
+    What a user's function computes has no hash: an operator may have a fingerprint of all else.
+    """
+    return set(signature_) == {"shape", "dtype", "hash"}
+
+
+def is_same_form(found: float, expected: float, norm: float, rounding: float) -> bool:
+    """Tell whether a quadratic form of a matrix of that norm is, but for rounding, the expected."""
+    return abs(found - expected) <= 100 * max(rounding, 1e-12) * norm
 
 
 def array_hash(*arrays: np.ndarray) -> str:

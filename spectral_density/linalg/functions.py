@@ -20,6 +20,7 @@ from spectral_density.linalg.arguments import (
 from spectral_density.linalg.lanczos import Tridiagonalization, lanczos
 from spectral_density.linalg.quadrature import Quadrature, gauss_quadrature
 from spectral_density.linalg.traces import (
+    ASYMMETRY,
     BLOCK_COLUMNS,
     DEFAULT_LIMIT,
     GROWTH,
@@ -67,8 +68,8 @@ class QuadratureEstimate(Estimate):
 
 def log_determinant(
     operator: Any,
-    damping: float,
     /,
+    damping: float,
     *,
     order: int = 80,
     num_draws: int = 10,
@@ -142,8 +143,8 @@ def log_determinant(
 
 def effective_dimension(
     operator: Any,
-    damping: float,
     /,
+    damping: float,
     *,
     order: int = 80,
     num_draws: int = 10,
@@ -340,6 +341,12 @@ def _exact(operator: LinearOperator, function: _Function, damping: float) -> Qua
     for begin in range(0, size, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, size)
         matrix[:, begin:end] = block_product(operator, np.eye(size, end - begin, -begin))
+    asymmetry, norm = np.linalg.norm(matrix - matrix.T), np.linalg.norm(matrix)
+    if asymmetry > max(ASYMMETRY, 10 * ROUNDING_UNITS * product_precision(operator)) * norm:
+        raise ValueError(
+            f"The operator is not symmetric: A and A' differ by {asymmetry / norm:.1e} of ||A||. "
+            "Pass a symmetric one, such as (A + A') / 2."
+        )
     eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
     if size:
         _check_positive(eigenvalues[0], damping, "eigenvalue")

@@ -20,6 +20,7 @@ from spectral_density.linalg.arguments import (
     block_product,
     identifies,
     integer,
+    is_same_form,
     precision,
     product_precision,
     signature,
@@ -142,7 +143,8 @@ def lanczos(
         start: start vectors instead of random ones, shape (n,) or (n, num_draws).
         checkpoint: a directory in which each step is made durable. A run that finds its own steps
             there goes on after them, and ends with the bits of an undisturbed run wherever the
-            products repeat to the bit; with more steps or draws than before it computes those only.
+            products repeat to the bit; with more steps or draws than before it computes those only,
+            and one product to make sure that the operator is the same.
         progress: show a progress bar; None shows it in terminals and notebooks only.
         callback: called with a `LanczosStep` after each step of each group of draws, those found
             in a checkpoint excepted.
@@ -464,13 +466,14 @@ def _restore(group: list[_Draw], log: VectorLog, operator: LinearOperator) -> No
         return
     saved = log.arrays
     if not identifies(signature(operator)):
-        # Its entries are not known: one product tells it from another.
+        # What it computes is not known: one product tells it from another.
         first = group[0].current
         alpha = first @ block_product(operator, first)
-        if abs(alpha - saved["alpha"][0, 0]) > 1e-3 * saved["norms"][0]:
+        expected, norm = float(saved["alpha"][0, 0]), float(saved["norms"][0])
+        if not is_same_form(alpha, expected, norm, product_precision(operator)):
             raise CheckpointError(
                 f"the checkpoint {log.path} is of another operator: the first coefficient of T is "
-                f"{alpha:.6g} and was {saved['alpha'][0, 0]:.6g}. Use another directory."
+                f"{alpha:.9g} and was {expected:.9g}. Use another directory."
             )
     for i, draw in enumerate(group):
         draw.restore(

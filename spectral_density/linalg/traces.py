@@ -46,7 +46,7 @@ ROUNDING_UNITS = 10
 _CONFIDENCE = 0.95
 # An operator whose products differ from their transpose by more than this is not symmetric; it is
 # far above what float32 networks show.
-_ASYMMETRY = 1e-3
+ASYMMETRY = 1e-3
 # What probes are for, the last part of the key of their random streams.
 _SKETCH, _RESIDUAL, _FRESH = 0, 1, 2
 # Pairs of left-out directions nearer than this are one: all images but one are dependent.
@@ -801,7 +801,7 @@ class _Sketch:
     def _check_symmetry(self, corner: np.ndarray) -> None:
         off = float(np.linalg.norm(corner - corner.T))
         size = float(np.linalg.norm(self.image_norms))
-        if off <= max(_ASYMMETRY, 10 * self.products.rounding) * size:
+        if off <= max(ASYMMETRY, 10 * self.products.rounding) * size:
             return
         # A matrix that is zero but for rounding is not symmetric, and its estimate not wrong.
         if off > 10 * rounding_share(self.products.operator, self.basis[-1]) * size:

@@ -563,3 +563,17 @@ def test_bad_losses(loss, error, message):
     with pytest.raises(error, match=message):
         ggn = GaussNewtonOperator(model, loss, split(regression()))
         ggn @ np.ones(ggn.shape[0])
+
+
+def test_a_loss_that_reads_variables_beside_the_outputs_is_warned_of():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    first, last = model.layers
+
+    def predict(model, batch):
+        return first(batch[0])
+
+    def loss(outputs, batch):
+        return tf.reduce_mean(last(outputs) ** 2)
+
+    with pytest.warns(UserWarning, match="reads variables beside the outputs: .*kernel"):
+        GaussNewtonOperator(model, (predict, loss), [(np.ones((4, 3), np.float32),)])

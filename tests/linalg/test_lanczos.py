@@ -19,7 +19,12 @@ from cases import (
 )
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg import default_draws_at_once, lanczos, start_vector
+from spectral_density.linalg import (
+    default_draws_at_once,
+    lanczos,
+    product_precision,
+    start_vector,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -371,3 +376,10 @@ def test_a_basis_on_disk_gives_the_same_numbers():
     assert isinstance(on_disk.basis, np.memmap)
     with pytest.raises(ValueError, match="'memory' or 'disk'"):
         lanczos(a, 3, basis="tape")
+
+
+def test_the_precision_of_a_sum_is_that_of_its_coarsest_part():
+    coarse, fine = diagonal_operator(np.ones(5), np.float32), diagonal_operator(np.ones(5))
+    eps = np.finfo(np.float32).eps
+    assert product_precision(fine) == np.finfo(np.float64).eps
+    assert product_precision(fine - coarse) == product_precision(2 * (coarse + fine)) == eps
