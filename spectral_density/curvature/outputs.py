@@ -384,7 +384,7 @@ def _ending(part: OutputTerm, warn: bool) -> Ending:
                 _warn_unmoved(name)
             return Ending(None, None)
     else:
-        if warn and activation is not None and name is None:
+        if warn and activation is not None and name in (None, "dice", "tversky"):
             _warn_unmoved(getattr(part.term.loss, "__name__", type(part.term.loss).__name__))
         activation = None
     distribution = _DISTRIBUTIONS.get(name or "")
@@ -394,7 +394,9 @@ def _ending(part: OutputTerm, warn: bool) -> Ending:
         fits = (
             activation in (None, _ACTIVATION_OF[distribution])
             and options.get("axis", -1) in (-1, rank - 1)
-            and values.shape.rank == rank - 1 >= 1
+            and rank >= 2
+            # Labels that broadcast against the outputs give more values than there are outputs.
+            and values.shape.is_compatible_with(part.output.shape[:-1])
         )
         distribution = distribution if fits else None
     return Ending(activation, distribution)

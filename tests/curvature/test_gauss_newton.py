@@ -577,3 +577,22 @@ def test_a_loss_that_reads_variables_beside_the_outputs_is_warned_of():
 
     with pytest.warns(UserWarning, match="reads variables beside the outputs: .*kernel"):
         GaussNewtonOperator(model, (predict, loss), [(np.ones((4, 3), np.float32),)])
+
+
+def test_labels_that_broadcast_against_the_outputs_count_each():
+    inputs = keras.Input((3,), dtype="float64")
+    hidden = keras.layers.Dense(2, dtype="float64")(inputs)
+    outputs = keras.layers.Reshape((1, 2), dtype="float64")(hidden)
+    model = set_random_weights(keras.Model(inputs, outputs))
+    rng = np.random.default_rng(0)
+    data = [(rng.normal(size=(4, 3)), rng.normal(size=(4, 5, 2)))]
+    loss = keras.losses.MeanSquaredError(dtype="float64")
+    ggn, hessian = (kind(model, loss, data) for kind in (GaussNewtonOperator, HessianOperator))
+    np.testing.assert_allclose(ggn.to_dense(), hessian.to_dense(), atol=1e-14)
+
+
+def test_a_loss_of_probabilities_that_is_no_cross_entropy_is_warned_of():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "sigmoid")])
+    data = [(np.ones((4, 3), np.float32), np.ones((4, 2), np.float32))]
+    with pytest.warns(UserWarning, match="cannot be moved into the loss"):
+        GaussNewtonOperator(model, keras.losses.Dice(), data)
