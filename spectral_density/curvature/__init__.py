@@ -7,6 +7,7 @@ from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.normalization import NormalizedLayer, normalized_filters
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import Parameters
+from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
 from spectral_density.curvature.quadratic import (
     GradientStep,
     NewtonDecrement,
@@ -26,6 +27,8 @@ __all__ = [
     "NewtonDecrement",
     "NormalizedLayer",
     "Parameters",
+    "PreflightError",
+    "PreflightReport",
     "QuadraticModelError",
     "StepStatus",
     "SubmatrixOperator",
@@ -33,5 +36,6 @@ __all__ = [
     "layer_operators",
     "newton_decrement",
     "normalized_filters",
+    "preflight",
     "quadratic_model_error",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -225,3 +226,20 @@ def _opener(dataset: Any) -> Callable[[], Iterator[Any]]:
         f"dataset must be a tf.data.Dataset, a list of batches, a PyDataset or a callable that "
         f"returns an iterator, got {type(dataset).__name__}."
     )
+
+
+def batch_hash(batch: Any) -> str:
+    """Return a hash of all tensors of a batch: composite ones, text and None included."""
+    digest = hashlib.sha256()
+    for part in tf.nest.flatten(batch, expand_composites=True):
+        if part is None:
+            digest.update(b"None")
+            continue
+        array = np.asarray(part)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        # An array of text holds pointers.
+        if array.dtype == object:
+            digest.update(repr(array.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()

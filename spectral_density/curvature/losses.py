@@ -638,8 +638,19 @@ def _non_trainable(model: Any) -> list[tf.Variable]:
     if model is None or not hasattr(model, "variables"):
         return []
     trainable = {id(tf_variable(v)) for v in model.trainable_variables}
-    found = {id(tf_variable(v)): tf_variable(v) for v in model.variables}
+    everything = [*model.variables, *_recurrent_states(model)]
+    found = {id(tf_variable(v)): tf_variable(v) for v in everything}
     return [v for key, v in found.items() if key not in trainable]
+
+
+def _recurrent_states(model: Any) -> list[Any]:
+    """Return the states that stateful recurrent layers keep, which no model lists as its own."""
+    if keras_module(model) is None:
+        return []
+    layers = model._flatten_layers()
+    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
+    states = [state for layer in stateful for state in tf.nest.flatten(layer.states)]
+    return [state for state in states if state is not None]
 
 
 def _format(shape: tf.TensorShape) -> str:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -14,11 +14,13 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.curvature.batches import Batches
+from spectral_density.curvature.batches import Batches, batch_hash
 from spectral_density.curvature.frameworks import check_backend, losses_put_back, tf_variable
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.parameters import Parameters
-from spectral_density.linalg.arguments import array_hash
+
+if TYPE_CHECKING:
+    from spectral_density.curvature.preflight import PreflightReport
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
@@ -159,6 +161,19 @@ class CurvatureOperator(LinearOperator):
                 bar.update(first + width - start)
         return dense
 
+    def check(self, *, seed: int = 0) -> PreflightReport:
+        """Raise unless this is one fixed, symmetric, finite matrix: two passes, see `preflight`.
+
+        Raises:
+            PreflightError: a `ValueError` that names what is unsound, with its figure.
+
+        Warns:
+            UserWarning: what is doubtful, once for each operator.
+        """
+        from spectral_density.curvature.preflight import check
+
+        return check(self, seed=seed)
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this matrix from another: loss, variables, weights and data.
 
@@ -166,15 +181,15 @@ class CurvatureOperator(LinearOperator):
         """
         model_variables = getattr(self.objective.model, "variables", ())
         weights = [*self.parameters.variables, *map(tf_variable, model_variables)]
-        batches = [array_hash(*map(np.asarray, tf.nest.flatten(batch))) for batch in self.batches]
+        batches = [batch_hash(batch) for batch in self.batches]
         return {
             "matrix": repr(self),
             "loss": self.objective.settings(),
             # Keras numbers names as models are made: the same model made again has others.
             "shapes": [list(shape) for shape in self.parameters.shapes],
-            "weights": array_hash(*map(np.asarray, weights)),
-            "data": array_hash(np.array(batches)),
-            "batch weights": array_hash(np.array([float(weight) for weight in self._weights])),
+            "weights": batch_hash(weights),
+            "data": batch_hash(batches),
+            "batch weights": batch_hash(self._weights),
         }
 
     def matvec(self, x: np.ndarray) -> np.ndarray:

@@ -373,7 +373,7 @@ def _is_real(part: Any) -> bool:
 
 def _ending(part: OutputTerm, warn: bool) -> Ending:
     """Decide where the model of a term ends, and warn where that is at probabilities."""
-    name, options = _standard(part.term.loss)
+    name, options = standard_loss(part.term.loss)
     activation, _ = _activation(part.output)
     of_probabilities = name is not None and (
         "crossentropy" in name or name in ("kl_divergence", "kld")
@@ -402,7 +402,7 @@ def _ending(part: OutputTerm, warn: bool) -> Ending:
     return Ending(activation, distribution)
 
 
-def _standard(loss: Any) -> tuple[str | None, dict[str, Any]]:
+def standard_loss(loss: Any) -> tuple[str | None, dict[str, Any]]:
     """Return the name and options of one of Keras's own losses, or None for anybody else's."""
     function, options = getattr(loss, "fn", loss), getattr(loss, "_fn_kwargs", {})
     for part in {id(loss): type(loss), id(function): function}.values():

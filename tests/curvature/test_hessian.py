@@ -623,3 +623,17 @@ def test_a_fingerprint_is_that_of_the_matrix():
     assert fingerprint(model, reduction="sum")["loss"] != same["loss"]
     model.layers[0].bias.assign_add([0.0, 1e-6, 0.0])
     assert fingerprint(model)["weights"] != same["weights"]
+
+
+def test_the_states_of_a_stateful_recurrent_layer_are_put_back():
+    model = set_random_weights(
+        keras.Sequential([keras.Input(batch_shape=(4, 3, 2)), keras.layers.GRU(3, stateful=True)])
+    )
+    (state,) = model.layers[0].states
+    state.assign(np.full((4, 3), 0.25))
+    rng = np.random.default_rng(0)
+    data = [(rng.normal(size=(4, 3, 2)), rng.normal(size=(4, 3))) for _ in range(2)]
+    hessian = HessianOperator(model, "mse", data)
+    first = hessian @ np.ones(hessian.shape[0])
+    np.testing.assert_array_equal(state, np.full((4, 3), 0.25, np.float32))
+    np.testing.assert_allclose(hessian @ np.ones(hessian.shape[0]), first, rtol=1e-6)

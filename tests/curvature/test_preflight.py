@@ -1,0 +1,669 @@
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import (
+    CASES,
+    NUM_EXAMPLES,
+    affine,
+    batch_norm,
+    classes,
+    classification,
+    compiled,
+    mlp,
+    normals,
+    regression,
+    sequential,
+    set_random_weights,
+    split,
+    weight_tied,
+)
+
+from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
+from spectral_density.curvature.preflight import PreflightError, preflight
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SIZES = (6, 3, 3)  # halves of the first are of the size of the others: fewer graphs
+
+
+def hessian(model, loss=SPARSE, data=None, sizes=SIZES, **options):
+    return HessianOperator(model, loss, split(data or classification(), sizes), **options)
+
+
+def dense_with(*middle, **options):
+    return hessian(
+        sequential(layers.Dense(4, activation="tanh"), *middle, layers.Dense(3)), **options
+    )
+
+
+def shared(name, dtype="float32"):
+    """An operator on one of the cases that products are tested on."""
+    case = CASES[name]
+    sizes = (12,) if len(case.splits) == 1 else SIZES
+    return HessianOperator(compiled(case, dtype), None, split(case.data(), sizes))
+
+
+class StochasticDepth(layers.Layer):
+    """Drops a residual branch with probability 1/2, in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = layers.Dense(4, activation="tanh")
+        self.generator = keras.random.SeedGenerator(3)
+
+    def call(self, x, training=False):
+        branch = self.branch(x)
+        if training:
+            branch *= keras.ops.cast(
+                keras.random.uniform((keras.ops.shape(x)[0], 1), seed=self.generator) < 0.5,
+                "float32",
+            )
+        return x + branch
+
+
+class TrainTimeNoise(layers.Layer):
+    """Multiplies with noise from TensorFlow's global generator, in training only."""
+
+    def call(self, x, training=False):
+        return x * tf.random.normal(tf.shape(x), 1.0, 0.3) if training else x
+
+
+class CentersBatch(layers.Layer):
+    """Batch statistics without any state, in both modes."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
+def images():
+    return normals(NUM_EXAMPLES, 6, 6, 2), classes(NUM_EXAMPLES)
+
+
+def depthwise_and_transposed():
+    return sequential(
+        layers.DepthwiseConv2D(3, activation="tanh"),
+        layers.Conv2DTranspose(2, 2, strides=2),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(3),
+        shape=(6, 6, 2),
+    )
+
+
+def squared_error(model, batch):
+    return tf.reduce_mean(tf.square(model(batch[0]) - batch[1]))
+
+
+def sum_of_squares(model, batch):
+    return tf.reduce_sum(tf.square(model(batch[0]) - batch[1]))
+
+
+def contrastive(model, batch):
+    z = model(batch[0])
+    logits = tf.matmul(z, z, transpose_b=True)
+    labels = tf.range(tf.shape(z)[0])
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+def noisy(model, batch):
+    return squared_error(model, (batch[0] + tf.random.normal(tf.shape(batch[0])), batch[1]))
+
+
+def cancelled(model, batch):
+    """The mean of ||W'x||^2, less the same in another order of summing: zero on paper."""
+    x, kernel = batch[0], model.layers[0].kernel.value
+    other = tf.matmul(tf.matmul(x, x, transpose_a=True), kernel)
+    difference = tf.reduce_sum(tf.square(model(x))) - tf.reduce_sum(kernel * other)
+    return difference / tf.cast(tf.shape(x)[0], tf.float32)
+
+
+def same_noise(model, batch):
+    noise = tf.random.stateless_normal(tf.shape(batch[0]), seed=(1, 2))
+    return squared_error(model, (batch[0] + noise, batch[1]))
+
+
+def masked_mean(model, batch):
+    """A mean over part of the batch: neither a mean nor a sum over its examples."""
+    share = tf.sigmoid(batch[1])
+    return tf.reduce_sum(tf.square(model(batch[0]) - batch[1]) * share) / tf.reduce_sum(share)
+
+
+@tf.custom_gradient
+def one_sided(x):
+    """Its gradient is no gradient of anything."""
+
+    def gradient(upstream):
+        return upstream * tf.stack([x[:, 1], x[:, 0] ** 2], axis=1)
+
+    return x, gradient
+
+
+def with_wrong_gradient(model, batch):
+    return tf.reduce_mean(tf.square(one_sided(model(batch[0])) - batch[1]))
+
+
+def tf_data(*steps, memory_share=0.25):
+    x, y = classification()
+    dataset = tf.data.Dataset.from_tensor_slices((np.tile(x, (4, 1)), np.tile(y, 4)))
+    for step in steps:
+        dataset = step(dataset)
+    return HessianOperator(mlp(), SPARSE, dataset, memory_share=memory_share)
+
+
+def noise_added(x, y):
+    return x + tf.random.normal(tf.shape(x)), y
+
+
+@dataclass(frozen=True)
+class Row:
+    """An operator, what preflight should say of it, and where."""
+
+    make: Callable[[], Any]
+    verdict: str = "sound"
+    check: str = ""
+    says: str = ""
+
+
+def sound(name, dtype="float32"):
+    return Row(lambda: shared(name, dtype))
+
+
+def unsound(make, check, says):
+    return Row(make, "unsound", check, says)
+
+
+def doubtful(make, check, says):
+    return Row(make, "doubtful", check, says)
+
+
+TABLE = {
+    # Sound models ------------------------------------------------------------------------------
+    "MLP": sound("mlp"),
+    "ReLU MLP": sound("relu mlp"),
+    "CNN with max-pooling": sound("cnn"),
+    "dropout and BatchNorm in inference": sound("batch norm"),
+    "LayerNorm": sound("layer norm"),
+    "LayerNorm in training mode": Row(
+        lambda: dense_with(layers.LayerNormalization(), training=True)
+    ),
+    "embedding": sound("embedding"),
+    "LSTM in a loop": sound("lstm", "float64"),
+    "GRU in a loop": sound("gru"),
+    "attention": sound("attention"),
+    "shared layer, two inputs": sound("shared layer, two inputs"),
+    "two outputs": sound("two outputs, dicts"),
+    "two outputs, weights": sound("two outputs, weights by name"),
+    "regularizers and add_loss": sound("regularizers and add_loss"),
+    "stochastic depth in inference": Row(lambda: dense_with(StochasticDepth())),
+    "weight-tied autoencoder, unused variable": sound("weight tied, subclassed, unused variable"),
+    "depthwise and transposed convolutions": Row(
+        lambda: hessian(depthwise_and_transposed(), data=images())
+    ),
+    "mixed float16": Row(lambda: hessian(mlp("mixed_float16"))),
+    "mixed bfloat16": Row(lambda: hessian(mlp("mixed_bfloat16"))),
+    "float64": sound("mlp", "float64"),
+    "frozen layer": sound("frozen layer"),
+    "noise of training in inference": Row(lambda: dense_with(TrainTimeNoise())),
+    "masked sequence": sound("masked sequence"),
+    "masked sequence, weighted mean": sound("masked sequence, mean with sample weight"),
+    "sample weights": sound("sample weights"),
+    "loss that is a sum": sound("sum"),
+    "affine in a variable": sound("affine in a variable"),
+    "one example a batch": Row(lambda: hessian(mlp(), sizes=(1,) * NUM_EXAMPLES)),
+    "one batch": Row(lambda: hessian(mlp(), sizes=(NUM_EXAMPLES,))),
+    "matrix of rounding alone": Row(
+        lambda: hessian(sequential(layers.Dense(2, use_bias=False)), cancelled)
+    ),
+    "Gauss-Newton": Row(
+        lambda: GaussNewtonOperator(batch_norm(), SPARSE, split(classification(), SIZES))
+    ),
+    "Fisher, labels drawn": Row(
+        lambda: FisherOperator(
+            mlp(), SPARSE, split(classification(), SIZES), kind="monte_carlo", num_samples=2
+        )
+    ),
+    "empirical Fisher": Row(
+        lambda: FisherOperator(mlp(), SPARSE, split(classification(), SIZES), kind="empirical")
+    ),
+    "function, mean": Row(lambda: hessian(affine(), squared_error, regression())),
+    "function, sum": Row(lambda: hessian(affine(), sum_of_squares, regression(), reduction="sum")),
+    "function of a variable": Row(
+        lambda: HessianOperator.from_function(
+            lambda v: tf.reduce_sum(v**4), tf.Variable([1.0, 2.0])
+        )
+    ),
+    "batches weighed alike": Row(
+        lambda: hessian(affine(), squared_error, regression(), batch_weight=lambda batch: 1.0)
+    ),
+    "softmax and its cross-entropy": Row(
+        lambda: hessian(softmax_mlp(), "sparse_categorical_crossentropy")
+    ),
+    "shuffled once and for all, streamed": Row(
+        lambda: tf_data(
+            lambda d: d.shuffle(9, seed=1, reshuffle_each_iteration=False),
+            lambda d: d.batch(6, drop_remainder=True),
+            memory_share=0,
+        )
+    ),
+    # Unsound models ----------------------------------------------------------------------------
+    "dropout in training": unsound(
+        lambda: dense_with(layers.Dropout(0.5, seed=1, name="drop"), training=True),
+        "repeatable",
+        "Dropout 'drop'",
+    ),
+    "little dropout in training, one batch": unsound(
+        lambda: dense_with(layers.Dropout(0.05, seed=1), training=True, sizes=(NUM_EXAMPLES,)),
+        "repeatable",
+        "Dropout",
+    ),
+    "dropout in training, one example a batch": unsound(
+        lambda: dense_with(layers.Dropout(0.3, seed=1), training=True, sizes=(1,) * NUM_EXAMPLES),
+        "repeatable",
+        "Dropout",
+    ),
+    "dropout inside attention in training": unsound(
+        lambda: hessian(
+            attention_with_dropout(),
+            data=(normals(NUM_EXAMPLES, 3, 2), classes(NUM_EXAMPLES)),
+            training=True,
+        ),
+        "repeatable",
+        "Dropout",
+    ),
+    "dropout inside an LSTM in training": unsound(
+        lambda: hessian(
+            sequential(
+                layers.LSTM(2, dropout=0.5, seed=1, unroll=True), layers.Dense(3), shape=(3, 2)
+            ),
+            data=(normals(NUM_EXAMPLES, 3, 2), classes(NUM_EXAMPLES)),
+            training=True,
+        ),
+        "repeatable",
+        "LSTM",
+    ),
+    "state carried from batch to batch": unsound(
+        lambda: hessian(
+            stateful_rnn(),
+            data=(normals(NUM_EXAMPLES, 3, 2), classes(NUM_EXAMPLES)),
+            sizes=(4, 4, 4),
+        ),
+        "repeatable",
+        "depends on a state that each call changes: SimpleRNN",
+    ),
+    "noise of a fixed seed": unsound(
+        lambda: hessian(weight_tied(), same_noise, (regression()[0],) * 2),
+        "split",
+        "Random numbers depend on the place",
+    ),
+    "BatchNorm in training": unsound(
+        lambda: dense_with(layers.BatchNormalization(name="norm"), training=True),
+        "split",
+        "BatchNormalization 'norm'",
+    ),
+    "stochastic depth in training": unsound(
+        lambda: dense_with(StochasticDepth(), training=True), "repeatable", "StochasticDepth"
+    ),
+    "Gaussian noise in training": unsound(
+        lambda: dense_with(layers.GaussianNoise(0.1, seed=1), training=True),
+        "repeatable",
+        "GaussianNoise",
+    ),
+    "random augmentation layer in training": unsound(
+        lambda: hessian(
+            sequential(
+                layers.RandomBrightness(0.5, value_range=(-1, 1), seed=1),
+                layers.Flatten(),
+                layers.Dense(3),
+                shape=(6, 6, 2),
+            ),
+            data=images(),
+            training=True,
+        ),
+        "repeatable",
+        "RandomBrightness",
+    ),
+    "own noise in training": unsound(
+        lambda: dense_with(TrainTimeNoise(), training=True), "repeatable", "TrainTimeNoise"
+    ),
+    "noise in the loss": unsound(
+        lambda: hessian(weight_tied(), noisy, (regression()[0],) * 2),
+        "repeatable",
+        "RandomStandard",
+    ),
+    "batch statistics without a state": unsound(
+        lambda: dense_with(CentersBatch()), "split", "others in its batch"
+    ),
+    "contrastive loss": unsound(
+        lambda: hessian(mlp(), contrastive), "split", "others in its batch"
+    ),
+    "mean declared as a sum": unsound(
+        lambda: hessian(weight_tied(), squared_error, (regression()[0],) * 2, reduction="sum"),
+        "split",
+        'reduction="mean"',
+    ),
+    "sum declared as a mean": unsound(
+        lambda: hessian(weight_tied(), sum_of_squares, (regression()[0],) * 2),
+        "split",
+        'reduction="sum"',
+    ),
+    "mean of a part": unsound(
+        lambda: hessian(weight_tied(), masked_mean, (regression()[0],) * 2),
+        "split",
+        "neither a mean nor a sum",
+    ),
+    "weighted mean of a scalar loss": unsound(
+        lambda: HessianOperator(
+            compiled(CASES["own loss that is a mean, weights"]),
+            None,
+            split(CASES["own loss that is a mean, weights"].data(), SIZES),
+        ),
+        "split",
+        "halves",
+    ),
+    "gradient that is none": unsound(
+        lambda: hessian(
+            sequential(layers.Dense(2, activation="tanh")), with_wrong_gradient, regression()
+        ),
+        "symmetric",
+        "custom_gradient",
+    ),
+    "drop_remainder with shuffling, streamed": unsound(
+        lambda: tf_data(
+            lambda d: d.shuffle(60), lambda d: d.batch(20, drop_remainder=True), memory_share=0
+        ),
+        "data",
+        "drop_remainder",
+    ),
+    "augmentation in the dataset, streamed": unsound(
+        lambda: tf_data(lambda d: d.batch(20), lambda d: d.map(noise_added), memory_share=0),
+        "data",
+        "3 of 3 batches",
+    ),
+    "NaN in the weights": unsound(lambda: with_spoiled_weight(np.nan), "finite", "hidden/bias"),
+    "infinity in the data": unsound(lambda: with_spoiled_data(), "finite", "batch 1 of 3"),
+    "a loss without the model": unsound(
+        lambda: hessian(mlp(), lambda model, batch: tf.reduce_mean(batch[0])),
+        "variables",
+        "Does loss_fn use the model",
+    ),
+    # Doubtful models ---------------------------------------------------------------------------
+    "shuffled, kept": doubtful(
+        lambda: tf_data(lambda d: d.shuffle(60), lambda d: d.batch(20)), "data", "keeps the batches"
+    ),
+    "augmentation in the dataset, kept": doubtful(
+        lambda: tf_data(lambda d: d.batch(20), lambda d: d.map(noise_added)), "data", "3 of 3"
+    ),
+    "shuffled, streamed": doubtful(
+        lambda: tf_data(lambda d: d.shuffle(60), lambda d: d.batch(20), memory_share=0),
+        "data",
+        "another order",
+    ),
+    "logits under a loss of probabilities": doubtful(
+        lambda: hessian(mlp(), keras.losses.SparseCategoricalCrossentropy()),
+        "outputs",
+        "from_logits=True",
+    ),
+    "logits under a binary loss of probabilities": doubtful(
+        lambda: hessian(
+            affine(), "binary_crossentropy", (regression()[0], classes(NUM_EXAMPLES, 1, count=2))
+        ),
+        "outputs",
+        "binary_crossentropy expects probabilities",
+    ),
+    "probabilities under a loss of logits": doubtful(
+        lambda: hessian(
+            sequential(layers.Dense(3), layers.Lambda(lambda x: tf.exp(tf.nn.log_softmax(x))))
+        ),
+        "outputs",
+        "sums to 1",
+    ),
+    "a coupling hardly more than rounding": doubtful(
+        lambda: hessian(affine(), nearly_a_mean, regression()), "split", "halves"
+    ),
+}
+
+
+def attention_with_dropout():
+    inputs = keras.Input((3, 2))
+    mixed = layers.MultiHeadAttention(2, 2, dropout=0.5, seed=1)(inputs, inputs)
+    pooled = layers.GlobalAveragePooling1D()(mixed)
+    return set_random_weights(keras.Model(inputs, layers.Dense(3)(pooled)))
+
+
+def with_spoiled_weight(value):
+    model = mlp()
+    model.layers[0].bias.assign([1.0, value, 0.0, 0.0])
+    return hessian(model)
+
+
+def with_spoiled_data():
+    x, y = classification()
+    x = x.copy()
+    x[7, 0] = np.inf
+    return hessian(mlp(), data=(x, y))
+
+
+def stateful_rnn():
+    inputs = keras.Input(batch_shape=(4, 3, 2))
+    hidden = layers.SimpleRNN(2, stateful=True, unroll=True)(inputs)
+    return set_random_weights(keras.Model(inputs, layers.Dense(3)(hidden)))
+
+
+def softmax_mlp():
+    return sequential(layers.Dense(4, activation="tanh"), layers.Dense(3, activation="softmax"))
+
+
+def nearly_a_mean(model, batch):
+    return squared_error(model, batch) ** 1.001
+
+
+# The table -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_verdict_of_the_table(name):
+    row = TABLE[name]
+    operator = row.make()
+    report = preflight(operator)
+    assert report.verdict == row.verdict, report
+    assert operator.num_passes == 2 or row.check in ("finite", "variables")
+    if row.check:
+        assert row.says in report[row.check].message, report
+        status = {"unsound": "failed", "doubtful": "doubtful"}[row.verdict]
+        assert report[row.check].status == status, report
+        others = {check.name for check in (*report.failed, *report.doubtful)} - {row.check}
+        assert not others, report
+
+
+# What a check costs and leaves behind ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sizes", "products"), [((12,), 2.5), ((4,) * 3, 2 + 0.5 / 3)])
+def test_two_passes_and_half_a_batch_are_all_that_is_computed(sizes, products):
+    operator = hessian(mlp(), sizes=sizes)
+    report = preflight(operator)
+    assert operator.num_passes == 2
+    assert report.num_products == pytest.approx(products, abs=1e-3)
+
+
+def test_nothing_is_left_changed_in_the_model():
+    model = sequential(layers.Dense(3), layers.BatchNormalization(), layers.Dropout(0.5))
+    operator = hessian(model, training=True)
+    before = [variable.numpy().copy() for variable in model.variables]
+    assert preflight(operator).failed
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_the_report_is_the_same_for_the_same_seed():
+    first, second = (preflight(hessian(mlp()), seed=5) for _ in range(2))
+    assert str(first) == str(second)
+    assert dataclasses.is_dataclass(first)
+
+
+def test_a_report_says_what_was_asked_and_found():
+    report = preflight(hessian(mlp()))
+    names = [check.name for check in report.checks]
+    assert names == ["finite", "data", "repeatable", "split", "symmetric", "outputs", "variables"]
+    text = str(report)
+    assert text.startswith("HessianOperator(SparseCategoricalCrossentropy, 31 parameters")
+    assert all(name in text for name in names)
+    assert "sound" in text.splitlines()[0]
+    with pytest.raises(KeyError, match="symmetric"):
+        report["symmetry"]
+
+
+# check() -----------------------------------------------------------------------------------------
+
+
+def test_check_raises_with_the_report():
+    operator = dense_with(layers.Dropout(0.5, seed=1, name="drop"), training=True)
+    with pytest.raises(
+        PreflightError, match=r"(?s)differs by [\d.]+ of its norm.*Dropout 'drop'.*check=False"
+    ) as error:
+        operator.check()
+    assert isinstance(error.value, ValueError)
+    assert error.value.report.verdict == "unsound"
+
+
+def test_check_warns_of_a_doubt_once_and_with_the_figure():
+    operator = hessian(mlp(), keras.losses.SparseCategoricalCrossentropy())
+    with pytest.warns(UserWarning, match=r"lies in \[-.*from_logits=True") as caught:
+        operator.check()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert operator.check().verdict == "doubtful"
+
+
+def test_check_of_a_sound_operator_returns_its_report():
+    assert hessian(mlp()).check(seed=3).verdict == "sound"
+
+
+# Data --------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A callable dataset whose passes get shorter (or longer) from the `after`-th on."""
+
+    def __init__(self, step, after):
+        self.passes, self.step, self.after = itertools.count(), step, after
+
+    def __call__(self):
+        number = next(self.passes)
+        sizes = (3,) * (3 + (self.step if number >= self.after else 0))
+        return iter(split(classification(), sizes))
+
+
+# The survey takes two passes, one of them to see that there is a second; kept data, one more.
+@pytest.mark.parametrize("step", [-1, 1])
+@pytest.mark.parametrize(
+    ("memory_share", "after", "verdict"),
+    [(0, 2, "unsound"), (0, 3, "unsound"), (0.25, 2, "doubtful")],
+)
+def test_an_unstable_count_is_found(step, memory_share, after, verdict):
+    operator = HessianOperator(mlp(), SPARSE, Counting(step, after), memory_share=memory_share)
+    report = preflight(operator)
+    assert report.verdict == verdict, report
+    found = "more than 3" if step > 0 else "2"
+    assert f"gave {found} batches on this pass and 3 before" in report["data"].message
+
+
+def test_text_ragged_and_missing_labels_are_compared():
+    words = tf.constant([["a"], ["b"], ["c"], ["d"]])
+    ragged = tf.ragged.constant([[1.0, 2.0], [3.0], [], [4.0]])
+    model = affine()
+
+    def loss(model, batch):
+        text, rows, missing, x = batch
+        assert missing is None
+        scale = tf.cast(tf.strings.length(text), tf.float32)
+        return tf.reduce_mean(tf.square(model(x) * scale) + tf.reduce_sum(rows, 1)[:, None])
+
+    report = preflight(HessianOperator(model, loss, [(words, ragged, None, normals(4, 3))]))
+    assert report.verdict == "sound", report
+
+
+def test_a_model_of_a_fixed_batch_size_is_not_cut():
+    model = keras.Sequential([keras.Input(batch_shape=(4, 3)), layers.Dense(2)])
+    report = preflight(hessian(set_random_weights(model), "mse", regression(), sizes=(4, 4, 4)))
+    assert report.verdict == "sound", report
+
+
+def test_a_loss_that_takes_no_half_is_not_cut():
+    def loss(model, batch):
+        return tf.reduce_mean(tf.reshape(model(batch[0]), [4]) ** 2)
+
+    operator = hessian(affine(), loss, regression(), sizes=(4, 4, 4))
+    report = preflight(operator)
+    assert report.verdict == "sound", report
+    assert report["split"].status == "skipped"
+    assert "takes no half" in report["split"].message
+
+
+# Variables ---------------------------------------------------------------------------------------
+
+
+def test_unused_variables_are_listed_and_no_doubt():
+    report = preflight(shared("weight tied, subclassed, unused variable"))
+    assert [name.split("/")[-1] for name in report.unused_variables] == ["unused"]
+    assert report["variables"].status == "passed"
+    assert "does not use" in report["variables"].message
+
+
+def test_a_variable_that_only_has_no_curvature_is_used():
+    assert preflight(shared("affine in a variable")).unused_variables == ()
+
+
+def test_a_variable_that_is_only_penalized_is_used():
+    inputs = keras.Input((3,))
+    layer = layers.Dense(2, kernel_regularizer="l2", name="aside")
+    outputs = [layers.Dense(2)(inputs), layer(inputs)]
+    model = set_random_weights(keras.Model(inputs, outputs))
+    x, y = regression()
+    operator = HessianOperator(model, ["mse", None], [(x, [y, y])])
+    assert preflight(operator).unused_variables == ("aside/bias",)
+
+
+# Other frameworks, other operators ---------------------------------------------------------------
+
+
+def test_dropout_of_tf_keras_is_named():
+    tf_keras = pytest.importorskip("tf_keras")
+    dropout = tf_keras.layers.Dropout(0.5, seed=1, name="drop")
+    stack = [tf_keras.layers.Dense(4, input_shape=(3,)), dropout, tf_keras.layers.Dense(3)]
+    model = tf_keras.Sequential(stack)
+    assert preflight(hessian(model, SPARSE)).verdict == "sound"
+    report = preflight(hessian(model, SPARSE, training=True))
+    assert "Dropout 'drop'" in report["repeatable"].message, report
+
+
+def test_noise_that_python_draws_is_found():
+    rng = np.random.default_rng(0)
+
+    def loss(model, batch):
+        noise = tf.numpy_function(lambda: rng.normal(size=3).astype(np.float32), [], tf.float32)
+        return squared_error(model, (batch[0] + tf.ensure_shape(noise, [3]), batch[1]))
+
+    report = preflight(hessian(weight_tied(), loss, (regression()[0],) * 2))
+    assert "py_function" in report["repeatable"].message, report
+
+
+@pytest.mark.parametrize("operator", [np.eye(2), hessian, None])
+def test_other_operators_are_refused(operator):
+    with pytest.raises(TypeError, match="HessianOperator"):
+        preflight(operator)
+
+
+def test_rounding_alone_is_measured_and_no_difference():
+    report = preflight(TABLE["matrix of rounding alone"].make())
+    assert report["split"].figure > 1e-2  # of a matrix that is zero
+    assert report["split"].status == "passed"
