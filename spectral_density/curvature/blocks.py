@@ -15,8 +15,8 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.frameworks import keras_module, tf_variable
-from spectral_density.curvature.parameters import Parameters, _as_list, _layer_named, _matches
-from spectral_density.linalg.arguments import as_real_square, block_product, precision
+from spectral_density.curvature.parameters import Parameters, as_list, layer_named, matches
+from spectral_density.linalg.arguments import as_real_square, block_product, product_dtype
 
 # Columns of a dense block that are multiplied at once: vectors as long as the matrix itself.
 _WIDTH = 16
@@ -66,7 +66,7 @@ class SubmatrixOperator(LinearOperator):
             self.rows.copy() if columns is None else _indices(self.operator, columns, "columns")
         )
         self._flipped = operator.T if _is_explicit(operator) else self.operator
-        self.product_dtype = _product_dtype(self.operator)
+        self.product_dtype = np.dtype(product_dtype(self.operator) or np.float64)
         super().__init__(dtype=np.dtype(np.float64), shape=(len(self.rows), len(self.columns)))
 
     def to_dense(self, progress: bool | None = False) -> np.ndarray:
@@ -231,15 +231,15 @@ def _named_indices(operator: Any, selection: Any, what: str) -> np.ndarray:
     parameters: Parameters = source.parameters
     where = {id(v): position for position, v in enumerate(parameters.variables)}
     chosen: set[int] = set()
-    for item in _as_list(selection):
+    for item in as_list(selection):
         if not _names_something(item):
             raise TypeError(f"{what} mixes names and indices: {item!r}. Pass one or the other.")
-        matches = _matches(
-            _layer_named(source.objective.model, item) or item,
+        named = matches(
+            layer_named(source.objective.model, item) or item,
             list(parameters.variables),
             list(parameters.names),
         )
-        found = {where[id(tf_variable(v))] for v, _ in matches if id(tf_variable(v)) in where}
+        found = {where[id(tf_variable(v))] for v, _ in named if id(tf_variable(v)) in where}
         if not found:
             shown = repr(item) if isinstance(item, str) else getattr(item, "name", repr(item))
             raise ValueError(
@@ -322,16 +322,6 @@ def _source(operator: Any) -> Any:
                 "not say which rows are meant. Pass indices."
             )
     return sources[0]
-
-
-def _product_dtype(operator: Any) -> np.dtype:
-    """Return the coarsest dtype that products are computed in, through sums and multiples."""
-    stated = getattr(operator, "product_dtype", None)
-    if stated is not None:
-        return np.dtype(stated)
-    parts = [p for p in getattr(operator, "args", ()) if isinstance(p, LinearOperator)]
-    dtypes = [_product_dtype(part) for part in parts] or [np.dtype(operator.dtype or np.float64)]
-    return max(dtypes, key=precision)
 
 
 def _is_explicit(operator: Any) -> bool:

@@ -135,9 +135,9 @@ def select(model: Any, variables: Any = None) -> Parameters:
     if variables is None:
         return Parameters(available, names)
     chosen: dict[int, tuple[Any, str]] = {}
-    for item in _as_list(variables):
-        item = _layer_named(model, item) or item
-        for variable, name in _matches(item, available, names):
+    for item in as_list(variables):
+        item = layer_named(model, item) or item
+        for variable, name in matches(item, available, names):
             chosen.setdefault(id(tf_variable(variable)), (variable, name))
     # The model's own order, whatever order they were named in; variables from elsewhere last.
     order = {id(tf_variable(v)): i for i, v in enumerate(available)}
@@ -146,7 +146,8 @@ def select(model: Any, variables: Any = None) -> Parameters:
     return Parameters([v for v, _ in pairs], [n for _, n in pairs])
 
 
-def _as_list(variables: Any) -> list[Any]:
+def as_list(variables: Any) -> list[Any]:
+    """Return a selection as a list of items: of one, unless it is a list or tuple."""
     if isinstance(variables, (str, re.Pattern)) or not isinstance(variables, Iterable):
         return [variables]
     if isinstance(variables, (list, tuple)):
@@ -155,7 +156,7 @@ def _as_list(variables: Any) -> list[Any]:
     return [variables]
 
 
-def _layer_named(model: Any, name: Any) -> Any:
+def layer_named(model: Any, name: Any) -> Any:
     """Return the one layer of that name in a Keras model, or None.
 
     A model used as a layer keeps the paths it was built with, so paths do not say who contains it.
@@ -166,7 +167,12 @@ def _layer_named(model: Any, name: Any) -> Any:
     return layers[0] if len(layers) == 1 else None
 
 
-def _matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[Any, str]]:
+def matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[Any, str]]:
+    """Return the variables that an item of a selection means, each with its name.
+
+    Raises:
+        ValueError: if it means none, or a name is unknown or ambiguous.
+    """
     pairs = list(zip(available, names, strict=True))
     if isinstance(item, re.Pattern):
         found = [(v, n) for v, n in pairs if item.search(n)]

@@ -14,6 +14,7 @@ import tensorflow as tf
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import as_real_square, block_product, product_precision
+from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.linalg.solvers import Solution, solve
 
 # g'Ag within this many roundings of ||g|| ||Ag|| has no sign that means anything.
@@ -141,7 +142,7 @@ def gradient_step(operator: Any, /, *, gradient: np.ndarray | None = None) -> Gr
         ValueError: if the gradient has another shape or is not finite.
     """
     linear, g = _with_gradient(operator, gradient)
-    norm = _length(g)
+    norm = euclidean_norm(g)
     if norm == 0:
         return GradientStep(np.nan, np.nan, 0.0, np.nan, StepStatus.ZERO_GRADIENT)
     # A unit vector: neither its square nor a product in half precision under- or overflows.
@@ -307,9 +308,3 @@ def _with_gradient(operator: Any, gradient: Any) -> tuple[Any, np.ndarray]:
     if not np.isfinite(g).all():
         raise ValueError("the gradient holds NaN or infinity.")
     return linear, g
-
-
-def _length(vector: np.ndarray) -> float:
-    """Return ||v||, whose squares neither under- nor overflow."""
-    largest = float(np.abs(vector).max(initial=0.0))
-    return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0

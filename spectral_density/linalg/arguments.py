@@ -99,18 +99,23 @@ def block_product(operator: LinearOperator, block: np.ndarray, where: str = "") 
 
 
 def product_precision(operator: Any) -> float:
-    """Return the relative rounding of an operator's products: the eps of their dtype.
+    """Return the relative rounding of an operator's products: the eps of their dtype."""
+    return precision(product_dtype(operator))
 
-    That is `product_dtype` where the operator states one, the coarsest of its parts for a sum or
+
+def product_dtype(operator: Any) -> Any:
+    """Return the dtype that an operator's products are computed in, None where it is not known.
+
+    That is its own `product_dtype` where it states one, the coarsest of its parts for a sum or
     multiple, and else its `dtype`.
     """
     stated = getattr(operator, "product_dtype", None)
     if stated is not None:
-        return precision(stated)
+        return stated
     parts = [part for part in getattr(operator, "args", ()) if isinstance(part, LinearOperator)]
     if parts:
-        return max(map(product_precision, parts))
-    return precision(getattr(operator, "dtype", None))
+        return max(map(product_dtype, parts), key=precision)
+    return getattr(operator, "dtype", None)
 
 
 def precision(dtype: Any) -> float:

@@ -23,6 +23,7 @@ from spectral_density.linalg.arguments import (
     is_same_form,
     precision,
     product_precision,
+    rounding_share,
     signature,
     stream,
 )
@@ -41,6 +42,8 @@ _WAYS_OUT = (
     "for densities; or choose a lower order, or fewer parameters with variables=."
 )
 _MAX_PASSES = 3
+# Share of ||A|| by which u'Av and v'Au may differ; low precision has more.
+_ASYMMETRY = 1e-3
 # Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
 # nothing along the basis but rounding; one that leaves less is repeated.
 _KEPT_SHARE = np.sqrt(0.5)
@@ -154,7 +157,8 @@ def lanczos(
 
     Raises:
         TypeError: if the operator or its products are not real, or an argument has a wrong type.
-        ValueError: if the operator is not square, or an argument is out of its range.
+        ValueError: if the operator is not square or not symmetric, or an argument is out of its
+            range.
         FloatingPointError: if a product with the operator is not finite.
         MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
@@ -362,6 +366,7 @@ class _Draw:
         self.key = key
         self.step = 0
         self.norm = 0.0  # of T so far, its largest absolute row sum
+        self.asymmetry = 0.0  # largest |u'Av - v'Au| met, u and v neighbours in the basis
         self.following: np.ndarray | None = None  # the vector of the step after this
         rows[0] = first
 
@@ -379,7 +384,10 @@ class _Draw:
         q = self.current
         before = self.beta[j - 1] if j else 0.0
         if before:
-            w -= before * self._row(j - 1)
+            previous = self._row(j - 1)
+            # q'Aw and w'Aq, one of them from the step before: equal if A is symmetric.
+            self.asymmetry = max(self.asymmetry, abs(float(previous @ w) - before))
+            w -= before * previous
         alpha = q @ w
         w -= alpha * q
         if self.full:
@@ -444,6 +452,19 @@ def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
             )
         with blas_threads(len(column)):
             draw.advance(column, eps)
+    _check_symmetry(operator, max(group, key=lambda draw: draw.asymmetry), eps)
+
+
+def _check_symmetry(operator: LinearOperator, draw: _Draw, eps: float) -> None:
+    share = draw.asymmetry / draw.norm if draw.norm else 0.0
+    if share <= max(_ASYMMETRY, 100 * eps):
+        return
+    # A difference of matrices that are equal on paper is rounding, and not symmetric.
+    if share > 10 * rounding_share(operator, draw.current):
+        raise ValueError(
+            f"The operator is not symmetric: u'Av and v'Au differ by {share:.1e} of ||A|| for unit "
+            "vectors u and v. Pass a symmetric one, such as (A + A') / 2."
+        )
 
 
 def _save(group: list[_Draw], log: VectorLog) -> None:

@@ -23,6 +23,7 @@ from spectral_density.linalg.arguments import (
     rounding_share,
     stream,
 )
+from spectral_density.linalg.norms import column_norms
 from spectral_density.linalg.threads import blas_threads
 
 # A matrix B exceeds _PROBE_FACTOR * max ||B z_i|| over r Gaussian vectors with probability at most
@@ -315,7 +316,7 @@ def randomized_svd(
             values = np.append(values, np.zeros(rank - kept))
     if kept < rank:
         zeros = space.multiply(v[:, kept:])
-        bounds = np.append(bounds, _column_norms(zeros))
+        bounds = np.append(bounds, column_norms(zeros))
     return RandomizedSVD(
         U=u,
         singular_values=values[:rank].copy(),
@@ -388,7 +389,7 @@ def randomized_eigh(
         order = order[:rank]
         kept, values = len(order), values[order]
         vectors = basis @ coordinates[:, order]
-        residuals = _column_norms(products @ coordinates[:, order] - vectors * values)
+        residuals = column_norms(products @ coordinates[:, order] - vectors * values)
         error = _compression_error(space, probes, left_out)
         if kept < rank:
             vectors = np.hstack([vectors, _complement(vectors, rank - kept, seed)])
@@ -401,7 +402,7 @@ def randomized_eigh(
             stacklevel=2,
         )
     if kept < rank:
-        residuals = np.append(residuals, _column_norms(space.multiply(vectors[:, kept:])))
+        residuals = np.append(residuals, column_norms(space.multiply(vectors[:, kept:])))
     return RandomizedEigh(
         values=values,
         vectors=vectors,
@@ -567,7 +568,7 @@ class _Space:
             if self.keep:
                 self._products.append(block)
             if not self.symmetric:
-                sizes = _column_norms(block)
+                sizes = column_norms(block)
                 block = self.multiply(block / np.where(sizes > 0, sizes, 1.0))
             added = self._extend(block, most)
         return self.rank - before
@@ -589,7 +590,7 @@ class _Space:
     def _extend(self, block: np.ndarray, most: int) -> int:
         """Add what lies outside of the basis, but for rounding; return the columns added."""
         with blas_threads(len(block)):
-            self._norm = max(self._norm, _column_norms(block).max())
+            self._norm = max(self._norm, column_norms(block).max())
             q, triangle = _qr(_without(block, self.basis))
             left, sizes, _ = np.linalg.svd(triangle)
             kept = int(np.count_nonzero(sizes > self._rounding * self._norm))
@@ -720,9 +721,9 @@ def _triple_residuals(space: _Space, probes: _Probes, v: np.ndarray) -> np.ndarr
     converged, and meets the tail of A only.
     """
     inside = space.basis.T @ v
-    known = _column_norms(_without(space.products @ inside, space.basis))
+    known = column_norms(_without(space.products @ inside, space.basis))
     tail = _tail_norm(space, probes)
-    return known + tail * _column_norms(v - space.basis @ inside)
+    return known + tail * column_norms(v - space.basis @ inside)
 
 
 def _compression_error(space: _Space, probes: _Probes, left_out: float) -> float:
@@ -806,15 +807,7 @@ def _failure_probability(num_probes: int) -> float:
 
 def _probed_norm(products: np.ndarray) -> float:
     """Bound the norm of a matrix by its products with Gaussian vectors; infinite without any."""
-    return float(_PROBE_FACTOR * _column_norms(products).max()) if products.shape[1] else inf
-
-
-def _column_norms(block: np.ndarray) -> np.ndarray:
-    """Return Euclidean norms of columns, without over- or underflow of their squares."""
-    if not block.size:
-        return np.zeros(block.shape[1])
-    scale = np.abs(block).max()
-    return scale * np.linalg.norm(block / scale, axis=0) if scale else np.zeros(block.shape[1])
+    return float(_PROBE_FACTOR * column_norms(products).max()) if products.shape[1] else inf
 
 
 def _asymmetry(space: _Space) -> float:

@@ -19,6 +19,7 @@ from spectral_density.linalg.arguments import (
     precision,
     product_precision,
 )
+from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.linalg.threads import blas_threads
 
 METHODS = ("cg", "minres", "gmres")
@@ -44,7 +45,8 @@ class Status(Enum):
     MAX_ITERATIONS = (
         "maxiter iterations were made and the residual is above the tolerance. x is the last "
         "iterate: go on from it with x0=x, allow more iterations, or use a preconditioner or "
-        "damping."
+        "damping. A residual above that of the start means a singular or very ill-conditioned "
+        "matrix: damp it."
     )
     NEGATIVE_CURVATURE = (
         "The matrix plus damping is not positive definite: its curvature along negative_curvature "
@@ -213,12 +215,12 @@ def solve(
     x = np.zeros(n) if x0 is None else _as_vector(x0, "x0", n)
     radius = _as_radius(radius, method, x)
 
-    b_norm = _norm(b)
+    b_norm = euclidean_norm(b)
     tolerance = max(rtol * b_norm, atol)
     if not b_norm:
         x = np.zeros(n)  # the solution, whatever x0 was
     residual = b - system.product(x, 0) if x.any() else b.copy()
-    state = _State(x, residual, _norm(residual))
+    state = _State(x, residual, euclidean_norm(residual))
     with progress_bar(maxiter, method, progress) as bar:
         while state.norm > tolerance and state.status is None:
             left = maxiter - state.iterations
@@ -241,7 +243,7 @@ def solve(
             state.take(end, system, b, tolerance, verify)
     d = state.direction
     if d is not None:
-        d = d / _norm(d)
+        d = d / euclidean_norm(d)
         if method == "minres" and _inner(d, residual) < 0:  # after a restart, or rounding
             d = -d
     return Solution(
@@ -359,13 +361,13 @@ class _State:
             self.direction, self.curvature = end.direction, end.curvature
         scale = self.norm
         x, residual = self.x + scale * end.x, scale * end.residual
-        rounding = _ROUNDING * system.eps * system.norm * _norm(x)
+        rounding = _ROUNDING * system.eps * system.norm * euclidean_norm(x)
         claims = end.status in (Status.CONVERGED, Status.LEAST_SQUARES)
         # Unasked where the claim is not enough, or rounding may have made it up.
-        doubtful = claims and max(_norm(residual), rounding) > tolerance
+        doubtful = claims and max(euclidean_norm(residual), rounding) > tolerance
         if (verify or doubtful) and not end.measured:
             residual = b - system.product(x, self.iterations)
-        norm = _norm(residual)
+        norm = euclidean_norm(residual)
 
         if end.status in (Status.NEGATIVE_CURVATURE, Status.TRUST_RADIUS):
             self.status = end.status
@@ -648,15 +650,9 @@ def _as_preconditioner(preconditioner: Any, size: int) -> LinearOperator | None:
         raise TypeError(f"preconditioner: {error}") from None
 
 
-def _norm(vector: np.ndarray) -> float:
-    """Return ||v|| whose squares neither under- nor overflow."""
-    largest = float(np.abs(vector).max(initial=0.0))
-    return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
-
-
 def _inner(left: np.ndarray, right: np.ndarray) -> float:
     """Return <left, right> whose summands neither under- nor overflow."""
-    lengths = _norm(left), _norm(right)
+    lengths = euclidean_norm(left), euclidean_norm(right)
     if not all(lengths):
         return 0.0
     return lengths[0] * lengths[1] * float((left / lengths[0]) @ (right / lengths[1]))

@@ -383,3 +383,25 @@ def test_the_precision_of_a_sum_is_that_of_its_coarsest_part():
     eps = np.finfo(np.float32).eps
     assert product_precision(fine) == np.finfo(np.float64).eps
     assert product_precision(fine - coarse) == product_precision(2 * (coarse + fine)) == eps
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_an_operator_that_is_not_symmetric_is_refused(reorthogonalize):
+    matrix = np.random.default_rng(0).standard_normal((50, 50))
+    with pytest.raises(ValueError, match=r"not symmetric.*\(A \+ A'\) / 2"):
+        lanczos(matrix, 10, reorthogonalize=reorthogonalize)
+    nearly = matrix + matrix.T
+    nearly[3, 4] += 20.0
+    with pytest.raises(ValueError, match="not symmetric"):
+        lanczos(nearly, 20, reorthogonalize=reorthogonalize)
+
+
+def test_a_matrix_that_is_nothing_but_rounding_is_tridiagonalized():
+    a = dense_symmetric(np.linspace(-1, 1, 80)).astype(np.float32)
+
+    def product(v):
+        v = np.ravel(v).astype(np.float32)
+        return (a @ v - (3 * a) @ (v / 3)).astype(np.float64)
+
+    result = lanczos(LinearOperator((80, 80), matvec=product, dtype=float), 10)
+    assert np.abs(result.alpha).max() < 1e-5
