@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ class Batches:
     since iterating `tf.data` costs more than the products of a small network; larger datasets
     stream. Batches without examples are left out.
 
+    What is computed at once is a parcel: one batch, or several adjacent ones after `merge`.
+
     Attributes:
         num_batches: how many batches there are.
+        parcels: the numbers of the batches in each parcel.
         num_examples: sum of their weights (numbers of examples, or what `batch_weight` says).
         kept: whether the batches are kept in memory.
         nbytes: bytes of one pass over the data.
@@ -59,6 +63,7 @@ class Batches:
         budget = memory_share * psutil.virtual_memory().available
         kept: list[Any] | None = []
         self.num_batches, self.num_examples, self.nbytes = 0, 0.0, 0
+        self._forms: list[tuple[int, str]] = []
         for position, batch in enumerate(self._stream()):
             if position >= MAX_BATCHES:
                 raise ValueError(
@@ -69,6 +74,7 @@ class Batches:
             self.num_batches += 1
             self.num_examples += weight
             self.nbytes += _nbytes(batch)
+            self._forms.append(_form(batch))
             if visit is not None:
                 visit(batch, weight)
             if kept is not None:
@@ -81,6 +87,7 @@ class Batches:
             self._check_second_pass()
         self._kept = kept
         self.kept = kept is not None
+        self.parcels = [range(i, i + 1) for i in range(self.num_batches)]
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -93,7 +100,8 @@ class Batches:
             ValueError: if a streamed dataset gives another number of batches than before.
         """
         if self._kept is not None:
-            yield from self._kept
+            for parcel, numbers in zip(self._kept, self.parcels, strict=True):
+                yield from _apart(parcel, [self._forms[number][0] for number in numbers])
             return
         count = 0
         for batch in self._stream():
@@ -107,6 +115,34 @@ class Batches:
                 f"the dataset gave {given} batches on this pass and {self.num_batches} before. "
                 "It must give the same examples at every iteration."
             )
+
+    def merge(self, num_examples: int) -> None:
+        """Make parcels of adjacent batches of one form, at most `num_examples` in each."""
+        parcels: list[range] = []
+        filled, before = 0, ""
+        for number, (size, form) in enumerate(self._forms):
+            if size and form == before and filled + size <= num_examples:
+                parcels[-1] = range(parcels[-1].start, number + 1)
+                filled += size
+            else:
+                parcels.append(range(number, number + 1))
+                filled, before = size, form
+        self.parcels = parcels
+        if self._kept is not None:
+            self._kept = list(self._joined(iter(self._kept)))
+
+    def in_parcels(self) -> Iterator[Any]:
+        """Yield what is computed at once, as structures of tensors; raises as iteration does."""
+        if self._kept is not None:
+            yield from self._kept
+        else:
+            yield from self._joined(iter(self))
+
+    def _joined(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for numbers in self.parcels:
+            yield _join(list(islice(batches, len(numbers))))
+        # A stream that gives more than before says so when it is asked for more.
+        next(batches, None)
 
     def _stream(self) -> Iterator[Any]:
         for batch in self._open():
@@ -175,6 +211,43 @@ def _leading_sizes(structure: Any) -> set[int]:
         if tensor is not None and tensor.shape.rank:
             sizes.add(int(tensor.shape[0]))
     return sizes
+
+
+def _form(batch: Any) -> tuple[int, str]:
+    """Return the number of rows that all tensors of a batch have, and all else of their form.
+
+    The number is 0 where there is no such number, or where tensors are ragged or sparse.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+    if any(not isinstance(leaf, tf.Tensor) or not leaf.shape.rank for leaf in leaves):
+        return 0, ""
+    sizes = {int(leaf.shape[0]) for leaf in leaves}
+    if len(sizes) != 1:
+        return 0, ""
+    form = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else (leaf.dtype.name, *leaf.shape[1:]), batch
+    )
+    return sizes.pop(), repr(form)
+
+
+def _join(batches: list[Any]) -> Any:
+    if len(batches) == 1:
+        return batches[0]
+    return tf.nest.map_structure(
+        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *batches
+    )
+
+
+def _apart(parcel: Any, sizes: list[int]) -> Iterator[Any]:
+    """Yield the batches that a parcel was made of."""
+    if len(sizes) == 1:
+        yield parcel
+        return
+    ends = np.cumsum(sizes).tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        yield tf.nest.map_structure(
+            lambda leaf, start=start, end=end: None if leaf is None else leaf[start:end], parcel
+        )
 
 
 def _nbytes(batch: Any) -> int:

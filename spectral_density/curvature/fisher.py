@@ -120,8 +120,6 @@ class FisherOperator(ThroughOutputs):
         self.kind = kind
         self.num_samples = integer(num_samples, "num_samples", 1)
         self._seed = integer(seed, "seed", 0)
-        self._offsets: list[tf.Tensor] = []
-        self._num_rows = 0
         self._keys: list[tf.Tensor] = []
         objective = make_objective(
             model, loss, reduction=reduction, training=training, examples=kind == "empirical"
@@ -167,6 +165,14 @@ class FisherOperator(ThroughOutputs):
             samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
             what += f", {samples}, seed {self._seed}"
         return super().__repr__().replace(f"{name}(", f"{name}({what}, ", 1)
+
+    def _read(self, dataset: Any) -> None:
+        self._offsets: list[tf.Tensor] = []
+        self._num_rows = 0
+        super()._read(dataset)
+
+    def _examples_at_once(self, batch: Any, graph: tf.Graph) -> int:
+        return 0  # samples are numbered by batch
 
     # The survey ----------------------------------------------------------------------------------
 

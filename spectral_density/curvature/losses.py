@@ -224,6 +224,7 @@ class KerasObjective(Objective):
         self._losses = loss
         self._loss_weights = loss_weights
         self._reduction = reduction
+        self.training = training
         self._call_options = {"training": training} if _takes_training(model) else {}
         self._terms: list[_Term | None] = []
         self.description = _describe(loss)
@@ -307,6 +308,10 @@ class KerasObjective(Objective):
         pairs.append((activity if self._reduction == "sum" else activity * count, count))
         totals = tf.stack([tf.cast(total, dtype) for total, _ in pairs])
         return totals, tf.stack([tf.cast(denominator, dtype) for _, denominator in pairs])
+
+    def losses(self) -> list[Any]:
+        """Return the losses of the outputs, objects or functions, once `validate` has seen them."""
+        return [term.loss for term in self._terms if term is not None]
 
     def adds_losses(self) -> bool:
         """Tell whether layers added losses in the call just made."""

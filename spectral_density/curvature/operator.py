@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +16,33 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.curvature.batches import Batches, batch_hash
+from spectral_density.curvature.batches import Batches, batch_hash, count_examples
 from spectral_density.curvature.frameworks import check_backend, losses_put_back, tf_variable
 from spectral_density.curvature.losses import Objective
+from spectral_density.curvature.merging import (
+    MIN_EXAMPLES,
+    examples_are_separate,
+    examples_at_once,
+)
 from spectral_density.curvature.parameters import Parameters
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from spectral_density.curvature.preflight import PreflightReport
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
+
+
+@dataclass
+class _Tracing:
+    """What the graphs of products leave behind when they are traced, for all that share them."""
+
+    owner: CurvatureOperator
+    num_traces: int = 0
+    depends: bool = False  # whether a gradient reaches any variable
+
 
 _STATEFUL_OPS = ("Assign", "Rng", "ResourceScatter")
 
@@ -42,7 +61,8 @@ class CurvatureOperator(LinearOperator):
         objective: the loss in one form.
         product_dtype: NumPy dtype that products are computed in.
         num_passes: how many passes over the data were made so far.
-        num_traces: how many graphs of products were built, one per batch signature and width.
+        num_traces: how many graphs of products were built, one for each form of batches computed
+            at once and width; operators made by `with_dataset` share them, and the count.
     """
 
     def __init__(
@@ -68,9 +88,8 @@ class CurvatureOperator(LinearOperator):
         self.objective = objective
         self.parameters = parameters
         self.product_dtype = parameters.dtype
-        self.num_passes = 0
-        self.num_traces = 0
         autograph = objective.autograph
+        self._tracing = _Tracing(self)
         self._product_fns: dict[int, Any] = {}
         self._gradient_fn = _compiled(self._traced_gradient, autograph)
         self._loss_fn = _compiled(self._batch_value, autograph)
@@ -78,12 +97,48 @@ class CurvatureOperator(LinearOperator):
         self._penalty_products_fn = _compiled(self._penalty_products, False)
         self._penalized = False
         self._state: list[tf.Variable] | None = None
-        self._depends = False
+        self._batch_weight = batch_weight
+        self._memory_share = memory_share
+        self._read(dataset)
+
+    def with_dataset(self, dataset: Any) -> Self:
+        """Return the same matrix over other data.
+
+        Graphs are shared with this operator, and traced only for batches of a new form: training
+        makes one such operator a step. The dataset is passed over once, in forward passes.
+
+        Args:
+            dataset: as for this operator.
+
+        Raises:
+            ValueError: if it is empty, infinite or used up after one pass.
+        """
+        other = copy(self)
+        other._read(dataset)
+        return other
+
+    @property
+    def num_traces(self) -> int:
+        """Return how many graphs of products were built so far."""
+        return self._tracing.num_traces
+
+    def _read(self, dataset: Any) -> None:
+        """Pass once over the dataset, and settle what is computed at once."""
+        self.num_passes = 0
         self._weights: list[tf.Tensor] = []
         self._denominators: np.ndarray = np.zeros(())
         self.batches = Batches(
-            dataset, batch_weight=batch_weight, memory_share=memory_share, visit=self._survey
+            dataset,
+            batch_weight=self._batch_weight,
+            memory_share=self._memory_share,
+            visit=self._survey,
         )
+        if self._at_once and self.batches.num_examples >= MIN_EXAMPLES:
+            self.batches.merge(self._at_once)
+            self._weights = [
+                tf.add_n(self._weights[numbers.start : numbers.stop])
+                for numbers in self.batches.parcels
+            ]
         self._set_scales()
 
     # What a subclass writes ----------------------------------------------------------------------
@@ -181,7 +236,7 @@ class CurvatureOperator(LinearOperator):
         """
         model_variables = getattr(self.objective.model, "variables", ())
         weights = [*self.parameters.variables, *map(tf_variable, model_variables)]
-        batches = [batch_hash(batch) for batch in self.batches]
+        batches = [batch_hash(batch) for batch in self.batches.in_parcels()]
         return {
             "matrix": repr(self),
             "loss": self.objective.settings(),
@@ -266,7 +321,7 @@ class CurvatureOperator(LinearOperator):
         Each width has a function of its own: TensorFlow warns of one that is traced often.
         """
         if width not in self._product_fns:
-            traced = _compiled(self._traced_products, self.objective.autograph)
+            traced = _compiled(self._tracing.owner._traced_products, self.objective.autograph)
             self._product_fns[width] = traced
         return self._product_fns[width]
 
@@ -275,7 +330,8 @@ class CurvatureOperator(LinearOperator):
         return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=self.product_dtype))
 
     def _weighted_batches(self) -> Iterator[tuple[Any, tf.Tensor]]:
-        return zip(self.batches, self._weights, strict=True)
+        """Yield what is computed at once, with its weight."""
+        return zip(self.batches.in_parcels(), self._weights, strict=True)
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
@@ -302,10 +358,17 @@ class CurvatureOperator(LinearOperator):
                 self.objective.validate(batch)
                 graph = self._sums_fn.get_concrete_function(batch, weight).graph
             self._state = self.objective.state() if _writes_state(graph) else []
+            self._at_once = self._examples_at_once(batch, graph)
         with self._put_back():
             denominators = self._sums_fn(batch, weight)[1]
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
+
+    def _examples_at_once(self, batch: Any, graph: tf.Graph) -> int:
+        """Return how many examples to compute together; 0 for the batches as they are."""
+        if self._batch_weight is not None or not examples_are_separate(self.objective):
+            return 0
+        return examples_at_once(graph, count_examples(batch))
 
     def _set_scales(self) -> None:
         """Fix the factor of each term: c_k / D_k, as a mean over batches times their number.
@@ -319,7 +382,7 @@ class CurvatureOperator(LinearOperator):
                 "the weights of the dataset sum to zero (all sample weights or masks are 0): "
                 "there is no mean to take."
             )
-        self._divisor = float(len(self.batches)) if averaged.all() else 1.0
+        self._divisor = float(len(self._weights)) if averaged.all() else 1.0
         self._scales = tf.constant(self.objective.coefficients * self._divisor / denominators)
         self._penalized = self.objective.penalty() is not None
 
@@ -334,10 +397,10 @@ class CurvatureOperator(LinearOperator):
         self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, *sums: tf.Tensor
     ) -> list[tf.Tensor]:
         """Add the products of a batch, and its gradient, to the sums: one of them or both."""
-        self.num_traces += 1
+        self._tracing.num_traces += 1
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
         products, gradient = self._batch_products(batch, weight, scales, vectors)
-        self._depends |= any(part is not None for part in gradient)
+        self._tracing.depends |= any(part is not None for part in gradient)
         added = (self.parameters.stack(products), self.parameters.join(gradient))
         # The gradient is not computed where no sum of it was passed.
         return [total + tf.cast(new, tf.float64) for total, new in zip(sums, added, strict=False)]
@@ -348,7 +411,7 @@ class CurvatureOperator(LinearOperator):
             tape.watch(variables)
             value = self._batch_value(batch, weight, scales)
         gradient = tape.gradient(value, variables)
-        self._depends |= any(part is not None for part in gradient)
+        self._tracing.depends |= any(part is not None for part in gradient)
         return self.parameters.join(gradient)
 
     def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -377,7 +440,7 @@ class CurvatureOperator(LinearOperator):
         return vectors
 
     def _check_dependence(self) -> None:
-        if not self._depends:
+        if not self._tracing.depends:
             raise ValueError(
                 "the loss does not depend on the variables chosen: no gradient reaches any of "
                 f"{', '.join(self.parameters.names)}. Does loss_fn use the model it is given?"
@@ -392,8 +455,12 @@ class CurvatureOperator(LinearOperator):
         for position, (batch, weight) in enumerate(self._weighted_batches()):
             result = function(batch, weight, self._scales, *arguments)
             if not np.isfinite(np.asarray(tf.nest.flatten(result)[0])).all():
+                numbers = self.batches.parcels[position]
+                where = f"batch {numbers.start}"
+                if len(numbers) > 1:
+                    where = f"batches {numbers.start} to {numbers.stop - 1}"
                 raise FloatingPointError(
-                    f"the {what} is not finite in batch {position} of {len(self.batches)} "
+                    f"the {what} is not finite in {where} of {len(self.batches)} "
                     "(counted from 0). Look for NaN or infinity in its data, in the weights, "
                     "or in the loss (log of 0, overflow)."
                 )

@@ -306,7 +306,7 @@ class _Flight:
 
     def _added(self, entry: Any, weight: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
         operator = self.operator
-        self.num_products += 1 / len(operator.batches)
+        self.num_products += 1 / len(operator.batches.parcels)
         return operator._product_fn(1)(entry, weight, operator._scales, self.u, total)[0]
 
     def _product(
@@ -314,7 +314,7 @@ class _Flight:
     ) -> np.ndarray:
         """Return the product of one batch with vectors, (k, n), or (n,) for one of them."""
         operator = self.operator
-        self.num_products += share * len(rows) / len(operator.batches)
+        self.num_products += share * len(rows) / len(operator.batches.parcels)
         zeros = tf.zeros(rows.shape, tf.float64)
         multiply = operator._product_fn(len(rows))
         products = multiply(entry, weight, operator._scales, rows, zeros)[0]

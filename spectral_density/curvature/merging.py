@@ -1,0 +1,108 @@
+"""Which batches may be computed together: those whose examples are strangers to each other.
+
+Small batches waste a product on dispatch and on matrix products of few rows. Where the loss is a
+sum over examples whatever the batch they are in, several batches are computed as one. What counts
+is certain knowledge: only layers and losses of Keras itself that are known to treat each example
+alone; everything else keeps the batches it was given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.losses import KerasObjective, Objective
+
+# Tensors of one forward pass of batches computed together. A product holds several times as many.
+MAX_BYTES = 2**24
+
+# A dataset of fewer examples is as quick in the batches that it comes in.
+MIN_EXAMPLES = 1024
+
+_MODELS = "Sequential Functional Model"
+_LAYERS = """
+    InputLayer Dense EinsumDense Embedding Flatten Reshape Permute RepeatVector Rescaling
+    Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose
+    DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D
+    MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D
+    GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
+    UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    Cropping1D Cropping2D Cropping3D
+    Activation ReLU LeakyReLU ELU PReLU Softmax
+    Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout
+    GaussianNoise GaussianDropout BatchNormalization LayerNormalization GroupNormalization
+    Add Subtract Multiply Average Maximum Minimum Concatenate
+"""
+_LOSSES = """
+    BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy
+    BinaryFocalCrossentropy CategoricalFocalCrossentropy
+    MeanSquaredError MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredLogarithmicError
+    Huber LogCosh KLDivergence Poisson Hinge SquaredHinge CategoricalHinge
+    binary_crossentropy categorical_crossentropy sparse_categorical_crossentropy
+    mean_squared_error mean_absolute_error huber log_cosh kl_divergence poisson hinge squared_hinge
+"""
+
+
+def examples_are_separate(objective: Objective) -> bool:
+    """Tell whether a loss is known to be a sum over examples, however they are cut into batches."""
+    if not isinstance(objective, KerasObjective) or objective.training:
+        return False
+    model = objective.model
+    if not isinstance(model, keras.Model) or not _is_one_of(type(model), _MODELS):
+        return False
+    if not getattr(model, "inputs", None) or any(
+        part.shape[0] is not None for part in model.inputs
+    ):
+        return False
+    return all(map(_is_separate, model.layers)) and all(map(_is_sum, objective.losses()))
+
+
+def examples_at_once(graph: tf.Graph, num_examples: int) -> int:
+    """Return how many examples to compute together, from the graph of one forward pass.
+
+    It depends on the model alone, not on the memory that is free: another split has other bits.
+    """
+    shapes = [
+        (output.dtype.size, output.shape.as_list())
+        for operation in graph.get_operations()
+        if operation.type not in ("ReadVariableOp", "Const", "Placeholder")
+        for output in operation.outputs
+        if output.shape.rank
+    ]
+    if any(None in shape for _, shape in shapes):
+        return 0
+    nbytes = sum(size * int(np.prod(shape, dtype=np.int64)) for size, shape in shapes)
+    return int(MAX_BYTES * num_examples // max(nbytes, 1))
+
+
+def _is_separate(layer: Any) -> bool:
+    if not _is_one_of(type(layer), _LAYERS) or layer.activity_regularizer is not None:
+        return False
+    # Sums of more examples are larger, and half precision has no room for them.
+    if layer.compute_dtype not in ("float32", "float64", "int32", "int64"):
+        return False
+    activation = getattr(layer, "activation", None)
+    if activation is not None and not _is_kerass(activation):
+        return False
+    # An axis of 0 is that of the examples.
+    return 0 not in np.ravel(getattr(layer, "axis", -1))
+
+
+def _is_sum(loss: Any) -> bool:
+    named = loss if hasattr(loss, "__name__") else type(loss)
+    return (
+        named.__name__ in _LOSSES.split() and _is_kerass(named) and getattr(loss, "axis", -1) != 0
+    )
+
+
+def _is_one_of(kind: type, names: str) -> bool:
+    return kind.__name__ in names.split() and _is_kerass(kind)
+
+
+def _is_kerass(thing: Any) -> bool:
+    module = getattr(thing, "__module__", None) or type(thing).__module__
+    return module.startswith("keras.src.")

@@ -1,0 +1,194 @@
+"""Batches computed together give the same matrix, and only where that is known to be so."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import spectral_density as sd
+from spectral_density.curvature import merging
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(autouse=True)
+def small_datasets_too(monkeypatch):
+    monkeypatch.setattr("spectral_density.curvature.operator.MIN_EXAMPLES", 0)
+
+
+def network(*middle, dtype="float64", **options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="float32" if dtype == "mixed_float16" else dtype)
+    first = keras.layers.Dense(5, activation="tanh", dtype=dtype, **options)
+    last = keras.layers.Dense(3, dtype=dtype)
+    return keras.Sequential([inputs, first, *middle, last])
+
+
+def examples(sizes, *, weighted=False, dtype="float64"):
+    rng = np.random.default_rng(1)
+    batches = []
+    for size in sizes:
+        batch = (rng.normal(size=(size, 4)).astype(dtype), rng.integers(0, 3, size))
+        batches.append((*batch, rng.uniform(0.1, 2, size)) if weighted else batch)
+    return batches
+
+
+def alone(monkeypatch, make):
+    """Make an operator that keeps the batches it is given."""
+    with monkeypatch.context() as patch:
+        patch.setattr("spectral_density.curvature.operator.MIN_EXAMPLES", 10**9)
+        return make()
+
+
+@pytest.mark.parametrize("memory_share", [0.25, 0.0], ids=["kept", "streamed"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("kind", [sd.HessianOperator, sd.GaussNewtonOperator])
+def test_merged_batches_give_the_matrix_of_the_batches(kind, weighted, memory_share, monkeypatch):
+    model, data = network(), examples([5, 5, 3], weighted=weighted)
+
+    def make():
+        return kind(model, LOSS, data, memory_share=memory_share)
+
+    merged, split = make(), alone(monkeypatch, make)
+    assert [len(op.batches.parcels) for op in (merged, split)] == [1, 3]
+    assert len(merged.batches) == len(split.batches) == 3
+    np.testing.assert_allclose(merged.to_dense(), split.to_dense(), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(merged.gradient(), split.gradient(), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(merged.loss(), split.loss(), rtol=1e-14)
+
+
+def test_one_graph_serves_ragged_batches():
+    hessian = sd.HessianOperator(network(), LOSS, examples([5, 5, 3]))
+    for _ in range(3):
+        hessian @ np.ones(hessian.shape[0])
+    assert hessian.num_traces == 1
+
+
+@pytest.mark.parametrize("memory_share", [0.25, 0.0], ids=["kept", "streamed"])
+def test_the_batches_of_the_user_are_still_to_be_had(memory_share):
+    data = examples([5, 5, 3])
+    hessian = sd.HessianOperator(network(), LOSS, data, memory_share=memory_share)
+    for given, kept in zip(data, hessian.batches, strict=True):
+        for before, after in zip(given, kept, strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
+def test_a_parcel_holds_no_more_than_its_share(monkeypatch):
+    monkeypatch.setattr(merging, "MAX_BYTES", 8 * 1000)
+    hessian = sd.HessianOperator(network(), LOSS, examples([5] * 40))
+    parcels = hessian.batches.parcels
+    assert 1 < len(parcels) < 40
+    assert [number for parcel in parcels for number in parcel] == list(range(40))
+
+
+class Centred(keras.layers.Layer):
+    """Couples the examples of a batch."""
+
+    def call(self, x):
+        return x - tf.reduce_mean(x, axis=0)
+
+
+def per_example(y_true, y_pred):
+    return tf.reduce_mean(
+        (y_pred - tf.one_hot(tf.cast(y_true, tf.int32), 3, dtype=y_pred.dtype)) ** 2, axis=-1
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "options"),
+    [
+        (network(Centred(dtype="float64")), LOSS, {}),
+        (network(keras.layers.Lambda(lambda x: x, dtype="float64")), LOSS, {}),
+        (network(activity_regularizer="l2"), LOSS, {}),
+        (network(keras.layers.Activation(lambda x: x, dtype="float64")), LOSS, {}),
+        (network(keras.layers.Softmax(axis=0, dtype="float64")), LOSS, {}),
+        (network(), per_example, {}),
+        (network(), lambda model, batch: tf.reduce_mean(model(batch[0]) ** 2), {}),
+        (network(), LOSS, {"training": True}),
+        (network(), LOSS, {"batch_weight": lambda batch: 1.0}),
+        (network(dtype="mixed_float16"), LOSS, {}),
+    ],
+    ids=[
+        "coupling layer", "lambda", "added loss", "own activation", "first axis", "own loss",
+        "function", "training", "batch weight", "half precision",
+    ],
+)  # fmt: skip
+def test_batches_that_may_be_coupled_stay_as_they_are(model, loss, options):
+    assert len(sd.HessianOperator(model, loss, examples([5, 5, 3]), **options).batches.parcels) == 3
+
+
+def test_batches_of_other_forms_stay_apart():
+    model = keras.Sequential(
+        [keras.Input((None, 4)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3)]
+    )
+    rng = np.random.default_rng(0)
+    data = [
+        (rng.normal(size=(5, length, 4)).astype("f4"), np.arange(5) % 3) for length in (2, 2, 6, 6)
+    ]
+    hessian = sd.HessianOperator(model, LOSS, data)
+    assert [list(parcel) for parcel in hessian.batches.parcels] == [[0, 1], [2, 3]]
+
+
+def test_a_product_that_is_not_finite_names_the_batches():
+    data = examples([5, 5, 3])
+    data[1][0][2, 0] = np.nan
+    hessian = sd.HessianOperator(network(), LOSS, data)
+    with pytest.raises(FloatingPointError, match="batches 0 to 2 of 3"):
+        hessian @ np.ones(hessian.shape[0])
+
+
+def test_a_stream_that_grows_says_so():
+    data = examples([5, 5])
+    hessian = sd.HessianOperator(network(), LOSS, lambda: iter(data), memory_share=0)
+    assert len(hessian.batches.parcels) == 1
+    data.append(data[0])
+    with pytest.raises(ValueError, match="more than 2 batches"):
+        hessian @ np.ones(hessian.shape[0])
+    del data[1:]
+    with pytest.raises(ValueError, match="gave 1 batches"):
+        hessian @ np.ones(hessian.shape[0])
+
+
+# Other data for the same matrix ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, data: sd.HessianOperator(model, LOSS, data),
+        lambda model, data: sd.GaussNewtonOperator(model, LOSS, data),
+        lambda model, data: sd.FisherOperator(model, LOSS, data, kind="monte_carlo"),
+        lambda model, data: sd.FisherOperator(model, LOSS, data, kind="empirical"),
+    ],
+    ids=["hessian", "ggn", "monte_carlo", "empirical"],
+)
+def test_with_dataset_is_a_new_operator_without_new_graphs(make):
+    model = network()
+    first, second = examples([6, 6]), examples([6, 4], weighted=False)[:1] * 2
+    operator = make(model, first)
+    v = np.linspace(-1, 1, operator.shape[0])
+    before = operator @ v
+    other = operator.with_dataset(second)
+    assert other is not operator
+    np.testing.assert_array_equal(other @ v, make(model, second) @ v)
+    assert operator.num_traces == other.num_traces == 1
+    np.testing.assert_array_equal(operator @ v, before)
+    assert (operator.num_passes, other.num_passes) == (2, 1)
+
+
+def test_with_dataset_weighs_the_new_data_by_itself():
+    model = network()
+    hessian = sd.HessianOperator(model, LOSS, examples([6], weighted=True))
+    data = examples([3, 7], weighted=True)
+    np.testing.assert_allclose(
+        hessian.with_dataset(data).to_dense(),
+        sd.HessianOperator(model, LOSS, data).to_dense(),
+        rtol=0,
+        atol=1e-15,
+    )
+
+
+def test_with_dataset_refuses_an_empty_one():
+    hessian = sd.HessianOperator(network(), LOSS, examples([6]))
+    with pytest.raises(ValueError, match="empty"):
+        hessian.with_dataset([])
