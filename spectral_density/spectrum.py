@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 from scipy.integrate import trapezoid
 
+from spectral_density.accuracy import (
+    CONFIDENCE,
+    Accuracy,
+    Ending,
+    chi_squared_limits,
+    draws_error,
+    order_error,
+)
 from spectral_density.linalg.quadrature import (
     WEIGHT_FLOOR,
     Quadrature,
@@ -23,14 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE_FORMAT = 1
-_CONFIDENCE = 0.95
 _GRID_POINTS_PER_SIGMA = 4
 _MIN_GRID, _MAX_GRID = 1_000, 200_000
 _TAIL = 4.0  # the default grid ends this many sigmas beyond the extreme nodes
 # Below this many eigenvalues in a kernel's window, the Gaussian interval gives way to chi-squared.
 _FEW_EIGENVALUES = 10.0
-# Beyond this many degrees of freedom chi-squared is Gaussian.
-_MANY_DEGREES = 1e4
 _CHUNK = 4_000_000
 # What a product is off by at most, in units of its precision: the recurrence, too, takes betas
 # below that for rounding.
@@ -94,6 +100,7 @@ class Spectrum:
         seed: seed of the start vectors.
         description: what the operator was.
         precision: relative rounding of the operator's products, the eps of their dtype.
+        ended_by: what ended the run, with `ended_by.message`.
 
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
@@ -108,6 +115,7 @@ class Spectrum:
     seed: int = 0
     description: str = ""
     precision: float = float(np.finfo(np.float64).eps)
+    ended_by: Ending = Ending.PLAN
 
     def __post_init__(self) -> None:
         """Take whatever makes an array, and check that the arrays belong together."""
@@ -280,6 +288,18 @@ class Spectrum:
         units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
         return float(units * np.abs(self.nodes).max())
 
+    @cached_property
+    def accuracy(self) -> Accuracy:
+        """Estimated Wasserstein-1 distance from the truth, as a share of the range.
+
+        The share of the order is the distance between the distributions at this order and at half
+        of it; that of the draws is the area of half the 95 % band of the cumulative distribution.
+        """
+        return Accuracy(
+            order_error(self.alpha, self.beta, self.size),
+            draws_error(self.nodes, self.deflated_weights, self.simple, self.size),
+        )
+
     # Densities -----------------------------------------------------------------------------------
 
     @cached_property
@@ -350,7 +370,7 @@ class Spectrum:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return pointwise confidence limits for the mean over draws of `each`, (draws, g)."""
         mean = each.mean(axis=0)
-        tail = (1 - _CONFIDENCE) / 2
+        tail = (1 - CONFIDENCE) / 2
         # v' f(A) v is a mixture of chi-squared variables with variance 2/(n+2) Var f. Matching two
         # moments (Satterthwaite 1946) makes it `unit` times one chi-squared variable, exactly so
         # for a lone eigenvalue. The unit follows from the kernel's height there, whatever weight
@@ -360,7 +380,7 @@ class Spectrum:
         squares /= 2 * sigma * np.sqrt(np.pi)
         spread = 2 / (self.size + 2) * np.maximum(squares - mean**2, 0.0)
         unit = np.divide(spread, 2 * mean, out=np.zeros_like(mean), where=mean > 0)
-        lower, upper = _chi_squared_limits(mean, unit / self.num_draws, tail)
+        lower, upper = chi_squared_limits(mean, unit / self.num_draws, tail)
         upper = np.minimum(upper, 1 / (sigma * np.sqrt(2 * np.pi)))
         if self.num_draws == 1:
             return lower, upper
@@ -419,6 +439,64 @@ class Spectrum:
             raise ValueError(f"kind must be one of {sorted(kinds)}, got {kind!r}.")
         return kinds[kind](self, ax=ax, **options)
 
+    def to_dataframe(self) -> Any:
+        """Return the nodes as a pandas DataFrame, one row for each node of each draw.
+
+        Columns: draw, index, node, weight, deflated_weight, residual, simple.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        pandas = _optional("pandas", "to_dataframe")
+        draw, index = np.indices(self.nodes.shape)
+        columns: dict[str, Any] = {
+            "draw": draw,
+            "index": index,
+            "node": self.nodes,
+            "weight": self.weights,
+            "deflated_weight": self.deflated_weights,
+            "residual": self.residuals,
+            "simple": self.simple,
+        }
+        return pandas.DataFrame({name: array.ravel() for name, array in columns.items()})
+
+    def to_xarray(self) -> Any:
+        """Return the quadratures as an xarray Dataset over draws and nodes.
+
+        It has the arrays of `to_dataframe`, and the Lanczos coefficients over draws and steps; the
+        size, the seed, the description and the precision are attributes.
+
+        Raises:
+            ImportError: if xarray is not installed.
+        """
+        xarray = _optional("xarray", "to_xarray")
+        nodes = {
+            "node": self.nodes,
+            "weight": self.weights,
+            "deflated_weight": self.deflated_weights,
+            "residual": self.residuals,
+            "simple": self.simple,
+        }
+        variables = {name: (("draw", "index"), array) for name, array in nodes.items()}
+        variables["alpha"] = (("draw", "step"), self.alpha)
+        # The last step has the norm of what is left: one beta for each alpha.
+        beta = np.concatenate([self.beta, self.residual_norms[:, np.newaxis]], axis=1)
+        variables["beta"] = (("draw", "step"), beta)
+        return xarray.Dataset(
+            variables,
+            coords={
+                "draw": np.arange(self.num_draws),
+                "index": np.arange(self.order),
+                "step": np.arange(1, self.order + 1),
+            },
+            attrs={
+                "size": self.size,
+                "seed": self.seed,
+                "description": self.description,
+                "precision": self.precision,
+            },
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write the spectrum to a compressed npz file and return its path.
 
@@ -430,7 +508,8 @@ class Spectrum:
             format=FILE_FORMAT,
             nodes=self.nodes,
             weights=self.weights,
-            **{f.name: getattr(self, f.name) for f in fields(self)},
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "ended_by"},
+            ended_by=self.ended_by.name,
         )
         return path
 
@@ -452,6 +531,8 @@ class Spectrum:
                 f"{path} has format {version}; this version reads up to {FILE_FORMAT}. "
                 "Install a newer spectral-density."
             )
+        # Files of before there were endings are of runs as planned.
+        ended_by = str(content.setdefault("ended_by", np.array(Ending.PLAN.name)))
         missing = {f.name for f in fields(cls)} - set(content)
         if missing:
             raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
@@ -465,8 +546,9 @@ class Spectrum:
                 seed=int(content["seed"]),
                 description=str(content["description"]),
                 precision=float(content["precision"]),
+                ended_by=Ending[ended_by],
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is not a spectrum file: {error}") from error
 
     def __repr__(self) -> str:
@@ -475,13 +557,26 @@ class Spectrum:
 
     def __str__(self) -> str:
         """Sum up the spectrum in a few lines."""
+        rows = self._summary()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(["Spectrum", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        """Show the summary and the density in a notebook."""
+        from spectral_density._html import card, image
+        from spectral_density.plotting._axes import png_bytes
+
+        png = png_bytes(self.plot, (3.6, 2.6))
+        return card("Spectrum", self._summary(), image(png, 330, "eigenvalue density"))
+
+    def _summary(self) -> list[tuple[str, str]]:
         ends = self.extreme_eigenvalues
         num_simple = int(self.simple[0].sum())
         draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
         low, high = (100 * share for share in self.negative_mass_bounds)
         negative = f"{low:.3g} %" if high - low < 0.01 else f"{low:.3g} to {high:.3g} %"
         density = self.density()
-        rows = [
+        return [
             ("operator", self.description or "(not described)"),
             ("eigenvalues", f"{self.size:,}, from {draws} of {self.order} steps"),
             ("largest", f"{ends.largest:.6g} +- {ends.largest_bound:.1e}"),
@@ -491,28 +586,27 @@ class Spectrum:
             ("mean square", f"{self.moment(2):.6g}"),
             ("below zero", f"{negative} of the eigenvalues"),
             ("outliers", f"{num_simple} converged simple eigenvalues, weighing 1/n each"),
+            (
+                "accuracy",
+                f"{self.accuracy.total:.1e} of the range (steps {self.accuracy.order:.1e}, draws "
+                f"{self.accuracy.draws:.1e}) by Wasserstein-1 distance",
+            ),
+            ("ended", self.ended_by.message),
             ("lost mass", f"{density.lost_mass:.1e} of the density at sigma {density.sigma:.3g}"),
         ]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(["Spectrum", *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
-def _chi_squared_limits(
-    mean: np.ndarray, unit: np.ndarray, tail: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return confidence limits of E[X] where X / unit is chi-squared and X = mean was seen.
-
-    The degrees of freedom E[X] / unit at the limits are those that make what was seen, or less,
-    or more, as improbable as `tail`. A unit of 0 means that X is certain.
-    """
-    degrees = np.divide(mean, unit, out=np.full_like(mean, np.inf), where=unit > 0)
-    half = stats.norm.isf(tail) * np.sqrt(2 * unit * mean)  # the limit of many degrees
-    lower, upper = mean - half, mean + half
-    few = degrees < _MANY_DEGREES
-    lower[few] = unit[few] * special.chdtriv(1 - tail, degrees[few])
-    upper[few] = unit[few] * special.chdtriv(tail, degrees[few])
-    # A draw of next to nothing is itself below its lower limit.
-    return np.clip(lower, 0.0, mean), upper
+def _optional(name: str, method: str) -> Any:
+    """Import a library that is not one of ours, or say what to install."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ImportError(
+            f"{method} needs {name}, which is not installed: pip install {name}. "
+            "Without it, nodes and weights are arrays of the spectrum."
+        ) from error
 
 
 def _npz_path(path: str | Path) -> Path:

@@ -1,0 +1,176 @@
+"""What all pictures share: axes, signed logarithmic scales with few ticks, rendering to bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import Formatter, Locator, MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
+
+EIGENVALUE = "eigenvalue"
+DENSITY = "density (1 / eigenvalue)"
+
+LINE_STYLES = ("-", "--", "-.", ":")
+"""In turn for curves on the same axes: they are told apart without colours, too."""
+
+COLORMAP = "viridis"
+"""Perceptually uniform, the same order in grey and to the colour-blind."""
+
+# Densities fall over many decades between the outliers; what is lower than this share of the
+# peak is the kernel's tail, not the spectrum.
+VISIBLE_DECADES = 9
+
+_TICK_INCHES = 0.45  # width that a label such as -10^-2 takes with its gap
+
+
+def new_axes(ax: Axes | None, *, square: bool = False) -> Axes:
+    """Return `ax`, or the axes of a new figure for None.
+
+    Args:
+        ax: axes or None.
+        square: the picture has a fixed aspect, and is to be as high as its colour bar.
+    """
+    if ax is not None:
+        return ax
+    return plt.subplots(layout="compressed" if square else "constrained")[1]
+
+
+def png_bytes(draw: Callable[[Axes], Any], size: tuple[float, float], dpi: int = 110) -> bytes:
+    """Return a picture as PNG; pyplot, which shows its figures in notebooks, does not see it.
+
+    Args:
+        draw: called with the axes.
+        size: width and height in inches.
+        dpi: dots per inch.
+    """
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def color_bar(ax: Axes, mappable: Any, label: str) -> Colorbar:
+    """Set a colour bar beside the axes."""
+    bar = ax.figure.colorbar(mappable, ax=ax)
+    bar.set_label(label, fontsize="small")
+    bar.minorticks_off()
+    return bar
+
+
+def set_scale(ax: Axes, which: str, scale: str, linthresh: float) -> None:
+    """Set the scale of an axis of eigenvalues.
+
+    Args:
+        ax: the axes.
+        which: "x" or "y".
+        scale: "linear" or "symlog".
+        linthresh: magnitude below which "symlog" is linear; of several curves on the same axes the
+            smallest counts.
+
+    Raises:
+        ValueError: if the scale is another.
+    """
+    if scale not in ("linear", "symlog"):
+        raise ValueError(f'{which}scale must be "linear" or "symlog", got {scale!r}.')
+    if scale == "linear":
+        return
+    axis = getattr(ax, f"{which}axis")
+    if axis.get_scale() == "symlog":
+        linthresh = min(linthresh, axis.get_transform().linthresh)
+    getattr(ax, f"set_{which}scale")("symlog", linthresh=linthresh, linscale=0.5)
+    axis.set_major_locator(SignedDecades(linthresh))
+    axis.set_major_formatter(_SignedPower())
+    axis.set_minor_locator(_NoTicks())
+
+
+class SignedDecades(Locator):
+    """Zero and signed powers of ten, as many as find room without touching."""
+
+    def __init__(self, linthresh: float):
+        self._first = int(np.ceil(np.log10(linthresh) - 1e-9))
+
+    def __call__(self) -> list[float]:
+        """Return the ticks of the axis as it is now."""
+        axis: Any = self.axis
+        return self.tick_values(*axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """Return the ticks between two limits."""
+        low, high = sorted((vmin, vmax))
+        last = int(np.floor(np.log10(max(abs(low), abs(high), 10.0**self._first)) + 1e-9))
+        powers = range(last, self._first - 1, -1)
+        room = self._room()
+        step = 1
+        while True:
+            magnitudes = [10.0**power for power in powers[::step]]
+            ticks = [-m for m in magnitudes] + [0.0] + magnitudes[::-1]
+            shown = sorted(tick for tick in ticks if low <= tick <= high)
+            if len(shown) <= room or step >= len(powers):
+                return shown
+            step += 1
+
+    def _room(self) -> int:
+        axis: Any = self.axis
+        axes = axis.axes
+        box = axes.get_window_extent()
+        across = axis.axis_name == "x"
+        inches = (box.width if across else 1.8 * box.height) / axes.figure.dpi
+        return max(3, int(inches / _TICK_INCHES))
+
+
+class _SignedPower(Formatter):
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if x == 0:
+            return "0"
+        sign = "-" if x < 0 else ""
+        power = np.log10(abs(x))
+        if abs(power - round(power)) > 1e-6:
+            return f"{x:.3g}"
+        if -1 <= round(power) <= 1:
+            return f"{sign}{abs(x):g}".replace("-", "\N{MINUS SIGN}")
+        return f"${sign}10^{{{round(power)}}}$"
+
+
+class _NoTicks(Locator):
+    def __call__(self) -> list[float]:
+        return []
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return []
+
+
+def whole_numbers(ax: Axes, times: np.ndarray) -> None:
+    """Give the horizontal axis whole ticks where all times are whole: no epoch is 2.5."""
+    if (times == np.round(times)).all():
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np.ndarray:
+    """Return points from low to high that are evenly spaced on a symlog axis, but for its bend."""
+    ends = np.arcsinh(np.array([low, high]) / linthresh)
+    points = linthresh * np.sinh(np.linspace(ends[0], ends[1], count))
+    points[[0, -1]] = low, high
+    return np.maximum.accumulate(points)
+
+
+def fit_density_limits(ax: Axes) -> None:
+    """Show the peaks of all curves of logarithmic axes, and what is not only a kernel's tail."""
+    shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines if _in_data(ax, line)]
+    peaks = [peak for peak in shown if peak > 0]
+    ax.set_ylim(min(peaks) * 10.0**-VISIBLE_DECADES, 5 * max(peaks))
+
+
+def _in_data(ax: Axes, line: Any) -> bool:
+    """Whether a line's heights are in the units of the axis, not in shares of its length."""
+    return line.get_transform() == ax.transData

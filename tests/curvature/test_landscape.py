@@ -1,0 +1,167 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import CASES, compiled, truth
+
+from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.landscape import loss_landscape
+from spectral_density.linalg.eigen import top_eigenpairs
+
+MATRIX = np.array([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, -2.0]])
+LINEAR = np.array([0.3, -0.2, 0.1])
+
+
+@pytest.fixture
+def quadratic():
+    """1/2 w'Aw + b'w + 7 at a known point."""
+    w = tf.Variable([0.5, -1.0, 0.25], dtype=tf.float64)
+
+    def loss(w):
+        return (
+            0.5 * tf.tensordot(w, tf.linalg.matvec(MATRIX, w), 1)
+            + tf.tensordot(tf.constant(LINEAR), w, 1)
+            + 7.0
+        )
+
+    return HessianOperator.from_function(loss, w), w
+
+
+def exact(point):
+    return 0.5 * point @ MATRIX @ point + LINEAR @ point + 7.0
+
+
+def test_a_line_has_the_losses_themselves(quadratic):
+    operator, w = quadratic
+    start = w.numpy()
+    direction = np.array([3.0, 0.0, 4.0]) / 5
+    line = loss_landscape(operator, direction, radius=2.0, num_points=9)
+    (distances,) = line.coordinates
+    np.testing.assert_array_equal(distances, np.linspace(-2, 2, 9))
+    true = [exact(start + t * direction) for t in distances]
+    np.testing.assert_allclose(line.losses, true, rtol=1e-14)
+    assert line.loss == pytest.approx(exact(start), rel=1e-14)
+    assert line.num_passes == 9 + 3
+
+
+def test_a_plane_has_its_first_direction_along_the_first_axis(quadratic):
+    operator, w = quadratic
+    start = w.numpy()
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 2)))[0]
+    plane = loss_landscape(operator, basis, radius=(1.0, 0.5), num_points=5)
+    assert plane.losses.shape == (5, 5)
+    first, second = plane.coordinates
+    assert (first[-1], second[-1]) == (1.0, 0.5)
+    for i, s in enumerate(first):
+        for j, t in enumerate(second):
+            assert plane.losses[i, j] == pytest.approx(exact(start + basis @ [s, t]), rel=1e-14)
+
+
+def test_of_a_quadratic_loss_the_model_is_the_loss(quadratic):
+    operator, _ = quadratic
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 2)))[0]
+    for directions in (basis[:, 0], basis):
+        landscape = loss_landscape(operator, directions, radius=3.0, num_points=7)
+        np.testing.assert_allclose(landscape.quadratic_model(), landscape.losses, rtol=1e-13)
+
+
+def test_slope_and_curvature_are_those_of_the_dense_truth():
+    case, true = CASES["mlp"], truth("mlp")
+    operator = HessianOperator(compiled(case, "float64"), None, [case.data()])
+    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(operator.shape[0], 2)))[0]
+    plane = loss_landscape(operator, basis, num_points=3)
+    np.testing.assert_allclose(plane.slopes, basis.T @ true.gradient, atol=1e-12)
+    np.testing.assert_allclose(plane.curvature, basis.T @ true.hessian @ basis, atol=1e-12)
+    assert plane.loss == pytest.approx(true.loss)
+
+
+def test_the_default_radius_is_where_the_model_has_risen_by_the_loss(quadratic):
+    operator, w = quadratic
+    w.assign(np.linalg.solve(MATRIX, -LINEAR))  # no slope
+    pair = top_eigenpairs(operator, 1, which="LA", progress=False)
+    line = loss_landscape(operator, pair.vectors, num_points=3)
+    assert line.losses[-1] == pytest.approx(2 * line.loss, rel=1e-10)
+    both = loss_landscape(operator, np.eye(3)[:, :2], num_points=2)
+    risen = both.coordinates[0][-1] ** 2 / 2 * MATRIX[1, 1]
+    assert risen == pytest.approx(both.loss)  # the flatter of the two has the larger radius
+
+
+def test_where_all_is_flat_the_radius_is_one():
+    w = tf.Variable([1.0, 2.0])
+    operator = HessianOperator.from_function(lambda w: 0.0 * tf.reduce_sum(w**2), w)
+    line = loss_landscape(operator, np.array([1.0, 0.0]), num_points=2)
+    np.testing.assert_array_equal(line.coordinates[0], [-1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["batch norm", "regularizers and add_loss"])
+def test_weights_and_state_are_put_back_bit_for_bit(name):
+    case = CASES[name]
+    model = compiled(case)
+    operator = HessianOperator(model, None, [case.data()], training=True)
+    before = [v.numpy().copy() for v in model.variables]
+    loss_landscape(operator, np.eye(operator.shape[0], 2), radius=0.3, num_points=3)
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+def test_weights_are_put_back_after_an_exception(quadratic, monkeypatch):
+    operator, w = quadratic
+    before, calls = w.numpy().copy(), []
+
+    def interrupted():
+        calls.append(w.numpy().copy())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(operator, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loss_landscape(operator, np.array([1.0, 0.0, 0.0]), radius=1.0, num_points=5)
+    assert not np.array_equal(calls[-1], before)
+    np.testing.assert_array_equal(w.numpy(), before)
+
+
+def test_losses_that_overflow_are_kept_as_they_are():
+    w = tf.Variable([1.0, 2.0])
+    operator = HessianOperator.from_function(lambda w: tf.exp(tf.reduce_sum(w**2)), w)
+    line = loss_landscape(operator, np.array([1.0, 0.0]), radius=100.0, num_points=3)
+    assert np.isinf(line.losses[[0, 2]]).all()
+    assert np.isfinite(line.losses[1])
+
+
+def test_a_shared_model_of_keras_moves_along_its_own_eigenvector():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(loss="mse")
+    rng = np.random.default_rng(0)
+    data = [(rng.normal(size=(8, 3)).astype("f"), rng.normal(size=(8, 2)).astype("f"))]
+    operator = HessianOperator(model, None, data)
+    pairs = top_eigenpairs(operator, 2, progress=False)
+    # The loss of a linear model is quadratic: its curvature along the eigenvector is exact.
+    plane = loss_landscape(operator, pairs.vectors, num_points=5)
+    np.testing.assert_allclose(plane.losses, plane.quadratic_model(), rtol=2e-5)
+    np.testing.assert_allclose(plane.curvature, np.diag(pairs.values), atol=1e-5)
+    assert "5 x 5 points" in repr(plane)
+
+
+@pytest.mark.parametrize(
+    ("directions", "options", "message"),
+    [
+        (np.ones(3), {}, "must be orthonormal, and are off by 2"),
+        (np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]), {}, "must be orthonormal"),
+        (np.ones(4) / 2, {}, r"shape \(3,\), \(3, 1\) or \(3, 2\), got \(4,\)"),
+        (np.eye(3), {}, r"got \(3, 3\)"),
+        (np.array([np.nan, 0.0, 1.0]), {}, "NaN or infinity"),
+        (np.eye(3)[0], {"radius": 0.0}, "radius must be greater than 0"),
+        (np.eye(3)[:, :2], {"radius": (1.0, 2.0, 3.0)}, "3 values for 2 directions"),
+        (np.eye(3)[0], {"num_points": 1}, "num_points must be at least 2"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(quadratic, directions, options, message):
+    with pytest.raises(ValueError, match=message):
+        loss_landscape(quadratic[0], directions, **options)
+
+
+def test_what_cannot_be_moved_is_an_error():
+    with pytest.raises(TypeError, match="must be a CurvatureOperator"):
+        loss_landscape(np.eye(3), np.eye(3)[0])
