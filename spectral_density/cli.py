@@ -4,53 +4,392 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spectral_density._version import __version__
 
+if TYPE_CHECKING:
+    from spectral_density.command.problem import Request
+    from spectral_density.command.run import Keeping
+
+DONE, FAILED, MISUSED, UNSOUND, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes; argparse gives the third, and a shell reports the last after Ctrl-C."""
+
+_LONGEST = 1000  # characters of an error
+_EPILOG = f"""\
+exit codes: {DONE} done, {FAILED} an error (one line on standard error), {MISUSED} wrong usage,
+{UNSOUND} check found the matrix unsound, {INTERRUPTED} interrupted."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 with the error in one line, or 130."""
-    options = _parser().parse_args(arguments)
-    # TensorFlow reports its build and its devices on standard error unless told not to.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Run a command and return its exit code, with an error in one line on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    options.given = given
     try:
-        return int(options.run(options))
-    except (OSError, ValueError, MemoryError, ModuleNotFoundError) as error:
+        with _warnings_in_one_line():
+            code = int(options.run(options))
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # the last place where an error can be put into a line
         if options.debug:
             raise
-        print(f"spectral-density: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("spectral-density: interrupted", file=sys.stderr)
-        return 130  # what a shell reports after Ctrl-C
+        _say(_in_one_line(error))
+        return FAILED
+    except KeyboardInterrupt as stop:
+        if options.debug:
+            raise
+        _say(str(stop) or "interrupted")
+        return INTERRUPTED
+
+
+def _say(text: str) -> None:
+    print(f"spectral-density: {text}", file=sys.stderr)
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what an error says; what it is, where nobody foresaw it."""
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "... (--debug shows the rest)"
+    if isinstance(error, (OSError, ValueError, MemoryError, ImportError, RuntimeError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    def show(message: Any, category: Any, *where: Any, **options: Any) -> None:
+        _say(f"warning: {' '.join(str(message).split())}")
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+# What is asked -----------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spectral-density",
-        description="The eigenvalue density of the Hessian of a Keras or TensorFlow model.",
+        description="The eigenvalue density of the Hessian of a Keras model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser(
+    for add in (_add_run, _add_plot, _add_show, _add_check, _add_demo):
+        command = add(commands)
+        # After the command, too, where it does not undo what stood before it.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+    return parser
+
+
+def _add_run(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "run",
+        help="compute the spectrum of a saved model on a dataset",
+        description="Compute the eigenvalue density of the Hessian of a saved Keras model, and "
+        "write spectrum.npz, spectrum.png, spectrum.svg and summary.json to a directory.",
+    )
+    _add_problem(command)
+    command.add_argument(
+        "--order",
+        type=_count,
+        metavar="N",
+        help="Lanczos steps a draw: the resolution (default: 90, or all of a smaller model)",
+    )
+    command.add_argument(
+        "--draws", type=_count, default=10, metavar="N", help="random start vectors (default: 10)"
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory of the results"
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out where it was interrupted, or begin it",
+    )
+    command.add_argument(
+        "--no-check", action="store_true", help="do not check first that the matrix is sound"
+    )
+    keeping = command.add_mutually_exclusive_group()
+    keeping.add_argument(
+        "--keep-checkpoint",
+        action="store_true",
+        help="keep the Lanczos vectors after the run, so that --resume can add steps or draws",
+    )
+    keeping.add_argument(
+        "--no-checkpoint", action="store_true", help="write no vectors: nothing to resume"
+    )
+    memory = command.add_argument_group("memory")
+    memory.add_argument(
+        "--draws-at-once",
+        type=_count,
+        metavar="N",
+        help="draws that share each pass over the data (default: by the size of the model); "
+        "with 1, a run repeats to the bit",
+    )
+    memory.add_argument(
+        "--basis",
+        choices=("memory", "disk"),
+        default="memory",
+        help="where the Lanczos vectors are while the run needs them (default: memory)",
+    )
+    memory.add_argument(
+        "--basis-dtype",
+        choices=("float64", "float32"),
+        default="float64",
+        help="float32 takes half the memory and half the disk (default: float64)",
+    )
+    command.set_defaults(run=_run)
+    return command
+
+
+def _add_check(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "check",
+        help="find out whether a model, its data and its loss make one fixed symmetric matrix",
+        description="Find out, in two passes over the data, whether a model, its data and its "
+        f"loss make one fixed, symmetric, finite matrix. The exit code is {UNSOUND} if not.",
+    )
+    _add_problem(command)
+    command.set_defaults(run=_check)
+    return command
+
+
+def _add_problem(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which matrix."""
+    command.add_argument("model", type=Path, metavar="MODEL", help="a .keras or .h5 file")
+    which = command.add_argument_group("which matrix")
+    which.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="tfds:name[split], such as 'tfds:mnist[train[:512]]'; a file.npz with arrays x, y "
+        "and, if wanted, weights w; or module:function of the current directory, which returns "
+        "a dataset of batches",
+    )
+    which.add_argument(
+        "--batch-size", type=_count, metavar="N", help="examples in a batch (default: 128)"
+    )
+    which.add_argument(
+        "--no-scale",
+        dest="scale",
+        action="store_false",
+        help="leave uint8 images in [0, 255]; they are scaled to [0, 1] otherwise",
+    )
+    which.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="a Keras loss, or module:name (default: the loss the model was compiled with)",
+    )
+    which.add_argument(
+        "--from-logits", action="store_true", help="the model ends in logits: for --loss NAME"
+    )
+    which.add_argument(
+        "--operator",
+        choices=("hessian", "ggn", "fisher"),
+        default="hessian",
+        help="ggn is the Gauss-Newton matrix (default: hessian)",
+    )
+    which.add_argument(
+        "--fisher-kind",
+        choices=("type2", "monte_carlo", "empirical"),
+        default="type2",
+        help="for --operator fisher (default: type2)",
+    )
+    which.add_argument(
+        "--layers",
+        type=_pattern,
+        metavar="REGEX",
+        help="only the variables whose path matches, such as 'dense_1/|logits/kernel'",
+    )
+    which.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of all that is random (default: 0)"
+    )
+    which.add_argument(
+        "--custom-objects",
+        metavar="MODULE",
+        help="module of the current directory with the classes that the model is made of",
+    )
+    which.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="load Lambda layers, which runs code from the file: only if you trust it",
+    )
+
+
+def _add_plot(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "plot",
+        help="draw one or several spectra on one figure",
+        description="Draw one or several spectra on one figure.",
+    )
+    command.add_argument(
+        "spectra", type=Path, nargs="+", metavar="A.npz", help="spectrum files, or run directories"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("spectra.png"),
+        metavar="FILE",
+        help=".png, .svg or .pdf (default: spectra.png)",
+    )
+    command.add_argument(
+        "--label", action="append", metavar="TEXT", help="one for each spectrum, in their order"
+    )
+    command.add_argument(
+        "--xscale",
+        choices=("linear", "symlog"),
+        default="linear",
+        help="symlog spreads the bulk around zero out (default: linear)",
+    )
+    command.add_argument("--force", action="store_true", help="write over --out if it is there")
+    command.set_defaults(run=_plot)
+    return command
+
+
+def _add_show(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "show",
+        help="show a spectrum in the terminal",
+        description="Show the numbers of a spectrum, and its density drawn in characters.",
+    )
+    command.add_argument(
+        "spectrum", type=Path, metavar="A.npz", help="spectrum file, or run directory"
+    )
+    command.add_argument("--json", action="store_true", help="only the numbers, as JSON")
+    command.set_defaults(run=_show)
+    return command
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(
         "demo",
         help="train a small network on scikit-learn's digits and compute its Hessian's spectrum",
         description="Train a small network on scikit-learn's digits, estimate the eigenvalue "
         "density of its Hessian, and compare it with the exact eigenvalues.",
     )
-    demo.add_argument(
-        "--out", type=Path, default=Path("spectral-density-demo"), help="folder for the results"
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("spectral-density-demo"),
+        metavar="DIR",
+        help="directory of the results (default: spectral-density-demo)",
     )
-    demo.set_defaults(run=_demo)
-    return parser
+    command.set_defaults(run=_demo)
+    return command
+
+
+def _count(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+# What is done ------------------------------------------------------------------------------------
+
+
+def _show_line(text: str) -> None:
+    print(text, flush=True)  # the bars on standard error come after it, in a file as well
+
+
+def _request(options: argparse.Namespace) -> Request:
+    from dataclasses import fields
+
+    from spectral_density.command.problem import Request
+
+    return Request(**{field.name: getattr(options, field.name) for field in fields(Request)})
+
+
+def _run(options: argparse.Namespace) -> int:
+    from spectral_density.command.run import RunRequest, run
+
+    checkpoint: Keeping = "keep" if options.keep_checkpoint else "until done"
+    request = RunRequest(
+        problem=_request(options),
+        out=options.out,
+        order=options.order,
+        draws=options.draws,
+        draws_at_once=options.draws_at_once,
+        basis=options.basis,
+        basis_dtype=options.basis_dtype,
+        check=not options.no_check,
+        resume=options.resume,
+        checkpoint="none" if options.no_checkpoint else checkpoint,
+    )
+    resume = [] if options.resume else ["--resume"]
+    run(request, _show_line, shlex.join(["spectral-density", *options.given, *resume]))
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    from spectral_density.command.check import check
+
+    return DONE if check(_request(options), _show_line) else UNSOUND
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from spectral_density.command.figures import plot_files
+
+    out = plot_files(
+        options.spectra,
+        options.out,
+        labels=options.label,
+        xscale=options.xscale,
+        force=options.force,
+    )
+    print(f"wrote {out}")
+    return DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from spectral_density.command.show import show_file
+
+    show_file(options.spectrum, print, as_json=options.json)
+    return DONE
 
 
 def _demo(options: argparse.Namespace) -> int:
     from spectral_density.demo import run_demo
 
-    run_demo(options.out, show=print)
-    return 0
+    run_demo(options.out, show=_show_line)
+    return DONE

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density.command.quiet import import_tensorflow
+from spectral_density.command.results import SUMMARY
 from spectral_density.spectrum import Spectrum
 
 ORDER, DRAWS = 90, 10
@@ -36,10 +38,14 @@ def run_demo(folder: Path, show: Callable[[str], None], progress: bool | None = 
         progress: show bars; None for only in interactive runs.
 
     Raises:
+        FileExistsError: if the folder holds a run of the user's own.
         ModuleNotFoundError: if scikit-learn is not installed.
     """
+    if (folder / SUMMARY).exists():
+        raise FileExistsError(f"{folder} holds a run of your own: choose another --out.")
     x, y = _digits()
     folder.mkdir(parents=True, exist_ok=True)
+    import_tensorflow()
     show("1. Linear regression with the sum of squares: V T V' must be 2 X'X.")
     regression_error = check_linear_regression()
     show(f"   relative error {regression_error:.1e}")

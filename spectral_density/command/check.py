@@ -1,0 +1,26 @@
+"""`check`: what preflight says of a model on its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spectral_density.command.problem import Request, open_problem
+from spectral_density.command.quiet import import_tensorflow
+
+
+def check(request: Request, show: Callable[[str], None]) -> bool:
+    """Show whether the operator is one fixed, symmetric, finite matrix, and return it.
+
+    Raises:
+        ValueError: see `open_problem`.
+    """
+    import_tensorflow()
+    problem = open_problem(request)
+    from spectral_density.curvature import preflight
+
+    report = preflight(problem.operator, seed=request.seed)
+    show(str(problem))
+    for found in report.checks:
+        show(f"  {found}")
+    show(f"{report.verdict}, after {report.num_products:.3g} products with one vector")
+    return not report.failed

@@ -1,0 +1,253 @@
+"""Datasets from a name, a file or a function: batches of NumPy arrays, the same at each pass."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectral_density.command.imported import call
+
+DEFAULT_BATCH_SIZE = 128
+
+Batch = tuple[Any, ...]  # (x, y) or (x, y, w)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Batches that come from a file or a named dataset; calling it starts a new pass.
+
+    Attributes:
+        source: as the user named it.
+        opened: starts a pass over the batches as they are stored.
+        steps: what is done to each batch.
+        notes: what is done, in words.
+    """
+
+    source: str
+    opened: Callable[[], Iterator[Batch]]
+    steps: tuple[Callable[[Batch], Batch], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __call__(self) -> Iterator[Batch]:
+        """Yield the batches."""
+        for batch in self.opened():
+            for step in self.steps:
+                batch = step(batch)
+            yield batch
+
+    def first(self) -> Batch:
+        """Return the first batch.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for batch in self():
+            return batch
+        raise ValueError(f"{self.source} holds no examples.")
+
+    def then(self, step: Callable[[Batch], Batch], note: str | None = None) -> Examples:
+        """Return these batches with one more thing done to each, and said of them."""
+        notes = self.notes if note is None else (*self.notes, note)
+        return replace(self, steps=(*self.steps, step), notes=notes)
+
+    def noting(self, note: str) -> Examples:
+        """Return these batches with one more thing said of them."""
+        return replace(self, notes=(*self.notes, note))
+
+
+def open_data(source: str, *, batch_size: int | None = None, scale: bool = True) -> Any:
+    """Open what `--data` names.
+
+    Args:
+        source: `tfds:name[split]`, `file.npz`, or `module:function`.
+        batch_size: examples in a batch of the first two; None for 128.
+        scale: divide uint8 images by 255.
+
+    Returns:
+        `Examples`, or, of `module:function`, whatever the function returned.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ModuleNotFoundError: if tensorflow_datasets is needed and not installed.
+        ValueError: if it is none of the three, or cannot be read.
+    """
+    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    if source.startswith("tfds:"):
+        return _scaled(_from_tfds(source, size), scale)
+    if source.endswith(".npz"):
+        return _scaled(_from_npz(source, size), scale)
+    if ":" in source:
+        if batch_size is not None:
+            raise ValueError(
+                f"--batch-size does not apply to {source}: the function returns batches."
+            )
+        dataset = call(source)
+        if dataset is None:
+            raise ValueError(f"{source}() returned None, not a dataset.")
+        return dataset
+    raise ValueError(
+        f"--data {source!r} is none of tfds:name[split], file.npz and module:function."
+    )
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def _from_npz(source: str, batch_size: int) -> Examples:
+    arrays = _read(Path(source))
+    unknown = [name for name in arrays if name not in ("x", "y", "w")]
+    if "x" not in arrays or "y" not in arrays:
+        found = ", ".join(arrays) or "nothing"
+        raise ValueError(
+            f"{source} must hold arrays named x and y (and w for sample weights); it holds {found}."
+        )
+    parts = tuple(arrays[name] for name in ("x", "y", "w") if name in arrays)
+    lengths = {name: len(arrays[name]) for name in ("x", "y", "w") if name in arrays}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{length:,} in {name}" for name, length in lengths.items())
+        raise ValueError(f"{source} holds different numbers of examples: {listed}.")
+    total = len(parts[0])
+
+    def opened() -> Iterator[Batch]:
+        for start in range(0, total, batch_size):
+            yield tuple(part[start : start + batch_size] for part in parts)
+
+    examples = Examples(source, opened)
+    if unknown:
+        examples = examples.noting(f"of no use here and ignored: {', '.join(unknown)}")
+    return examples
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no data file {path}.")
+    try:
+        # Opened here: a damaged archive would stay open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{path} holds arrays of Python objects; save arrays of numbers of one shape."
+            ) from error
+        raise ValueError(f"{path} is no npz file, or is damaged.") from error
+    scalars = [name for name in ("x", "y", "w") if name in arrays and not arrays[name].shape]
+    if scalars:
+        raise ValueError(f"{path}: {', '.join(scalars)} must be an array with one row an example.")
+    return arrays
+
+
+# TensorFlow Datasets -----------------------------------------------------------------------------
+
+
+def split_name(source: str) -> tuple[str, str]:
+    """Return the name and the split of `tfds:name[split]`; the split may have brackets itself.
+
+    Raises:
+        ValueError: if it is not of that form.
+    """
+    name, bracket, rest = source.removeprefix("tfds:").partition("[")
+    if not name or not bracket or not rest.endswith("]") or not rest[:-1]:
+        raise ValueError(
+            f"--data {source!r} names no split: for instance tfds:mnist[train] or "
+            "'tfds:mnist[train[:512]]'."
+        )
+    return name, rest[:-1]
+
+
+def _from_tfds(source: str, batch_size: int) -> Examples:
+    name, split = split_name(source)
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{source} needs tensorflow_datasets: pip install tensorflow-datasets "
+            '(or pip install "spectral-density[examples]").'
+        ) from error
+    try:
+        dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)
+    except Exception as error:  # of the builder, of the split, of the network
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ValueError(f"tensorflow_datasets cannot load {source}: {first}") from error
+
+    def opened() -> Iterator[Batch]:
+        return iter(tfds.as_numpy(dataset.batch(batch_size)))
+
+    return Examples(source, opened)
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def _scaled(examples: Examples, scale: bool) -> Examples:
+    """Make uint8 images float32, in [0, 1] unless asked otherwise."""
+    x = examples.first()[0]
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
+        return examples
+    if x.ndim < 3:
+        return examples.noting("uint8 inputs left as they are: rows of numbers, not images")
+    if not scale:
+        return examples.then(
+            lambda batch: (batch[0].astype(np.float32), *batch[1:]),
+            "uint8 images left in [0, 255]",
+        )
+    return examples.then(
+        lambda batch: (batch[0].astype(np.float32) / np.float32(255), *batch[1:]),
+        "uint8 images scaled to [0, 1] (--no-scale leaves them)",
+    )
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
+def with_labels_for(examples: Examples, loss: str | None, num_outputs: int | None) -> Examples:
+    """Give labels the form that a loss takes: class numbers, or one-hot rows.
+
+    Args:
+        examples: batches with labels y.
+        loss: name of one of Keras's own losses, None for any other: labels stay as they are.
+        num_outputs: size of the last axis of the model's output, None where it has several.
+
+    Raises:
+        ValueError: if a label in the first batch is no class of the model.
+    """
+    y = examples.first()[1]
+    if loss is None or num_outputs is None or not isinstance(y, np.ndarray):
+        return examples
+    numbers = y.dtype.kind in "iub" and (y.ndim == 1 or y.shape[1:] == (1,))
+    if loss.startswith("sparse_"):
+        if numbers:
+            return examples.then(lambda batch: _checked(batch, num_outputs, examples.source))
+        if y.ndim == 2 and y.shape[1] == num_outputs and _is_one_hot(y):
+            return examples.then(
+                lambda batch: (batch[0], np.argmax(batch[1], axis=1), *batch[2:]),
+                f"one-hot labels made class numbers for {loss}",
+            )
+        return examples
+    if not numbers or num_outputs == 1:
+        return examples
+
+    def one_hot(batch: Batch) -> Batch:
+        x, labels, *rest = _checked(batch, num_outputs, examples.source)
+        return x, np.eye(num_outputs, dtype=np.float32)[labels.reshape(-1).astype(int)], *rest
+
+    return examples.then(one_hot, f"labels made one-hot for {loss}")
+
+
+def _checked(batch: Batch, num_classes: int, source: str) -> Batch:
+    labels = batch[1]
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise ValueError(
+            f"{source} has labels from {labels.min()} to {labels.max()}, and the model has "
+            f"{num_classes} outputs: classes are numbered from 0."
+        )
+    return batch
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())

@@ -1,0 +1,147 @@
+"""Keras models from files, and what a file that is none of them is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spectral_density.command.imported import import_module
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SAVE = "save the whole model with model.save('model.keras')"
+# What Keras says of a class or function that it cannot find, in its two file formats.
+_UNKNOWN = re.compile(r"(?:Could not locate|Unknown) [a-z ]+:? '?([\w>.]+)'?")
+
+
+def load_model(
+    path: Path, *, custom_objects: str | None = None, compiled: bool = True, unsafe: bool = False
+) -> Any:
+    """Load a Keras model from a `.keras` or a whole-model `.h5` file.
+
+    Args:
+        path: the file.
+        custom_objects: name of a module with the classes and functions that the model is made of.
+        compiled: whether the model's loss is wanted.
+        unsafe: load Lambda layers, whose code is in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no model, holds weights only, or needs classes that are not known.
+    """
+    suffix = _check_kind(path)
+    known = {} if custom_objects is None else _public(custom_objects)
+    keras = _keras_of(path) if suffix == ".keras" else _keras()
+    try:
+        with _training_not_mentioned():
+            return keras.models.load_model(
+                path, custom_objects=known, compile=compiled, safe_mode=not unsafe
+            )
+    except Exception as error:  # Keras raises whatever the classes of the model raise
+        raise ValueError(_explained(path, error, compiled)) from error
+
+
+@contextmanager
+def _training_not_mentioned() -> Iterator[None]:
+    """Leave out what Keras warns of optimizers and metrics, which play no part here."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _check_kind(path: Path) -> str:
+    """Return ".keras" or ".h5" for a file that holds a whole model; raise for any other."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model file {path}.")
+    if path.is_dir():
+        kind = "a TensorFlow SavedModel" if (path / "saved_model.pb").exists() else "a directory"
+        raise ValueError(f"{path} is {kind}, which Keras 3 does not load: {_SAVE}.")
+    with path.open("rb") as file:
+        start = file.read(len(_HDF5_SIGNATURE))
+    if start == _HDF5_SIGNATURE:
+        _check_hdf5(path)
+        return _check_suffix(path, (".h5", ".hdf5"))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if "config.json" in archive.namelist():
+                return _check_suffix(path, (".keras",))
+    raise ValueError(f"{path} is no Keras model file: {_SAVE}.")
+
+
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path} holds a Keras model, and must end in {suffixes[0]}: rename it.")
+    return suffixes[0]
+
+
+def _check_hdf5(path: Path) -> None:
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(path, "r") as file:
+        if "model_config" not in file.attrs:
+            raise ValueError(
+                f"{path} holds weights only, and no model that they belong to: {_SAVE}."
+            )
+
+
+def _keras() -> Any:
+    import keras
+
+    return keras
+
+
+def _keras_of(path: Path) -> Any:
+    """Return Keras 3, or tf_keras for a file that Keras 2 wrote, where it is installed."""
+    with zipfile.ZipFile(path) as archive:
+        try:
+            written_by = json.loads(archive.read("metadata.json"))["keras_version"]
+        except (KeyError, ValueError):
+            return _keras()
+    if str(written_by).startswith("2."):
+        try:
+            import tf_keras
+        except ModuleNotFoundError:
+            return _keras()
+        return tf_keras
+    return _keras()
+
+
+def _public(module_name: str) -> dict[str, Any]:
+    """Return the classes and functions that a module defines or imports, by name."""
+    module = import_module(module_name)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_")
+    }
+
+
+def _explained(path: Path, error: Exception, compiled: bool) -> str:
+    """Say in a line why a model does not load, and what to do."""
+    text = str(error)
+    if "Lambda" in text and "safe_mode" in text:
+        return (
+            f"{path} has a Lambda layer, and loading it runs code from the file: if you trust it, "
+            "pass --unsafe."
+        )
+    unknown = _UNKNOWN.search(text)
+    if unknown:
+        other = " Where it is the loss or a metric, --loss NAME does without." if compiled else ""
+        return (
+            f"{path} uses {unknown[1]!r}, which Keras does not know: name the module that defines "
+            f"it with --custom-objects MODULE.{other}"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"Keras cannot load {path}: {type(error).__name__}: {first}"

@@ -1,0 +1,222 @@
+"""`run`: a spectrum from a saved model and a dataset, with its files."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from spectral_density.command import results
+from spectral_density.command.data import DEFAULT_BATCH_SIZE
+from spectral_density.command.problem import Problem, Request, open_problem
+from spectral_density.command.quiet import import_tensorflow
+from spectral_density.command.summary import file_hash, spectrum_numbers, versions
+
+if TYPE_CHECKING:
+    from spectral_density.curvature import CurvatureOperator
+    from spectral_density.spectrum import Spectrum
+
+DEFAULT_ORDER = 90
+
+Keeping = Literal["until done", "keep", "none"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """How the spectrum is computed, and where it goes."""
+
+    problem: Request
+    out: Path
+    order: int | None = None  # None for 90, or as many as there are parameters
+    draws: int = 10
+    draws_at_once: int | None = None
+    basis: Literal["memory", "disk"] = "memory"
+    basis_dtype: Literal["float64", "float32"] = "float64"
+    check: bool = True
+    resume: bool = False
+    checkpoint: Keeping = "until done"
+
+
+def run(request: RunRequest, show: Callable[[str], None], again: str) -> None:
+    """Compute a spectrum and write its file, its pictures and its summary to a directory.
+
+    Args:
+        request: what the user asked for.
+        show: called with each line of the report.
+        again: the command that goes on with this run, said where it is interrupted.
+
+    Raises:
+        FileExistsError: if the directory holds a run and `resume` is off.
+        KeyboardInterrupt: with what is saved and how to go on.
+        ValueError: if the operator is no fixed, symmetric, finite matrix; see `open_problem`.
+        CheckpointError: if the checkpoint is of another run, damaged or in use.
+        MemoryError: if the run would not fit into the memory.
+    """
+    asked = _asked(request)
+    before = results.look(
+        request.out, asked, resume=request.resume, use_checkpoint=request.checkpoint != "none"
+    )
+    if before.complete and not before.is_less_than(asked):
+        show(f"the run in {request.out} is complete: nothing to do")
+        return
+    import_tensorflow()
+    problem = open_problem(request.problem)
+    operator = problem.operator
+    show(str(problem))
+    order = _order(request, operator)
+    if request.check:
+        show(f"check     {_verdict(operator, request.problem.seed)}")
+    if request.checkpoint != "none":
+        _check_room(request, operator.shape[0], order)
+    going_on = f", going on from {request.out / results.CHECKPOINT}" if before.checkpoint else ""
+    show(f"run       {request.draws} draws of {order} steps{going_on}")
+    passes, start = operator.num_passes, time.perf_counter()
+    with _ends_explained(request, again), results.begun(request.out, asked, before):
+        spectrum = _estimate(operator, request, order)
+    cost = {
+        "seconds": time.perf_counter() - start,
+        "passes": operator.num_passes - passes,
+        "resumed": before.checkpoint,
+    }
+    summary = _summary(asked, problem, spectrum, cost)
+    written = results.write(request.out, spectrum, summary)
+    # A checkpoint that outlived its run was kept on purpose.
+    if request.checkpoint == "until done" and not before.complete:
+        shutil.rmtree(request.out / results.CHECKPOINT)
+    show(f"          {cost['seconds']:.1f} s, {cost['passes']:,} passes over the data")
+    show(f"\n{spectrum}\n")
+    for path in written:
+        show(f"wrote     {path}")
+
+
+def _estimate(operator: CurvatureOperator, request: RunRequest, order: int) -> Spectrum:
+    from spectral_density.approximate import estimate_spectrum
+
+    return estimate_spectrum(
+        operator,
+        order,
+        request.draws,
+        seed=request.problem.seed,
+        draws_at_once=request.draws_at_once,
+        basis=request.basis,
+        basis_dtype=request.basis_dtype,
+        checkpoint=None if request.checkpoint == "none" else request.out / results.CHECKPOINT,
+        check=False,  # the verdict was shown above, or was not wanted
+    )
+
+
+# Before the run ----------------------------------------------------------------------------------
+
+
+def _asked(request: RunRequest) -> dict[str, Any]:
+    """Return the settings that decide the result, as the summary records them."""
+    settings = asdict(request.problem)
+    model, data = settings.pop("model"), Path(request.problem.data)
+    layers = request.problem.layers
+    return {
+        **settings,
+        "batch_size": request.problem.batch_size or DEFAULT_BATCH_SIZE,
+        "model_sha256": file_hash(model) if model.is_file() else None,
+        "data_sha256": file_hash(data) if data.suffix == ".npz" and data.is_file() else None,
+        "layers": None if layers is None else layers.pattern,
+        "order": request.order or DEFAULT_ORDER,
+        "draws": request.draws,
+        "draws_at_once": request.draws_at_once,
+        "basis_dtype": request.basis_dtype,
+    }
+
+
+def _order(request: RunRequest, operator: CurvatureOperator) -> int:
+    size = operator.shape[0]
+    if request.order is None:
+        return min(DEFAULT_ORDER, size)  # a small model has no more steps than parameters
+    if request.order > size:
+        raise ValueError(
+            f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "
+            f"{size:,} Lanczos steps."
+        )
+    return request.order
+
+
+def _verdict(operator: CurvatureOperator, seed: int) -> str:
+    """Return the verdict of preflight and its doubts in a line.
+
+    Raises:
+        ValueError: if the operator is unsound.
+    """
+    from spectral_density.curvature import preflight
+
+    report = preflight(operator, seed=seed)
+    if report.failed:
+        failed = " ".join(found.message for found in report.failed)
+        raise ValueError(f"{failed} (--no-check computes the spectrum nevertheless)")
+    doubts = "".join(f"; {found.message}" for found in report.doubtful)
+    return f"{report.verdict}{doubts}"
+
+
+def _check_room(request: RunRequest, size: int, order: int) -> None:
+    """Raise if the checkpoint would not fit on the disk, before anything is computed.
+
+    Raises:
+        OSError: with the figures and the way out.
+    """
+    existing = next(p for p in (request.out, *request.out.absolute().parents) if p.exists())
+    width = 4 if request.basis_dtype == "float32" else 8
+    needed = order * request.draws * size * width
+    folder = request.out / results.CHECKPOINT
+    if folder.exists():
+        needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OSError(
+            f"the checkpoint of this run would take {needed / 2**30:,.1f} GiB more in {request.out}"
+            f", and {free / 2**30:,.1f} GiB are free: choose an --out with room, --basis-dtype "
+            "float32 for half of it, or --no-checkpoint."
+        )
+
+
+# Its end -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ends_explained(request: RunRequest, again: str) -> Iterator[None]:
+    """Say what is kept after an interrupt, and what the ways out are called here."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not results.has_steps(request.out):
+            raise KeyboardInterrupt("interrupted; no step is kept") from stop
+        raise KeyboardInterrupt(
+            f"interrupted; the steps so far are kept in {request.out / results.CHECKPOINT}. "
+            f"Go on with: {again}"
+        ) from stop
+    except MemoryError as error:
+        raise MemoryError(
+            f"{error} Here these are --basis-dtype float32, --basis disk, --draws-at-once, --order "
+            "and --layers."
+        ) from error
+
+
+# Its numbers -------------------------------------------------------------------------------------
+
+
+def _summary(
+    asked: dict[str, Any], problem: Problem, spectrum: Spectrum, cost: dict[str, Any]
+) -> dict[str, Any]:
+    batches = problem.operator.batches
+    return {
+        **spectrum_numbers(spectrum),
+        "model": problem.model,
+        "data": problem.data,
+        "data_notes": list(problem.data_notes),
+        "loss": problem.loss,
+        "num_examples": int(batches.num_examples),
+        "num_batches": len(batches),
+        **cost,
+        "settings": asked,
+        "versions": versions(),
+    }

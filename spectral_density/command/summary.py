@@ -1,0 +1,102 @@
+"""The numbers of a run as JSON: documented keys, no NaN."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectral_density._version import __version__
+from spectral_density.spectrum import Spectrum
+
+FORMAT = 1
+"""Version of the keys."""
+
+_PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
+
+
+def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
+    """Return the numbers that a spectrum alone has."""
+    ends = spectrum.extreme_eigenvalues
+    lower, upper = spectrum.negative_mass_bounds
+    norm, norm_error = frobenius_norm(spectrum)
+    density, accuracy = spectrum.density(), spectrum.accuracy
+    return {
+        "operator": spectrum.description,
+        "num_eigenvalues": spectrum.size,
+        "order": spectrum.order,
+        "draws": spectrum.num_draws,
+        "seed": spectrum.seed,
+        "largest_eigenvalue": {"value": ends.largest, "bound": ends.largest_bound},
+        "smallest_eigenvalue": {"value": ends.smallest, "bound": ends.smallest_bound},
+        "outliers": outliers(spectrum),
+        "trace": {"value": spectrum.trace, "standard_error": spectrum.trace_standard_error},
+        "frobenius_norm": {"value": norm, "standard_error": norm_error},
+        "negative_mass": {"lower": lower, "upper": upper},
+        "density": {"sigma": density.sigma, "lost_mass": density.lost_mass},
+        "accuracy": {
+            "total": accuracy.total,
+            "order": accuracy.order,
+            "draws": accuracy.draws,
+        },
+    }
+
+
+def frobenius_norm(spectrum: Spectrum) -> tuple[float, float]:
+    """Return the estimate of sqrt(sum of squared eigenvalues), and its standard error.
+
+    The error is that of the square, to first order.
+    """
+    norm = math.sqrt(spectrum.size * max(spectrum.moment(2), 0.0))
+    error = spectrum.size * spectrum.moment_standard_error(2)
+    return norm, error / (2 * norm) if norm else 0.0
+
+
+def outliers(spectrum: Spectrum) -> list[dict[str, float]]:
+    """Return the eigenvalues known to be converged and simple, largest magnitude first."""
+    known = spectrum.simple[0]
+    values, bounds = spectrum.nodes[0][known], spectrum.residuals[0][known] + spectrum._rounding
+    order = np.argsort(-np.abs(values), kind="stable")
+    return [{"value": float(values[i]), "bound": float(bounds[i])} for i in order]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the numbers depend on."""
+    found = {"spectral_density": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a build under another name, such as tensorflow-cpu
+            continue
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Return JSON that every reader takes: what is not finite becomes null."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
