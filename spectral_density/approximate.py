@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.linalg.arguments import as_real_square, integer, product_precision
+from spectral_density.accuracy import Ending
+from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
 from spectral_density.linalg.lanczos import (
+    GROUP_BYTES,
     LanczosStep,
     Tridiagonalization,
+    groups_begun,
     lanczos,
     lockstep_groups,
     start_vector,
@@ -33,47 +36,80 @@ from spectral_density.spectrum import Spectrum
 if TYPE_CHECKING:
     import tensorflow as tf
 
+ORDER = 90
+"""Lanczos steps of a draw by default."""
+
+NUM_DRAWS = 10
+"""Start vectors by default."""
+
 _ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES of TensorFlow's builds
+# Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
+_FIRST_DRAWS = 2
+# Fewer steps than this show too little to tell that more would change nothing.
+_LEAST_STEPS = 8
 
 
 def estimate_spectrum(
     operator: Any,
     /,
-    order: int = 90,
-    num_draws: int = 10,
+    order: int | None = None,
+    num_draws: int | None = None,
     *,
+    tolerance: float | None = None,
+    max_products: int | None = None,
     seed: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
     basis_dtype: Any = "float64",
     basis: Literal["memory", "disk"] = "memory",
     checkpoint: str | os.PathLike[str] | None = None,
+    check: bool = True,
     progress: bool | None = None,
     callback: Callable[[LanczosStep], None] | None = None,
 ) -> Spectrum:
     """Estimate the eigenvalue density of a symmetric operator by stochastic Lanczos quadrature.
 
+    With a `tolerance` the run makes as many steps and draws as that takes. What is held against it
+    is `Spectrum.accuracy`: Wasserstein-1 distances (the area between two cumulative distributions)
+    as shares of the range of the eigenvalues. The first draw or two make steps until the
+    distribution at this order differs from that at half of it by no more than half the tolerance,
+    or by what the width of the band leaves. Then draws of that order are added until this and the
+    area of half the 95 % band of the cumulative distribution are no more than the tolerance
+    together; the true distance is then within it for nearly all seeds (about 90 % where there are
+    but two distinct eigenvalues). `Spectrum.ended_by` says whether that was met or which bound came first.
+    Of an operator with far outliers the range is large, so its bulk takes a small tolerance.
+
     Args:
         operator: symmetric, shape (n, n): any `LinearOperator`, array or sparse matrix.
-        order: Lanczos steps a draw, at most n. The extreme eigenvalues and the resolution of the
-            density depend on it.
-        num_draws: start vectors. The error band narrows with their square root.
+        order: Lanczos steps a draw, at most n; None for 90. The extreme eigenvalues and the
+            resolution of the density depend on it. With a tolerance, the most that a draw may
+            make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
+        num_draws: start vectors; None for 10. The error band narrows with their square root.
+            With a tolerance, the most; None then for as many as `max_products` has room for.
+        tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this.
+        max_products: products with single vectors that a run to a tolerance may take at most, those
+            found in a checkpoint included; None for what it would take without: `order` times
+            `num_draws`, which is 900 where neither is given.
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
         basis_dtype: "float64", or "float32" for half the memory, see `lanczos`.
         basis: "memory", or "disk" for the basis in a temporary file, see `lanczos`.
         checkpoint: a directory in which each step is made durable, see `lanczos`: a run that was
-            killed goes on where it was, and steps or draws can be added to one that ended.
+            killed goes on where it was, and steps or draws can be added to one that ended, also
+            by a smaller tolerance.
+        check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
+            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 
     Returns:
-        Spectrum of `num_draws` quadratures. With two draws or more (and reorthogonalization), the
-        outliers that are converged and simple are known to weigh 1/n each.
+        Spectrum of the quadratures of all draws. With two draws or more (and reorthogonalization),
+        the outliers that are converged and simple are known to weigh 1/n each.
 
     Raises:
-        ValueError: if order < 1 or order > n, or an argument is out of range.
+        ValueError: if order < 1 or order > n, an argument is out of range, or the check fails
+            (`PreflightError`).
         MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
@@ -82,65 +118,44 @@ def estimate_spectrum(
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595.
     """
     size = as_real_square(operator).shape[0]
-    order, num_draws = integer(order, "order", 1), integer(num_draws, "num_draws", 1)
-    groups = lockstep_groups(
-        size,
-        order,
-        num_draws=num_draws,
-        draws_at_once=draws_at_once,
-        reorthogonalize=reorthogonalize,
-        basis_dtype=basis_dtype,
-        checkpoint=checkpoint,
+    bounds = _Bounds(
+        order=min(ORDER, size) if order is None else integer(order, "order", 1),
+        num_draws=NUM_DRAWS if num_draws is None else integer(num_draws, "num_draws", 1),
     )
-    parts: list[Tridiagonalization] = []
-    candidates, overlaps = np.zeros(0, int), np.zeros((0, 0))
-
-    with progress_bar(order * num_draws, "Lanczos", progress) as bar:
-
-        def on_step(step: LanczosStep) -> None:
-            bar.update(order * step.draws.start + step.step * len(step.draws) - bar.n)
-            if callback is not None:
-                callback(step)
-
-        for draws in groups:
-            part = lanczos(
-                operator,
-                order,
-                num_draws=len(draws),
-                seed=seed,
-                first_draw=draws.start,
-                reorthogonalize=reorthogonalize,
-                draws_at_once=len(draws),
-                basis_dtype=basis_dtype,
-                basis=basis,
-                checkpoint=checkpoint,
-                progress=False,
-                callback=on_step,
-            )
-            if not parts and num_draws > 1 and part.basis is not None:
-                quadrature = gauss_quadrature(part.alpha[0], part.beta[0])
-                candidates = simple_candidates(quadrature, part.residual_norms[0])
-                starts = (start_vector(size, seed, draw) for draw in range(num_draws))
-                overlaps = ritz_overlaps(part.basis[0], quadrature, candidates, starts)
-            # The basis is the largest array by far: it goes before the next group's is made.
-            parts.append(_without_basis(part))
-            del part
-        bar.update(order * num_draws - bar.n)
-    alpha = np.concatenate([part.alpha for part in parts])
-    beta = np.concatenate([part.beta for part in parts])
-    residual_norms = np.concatenate([part.residual_norms for part in parts])
-    quadratures = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
-    simple = simple_nodes(quadratures, residual_norms, overlaps, candidates, size)
-    return Spectrum(
-        alpha,
-        beta,
-        residual_norms,
-        size,
-        simple,
-        seed=seed,
-        description=_describe(operator),
-        precision=product_precision(operator),
-    )
+    if max_products is not None and tolerance is None:
+        raise ValueError("max_products is the budget of a run to a tolerance: pass tolerance= too.")
+    if tolerance is not None:
+        tolerance = number(tolerance, "tolerance", above=0.0)
+        if max_products is None:
+            max_products = bounds.order * bounds.num_draws
+        max_products = integer(max_products, "max_products", 1)
+        if order is None:
+            most = _most_steps(size, reorthogonalize, basis_dtype)
+            bounds = replace(bounds, order=most)
+        if num_draws is None:
+            # More than there can be: draws are bounded by the budget alone.
+            bounds = replace(bounds, num_draws=max_products + 1)
+    total = bounds.order * bounds.num_draws if max_products is None else max_products
+    with progress_bar(total, "Lanczos", progress) as bar:
+        draws = _Draws(
+            operator,
+            {
+                "seed": seed,
+                "reorthogonalize": reorthogonalize,
+                "basis_dtype": basis_dtype,
+                "basis": basis,
+                "checkpoint": checkpoint,
+                "check": check,
+            },
+            draws_at_once,
+            bar,
+            callback,
+        )
+        if tolerance is None:
+            draws.add_all(bounds)
+            return draws.spectrum(Ending.PLAN)
+        ended_by = _add_to_tolerance(draws, bounds, tolerance, cast(int, max_products))
+        return draws.spectrum(ended_by)
 
 
 def approximate_hessian(
@@ -154,6 +169,7 @@ def approximate_hessian(
     *,
     variables: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    check: bool = True,
     progress: bool | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Approximate the Hessian of a model's loss as V T V'.
@@ -171,6 +187,8 @@ def approximate_hessian(
             its memory. Here the orthogonalization always runs on the CPU, in float64.
         variables: which variables, see `HessianOperator`.
         checkpoint: a directory in which each step is made durable, see `lanczos`.
+        check: first find out whether the Hessian is one fixed, symmetric, finite matrix: two
+            passes over the data, see `CurvatureOperator.check`.
         progress: show a bar; None for only in interactive runs.
 
     Returns:
@@ -178,7 +196,7 @@ def approximate_hessian(
         (order, order), tridiagonal.
 
     Raises:
-        ValueError: see `HessianOperator` and `lanczos`.
+        ValueError: see `HessianOperator` and `lanczos`, or if the check fails (`PreflightError`).
         MemoryError: if V and its transpose would not fit into the free memory.
         CheckpointError: see `lanczos`.
     """
@@ -197,9 +215,10 @@ def approximate_hessian(
         "Use a lower order, fewer parameters with variables=, or estimate_spectrum, which returns "
         "no V and has reorthogonalize='none', basis='disk' and basis_dtype='float32'.",
     )
-    return _as_tensors(
-        lanczos(hessian, order, seed=random_seed, checkpoint=checkpoint, progress=progress)
+    result = lanczos(
+        hessian, order, seed=random_seed, checkpoint=checkpoint, check=check, progress=progress
     )
+    return _as_tensors(result)
 
 
 def lanczos_algorithm(
@@ -238,6 +257,197 @@ def lanczos_algorithm(
     operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
     operator.product_dtype = np.dtype(np.float32)
     return _as_tensors(lanczos(operator, order, seed=random_seed))
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """The most steps of a draw, and the most draws."""
+
+    order: int
+    num_draws: int
+
+
+class _Draws:
+    """Draws as they are made, and the spectrum that they give together.
+
+    Of all Lanczos vectors only those of the first draw are looked at, by `find_simple`. A basis is
+    the largest array by far: it goes before that of the next draws is made.
+    """
+
+    def __init__(
+        self,
+        operator: Any,
+        options: dict[str, Any],
+        draws_at_once: int | None,
+        bar: Any,
+        callback: Callable[[LanczosStep], None] | None,
+    ) -> None:
+        self.operator = operator
+        self.size = as_real_square(operator).shape[0]
+        self.checkpoint = options["checkpoint"]
+        self.num_draws = 0
+        self.num_products = 0
+        self._options = options
+        self._grouping = {
+            "draws_at_once": draws_at_once,
+            "reorthogonalize": options["reorthogonalize"],
+            "basis_dtype": options["basis_dtype"],
+            "checkpoint": options["checkpoint"],
+        }
+        self._bar = bar
+        self._callback = callback
+        self._parts: list[Tridiagonalization] = []
+        self._first_basis: np.ndarray | None = None
+        self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
+
+    @property
+    def order(self) -> int:
+        """Steps of each draw."""
+        return self._parts[0].order
+
+    def add_all(self, bounds: _Bounds) -> None:
+        """Make all draws, in groups that follow from the size of the problem."""
+        for draws in self.groups(bounds.order, bounds.num_draws):
+            self.add(len(draws), bounds.order)
+            self.find_simple(bounds.num_draws)
+
+    def groups(self, order: int, num_draws: int) -> list[range]:
+        """Return the next draws as they would advance together."""
+        return lockstep_groups(
+            self.size, order, first_draw=self.num_draws, num_draws=num_draws, **self._grouping
+        )
+
+    def next_group(self, order: int, num_draws: int) -> int:
+        """Return how many of the next draws advance together; those that a checkpoint began do."""
+        begun = groups_begun(self.checkpoint).get(self.num_draws)
+        if begun is not None:
+            return begun - self.num_draws
+        return len(self.groups(order, num_draws)[0]) if num_draws else 0
+
+    def add(
+        self, num_draws: int, order: int, until: Callable[[LanczosStep], bool] | None = None
+    ) -> None:
+        """Make the next draws in lockstep."""
+        part = lanczos(
+            self.operator,
+            order,
+            num_draws=num_draws,
+            first_draw=self.num_draws,
+            draws_at_once=num_draws,
+            progress=False,
+            callback=self._on_step,
+            until=until,
+            **self._options,
+        )
+        if not self._parts and part.basis is not None:
+            self._first_basis = part.basis[0]
+        self._parts.append(replace(part, basis=None))
+        self.num_draws += num_draws
+        self.num_products += num_draws * part.order
+        self._bar.update(self.num_products - self._bar.n)
+
+    def _on_step(self, step: LanczosStep) -> None:
+        self._bar.update(self.num_products + step.step * len(step.draws) - self._bar.n)
+        if self._callback is not None:
+            self._callback(step)
+
+    def find_simple(self, num_draws: int) -> bool:
+        """Note what tells the simple eigenvalues of the first so many draws; free the basis.
+
+        Returns:
+            Whether that is news.
+        """
+        if self._first_basis is None:
+            return False
+        if num_draws > 1:
+            first = self._parts[0]
+            quadrature = gauss_quadrature(first.alpha[0], first.beta[0])
+            self._candidates = simple_candidates(quadrature, first.residual_norms[0])
+            seed = self._options["seed"]
+            starts = (start_vector(self.size, seed, draw) for draw in range(num_draws))
+            self._overlaps = ritz_overlaps(self._first_basis, quadrature, self._candidates, starts)
+        self._first_basis = None
+        return True
+
+    def spectrum(self, ended_by: Ending) -> Spectrum:
+        """Return the spectrum of all draws so far."""
+        alpha, beta, residual_norms = (
+            np.concatenate([getattr(part, name) for part in self._parts])
+            for name in ("alpha", "beta", "residual_norms")
+        )
+        simple = np.zeros(alpha.shape, bool)
+        if 1 < self.num_draws <= len(self._overlaps):
+            simple = simple_nodes(
+                [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)],
+                residual_norms,
+                self._overlaps[: self.num_draws],
+                self._candidates,
+                self.size,
+            )
+        return Spectrum(
+            alpha,
+            beta,
+            residual_norms,
+            self.size,
+            simple,
+            seed=self._options["seed"],
+            description=_describe(self.operator),
+            precision=product_precision(self.operator),
+            ended_by=ended_by,
+        )
+
+
+def _add_to_tolerance(
+    draws: _Draws, bounds: _Bounds, tolerance: float, max_products: int
+) -> Ending:
+    """Make steps until the distribution has settled, then draws until the band is narrow."""
+    first = draws.next_group(bounds.order, min(_FIRST_DRAWS, bounds.num_draws, max_products))
+    if first > min(bounds.num_draws, max_products):
+        raise ValueError(
+            f"the checkpoint advances {first} draws together, more than num_draws or max_products "
+            f"allows: raise both to {first} at least, or use another directory."
+        )
+    order = min(bounds.order, max_products // first)
+    settled = False
+
+    def has_settled(step: LanczosStep) -> bool:
+        nonlocal settled
+        # After every eighth more steps: looking costs more than a step of a small matrix.
+        due = step.step >= _LEAST_STEPS and not step.step % (step.step // 8)
+        if due or step.step == order:
+            seen = Spectrum(step.alpha, step.beta, step.residual_norms, draws.size).accuracy
+            settled = seen.order + min(seen.draws, tolerance / 2) <= tolerance
+        return settled
+
+    draws.add(first, order, has_settled)
+    most = min(bounds.num_draws, max_products // draws.order)
+    while True:
+        accuracy = draws.spectrum(Ending.PLAN).accuracy
+        room = tolerance - accuracy.order
+        # Where the steps were too few, a band of half the tolerance has to do.
+        target = room if settled and room > 0 else max(room, tolerance / 2)
+        share = min(max(accuracy.draws / target, 1.0), 1e9)
+        wanted = max(ceil(draws.num_draws * share**2), draws.num_draws + 1)
+        if draws.find_simple(min(2 * wanted, most)):
+            continue
+        if accuracy.total <= tolerance:
+            return Ending.TOLERANCE
+        if accuracy.draws <= target:
+            return Ending.ORDER if order == bounds.order else Ending.BUDGET
+        # Two draws show which eigenvalues are simple, and then fewer may do.
+        wanted = min(wanted, most) if draws.num_draws > 1 else min(2, most)
+        more = draws.next_group(draws.order, wanted - draws.num_draws)
+        if draws.num_draws + max(more, 1) > most:
+            return Ending.DRAWS if most == bounds.num_draws else Ending.BUDGET
+        draws.add(more, draws.order)
+
+
+def _most_steps(size: int, reorthogonalize: str, basis_dtype: Any) -> int:
+    """Return how many steps a draw may make unless told otherwise, from the size alone."""
+    if reorthogonalize == "none":
+        return size
+    row_bytes = np.dtype(basis_dtype).itemsize * size
+    return min(size, max(ORDER, GROUP_BYTES // (_FIRST_DRAWS * row_bytes)))
 
 
 def _summed_if_per_example(
@@ -284,16 +494,14 @@ def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     NumPy aligns to 16 bytes. TensorFlow takes such an array by DLPack without a word, and the
     first operation on it ends the process.
     """
-    nbytes = 8 * math.prod(shape)
+    nbytes = 8 * prod(shape)
     buffer = np.empty(nbytes + _ALIGNMENT, dtype=np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + nbytes].view(np.float64).reshape(shape)
 
 
-def _without_basis(part: Tridiagonalization) -> Tridiagonalization:
-    return replace(part, basis=None)
-
-
 def _describe(operator: Any) -> str:
+    if not isinstance(operator, LinearOperator):
+        return f"{type(operator).__name__} of {operator.dtype}"
     text = repr(operator)
     return text if len(text) <= 200 and "\n" not in text else type(operator).__name__

@@ -432,9 +432,9 @@ class Spectrum:
             kind: "density" with its band, or "stem" for the unsmoothed nodes and weights.
             **options: see `plotting.plot_density` and `plotting.plot_stem`.
         """
-        from spectral_density import plotting
+        from spectral_density.plotting import plot_density, plot_stem
 
-        kinds = {"density": plotting.plot_density, "stem": plotting.plot_stem}
+        kinds = {"density": plot_density, "stem": plot_stem}
         if kind not in kinds:
             raise ValueError(f"kind must be one of {sorted(kinds)}, got {kind!r}.")
         return kinds[kind](self, ax=ax, **options)

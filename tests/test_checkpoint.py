@@ -67,6 +67,26 @@ def test_a_stopped_run_ends_as_if_undisturbed(tmp_path, options, stop):
     same(lanczos(a, 10, checkpoint=tmp_path, **options), expected)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_run_until_a_step_is_a_run_of_so_many_steps(tmp_path, options):
+    a = matrix()
+    asked = []
+
+    def until(step):
+        asked.append((step.step, step.draws.start))
+        return step.step == 7
+
+    same(lanczos(a, 20, until=until, **options), lanczos(a, 7, **options))
+    # Only the first group is asked, and the others follow it.
+    assert asked == [(step, 0) for step in range(1, 8)]
+    lanczos(a, 12, checkpoint=tmp_path, **options)
+    asked.clear()
+    same(lanczos(a, 20, until=until, checkpoint=tmp_path, **options), lanczos(a, 7, **options))
+    assert asked == [(step, 0) for step in range(1, 8)]
+    same(lanczos(a, 20, checkpoint=tmp_path, **options), lanczos(a, 20, **options))
+    same(lanczos(a, 20, until=lambda step: step.step > 20, **options), lanczos(a, 20, **options))
+
+
 @pytest.mark.parametrize("reorthogonalize", ["full", "none"])
 def test_steps_can_be_added_without_repeating_any(tmp_path, reorthogonalize):
     products = []

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from spectral_density.curvature.replicas import Replicas
+
+# Batches of a tf.data pipeline that are made while others are computed with, or as many as are
+# computed at once: a fixed number, so that a pass takes constant memory.
+PREFETCH = 2
 
 # A dataset of unknown length that is longer than this is taken to be infinite.
 MAX_BATCHES = 1_000_000
@@ -22,9 +30,12 @@ class Batches:
 
     Batches that fit into `memory_share` of the memory free at construction are kept as tensors,
     since iterating `tf.data` costs more than the products of a small network; larger datasets
-    stream. Batches without examples are left out.
+    stream, a `tf.data` pipeline `PREFETCH` batches ahead. Batches without examples are left out.
 
     What is computed at once is a parcel: one batch, or several adjacent ones after `merge`.
+
+    With replicas the batches are dealt to them in turn, and those of this process are iterated
+    over. A `tf.distribute.DistributedDataset` has dealt them already.
 
     Attributes:
         num_batches: how many batches there are.
@@ -32,6 +43,8 @@ class Batches:
         num_examples: sum of their weights (numbers of examples, or what `batch_weight` says).
         kept: whether the batches are kept in memory.
         nbytes: bytes of one pass over the data.
+        unsteady: what in a tf.data pipeline lets passes differ, as far as it says.
+        sample: with replicas, a batch where none is computed here.
     """
 
     def __init__(
@@ -41,6 +54,7 @@ class Batches:
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
         visit: Callable[[Any, float], None] | None = None,
+        replicas: Replicas | None = None,
     ):
         """Pass once over the dataset.
 
@@ -50,6 +64,7 @@ class Batches:
             batch_weight: weight of a batch in the mean; default the number of its examples.
             memory_share: share of the free memory that kept batches may take, 0 to stream.
             visit: called with each batch and its weight during this first pass.
+            replicas: to which the batches are dealt.
 
         Raises:
             TypeError: if the dataset cannot be iterated.
@@ -58,13 +73,26 @@ class Batches:
         """
         if not 0 <= memory_share <= 1:
             raise ValueError(f"memory_share must be between 0 and 1, got {memory_share}.")
+        self._dataset = dataset
         self._open = _opener(dataset)
+        self.unsteady = unsteady_stages(dataset)
+        self._replicas = replicas
+        self._dealt = isinstance(dataset, tf.distribute.DistributedDataset)
+        if self._dealt and replicas is None:
+            raise ValueError(
+                "the dataset is distributed, and the variables are not: build the model under the "
+                "strategy's scope, or pass the plain dataset."
+            )
+        self.sample: Any = None
+        self._mine: Sequence[int] = () if replicas is None else replicas.ids
         self._batch_weight = batch_weight
         budget = memory_share * psutil.virtual_memory().available
         kept: list[Any] | None = []
+        length = _length(dataset)
         self.num_batches, self.num_examples, self.nbytes = 0, 0.0, 0
         self._forms: list[tuple[int, str]] = []
-        for position, batch in enumerate(self._stream()):
+        self.parcels: list[range] = []
+        for position, batch in self._numbered():
             if position >= MAX_BATCHES:
                 raise ValueError(
                     f"the dataset gave {MAX_BATCHES:,} batches and goes on: it looks infinite. "
@@ -75,19 +103,45 @@ class Batches:
             self.num_examples += weight
             self.nbytes += _nbytes(batch)
             self._forms.append(_form(batch))
+            self.parcels.append(range(position, position + 1))
             if visit is not None:
                 visit(batch, weight)
             if kept is not None:
-                kept.append(batch)
-                if self.nbytes > budget:
+                kept.append(batch if replicas is None else replicas.place(batch, position))
+                # Far more than there is room for is not even begun to be kept.
+                hopeless = position == 0 and self.nbytes * length > 2 * budget
+                if hopeless or self.nbytes > budget:
                     kept = None
-        if not self.num_batches:
+        # Of several replicas some may have none; `add_up` tells whether all have.
+        if not self.num_batches and replicas is None:
             raise ValueError(_EMPTY)
-        if not isinstance(dataset, (list, tuple, tf.data.Dataset)):
+        if not (self._dealt or isinstance(dataset, (list, tuple, tf.data.Dataset))):
             self._check_second_pass()
         self._kept = kept
         self.kept = kept is not None
-        self.parcels = [range(i, i + 1) for i in range(self.num_batches)]
+
+    def add_up(self) -> None:
+        """Count the batches and examples of all replicas.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self._replicas is None:
+            return
+        found = self._replicas.add(np.array([self.num_batches, self.num_examples, self.nbytes]))
+        self.num_batches, self.nbytes = int(found[0]), int(found[2])
+        self.num_examples = float(found[1])
+        if not self.num_batches:
+            raise ValueError(_EMPTY)
+
+    def of_replica(self, replica: int, places: Sequence[int]) -> Batches:
+        """Return the batches of one replica: those at these places among the ones of here."""
+        other = copy(self)
+        other._mine = (replica,)
+        other.parcels = [self.parcels[place] for place in places]
+        if self._kept is not None:
+            other._kept = [self._kept[place] for place in places]
+        return other
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -101,18 +155,22 @@ class Batches:
         """
         if self._kept is not None:
             for parcel, numbers in zip(self._kept, self.parcels, strict=True):
-                yield from _apart(parcel, [self._forms[number][0] for number in numbers])
+                if len(numbers) == 1:
+                    yield parcel
+                else:
+                    yield from _apart(parcel, [self._forms[number][0] for number in numbers])
             return
+        expected = sum(map(len, self.parcels))
         count = 0
         for batch in self._stream():
             count += 1
-            if count > self.num_batches:
+            if count > expected:
                 break
             yield batch
-        if count != self.num_batches:
-            given = f"more than {self.num_batches}" if count > self.num_batches else str(count)
+        if count != expected:
+            given = f"more than {expected}" if count > expected else str(count)
             raise ValueError(
-                f"the dataset gave {given} batches on this pass and {self.num_batches} before. "
+                f"the dataset gave {given} batches on this pass and {expected} before. "
                 "It must give the same examples at every iteration."
             )
 
@@ -130,6 +188,9 @@ class Batches:
         self.parcels = parcels
         if self._kept is not None:
             self._kept = list(self._joined(iter(self._kept)))
+        else:
+            # The next parcel is made while this one is computed with.
+            self._open = _opener(self._dataset, max([PREFETCH, *map(len, parcels)]))
 
     def in_parcels(self) -> Iterator[Any]:
         """Yield what is computed at once, as structures of tensors; raises as iteration does."""
@@ -145,10 +206,27 @@ class Batches:
         next(batches, None)
 
     def _stream(self) -> Iterator[Any]:
+        for _, batch in self._numbered():
+            yield batch
+
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        """Yield the batches to be computed here with their numbers in the dataset."""
+        if self._replicas is None:
+            yield from enumerate(batch for batch in self._tensors() if not _is_empty(batch))
+            return
+        if self._dealt:
+            numbered = self._replicas.dealt(self._open())
+        else:
+            numbered = enumerate(batch for batch in self._tensors() if not _is_empty(batch))
+        for number, batch in numbered:
+            if not self.parcels:
+                self.sample = batch
+            if self._replicas.owner(number) in self._mine and not _is_empty(batch):
+                yield number, batch
+
+    def _tensors(self) -> Iterator[Any]:
         for batch in self._open():
-            tensors = tf.nest.map_structure(_to_tensor, batch)
-            if _leading_sizes(tensors) != {0}:
-                yield tensors
+            yield tf.nest.map_structure(_to_tensor, batch)
 
     def _weight(self, batch: Any) -> float:
         if self._batch_weight is None:
@@ -174,8 +252,14 @@ def first_batch(dataset: Any) -> Any:
         ValueError: if there is none.
     """
     for batch in _opener(dataset)():
+        if isinstance(dataset, tf.distribute.DistributedDataset):
+            batch = tf.nest.map_structure(_of_first_replica, batch)
         return tf.nest.map_structure(tf.convert_to_tensor, batch)
     raise ValueError(_EMPTY)
+
+
+def _of_first_replica(part: Any) -> Any:
+    return part.values[0] if isinstance(part, tf.distribute.DistributedValues) else part
 
 
 def count_examples(batch: Any) -> int:
@@ -213,6 +297,10 @@ def _leading_sizes(structure: Any) -> set[int]:
     return sizes
 
 
+def _is_empty(batch: Any) -> bool:
+    return _leading_sizes(batch) == {0}
+
+
 def _form(batch: Any) -> tuple[int, str]:
     """Return the number of rows that all tensors of a batch have, and all else of their form.
 
@@ -240,9 +328,6 @@ def _join(batches: list[Any]) -> Any:
 
 def _apart(parcel: Any, sizes: list[int]) -> Iterator[Any]:
     """Yield the batches that a parcel was made of."""
-    if len(sizes) == 1:
-        yield parcel
-        return
     ends = np.cumsum(sizes).tolist()
     for start, end in zip([0, *ends], ends, strict=False):
         yield tf.nest.map_structure(
@@ -257,11 +342,17 @@ def _nbytes(batch: Any) -> int:
     )
 
 
-def _opener(dataset: Any) -> Callable[[], Iterator[Any]]:
-    """Return a function that starts a new pass over the dataset."""
+def _opener(dataset: Any, prefetch: int = PREFETCH) -> Callable[[], Iterator[Any]]:
+    """Return a function that starts a new pass over the dataset.
+
+    A tf.data pipeline makes so many batches ahead: its own choice would depend on timing.
+    """
     if isinstance(dataset, tf.data.Dataset):
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise ValueError("the dataset is infinite: drop .repeat(), or add .take(n).")
+        ahead = dataset.prefetch(prefetch)
+        return lambda: iter(ahead)
+    if isinstance(dataset, tf.distribute.DistributedDataset):
         return lambda: iter(dataset)
     if isinstance(dataset, (dict, str, bytes, np.ndarray, tf.Tensor)):
         raise TypeError(
@@ -299,6 +390,34 @@ def _opener(dataset: Any) -> Callable[[], Iterator[Any]]:
         f"dataset must be a tf.data.Dataset, a list of batches, a PyDataset or a callable that "
         f"returns an iterator, got {type(dataset).__name__}."
     )
+
+
+def _length(dataset: Any) -> int:
+    """Return how many batches a dataset says it has, 0 where it does not say."""
+    try:
+        return len(dataset)
+    except TypeError:  # of unknown length, a callable, an iterable
+        return 0
+
+
+def unsteady_stages(dataset: Any) -> tuple[str, ...]:
+    """Return what in a tf.data pipeline may give other batches, or another order, at each pass."""
+    found: list[str] = []
+    stages = [dataset]
+    while stages:
+        stage = stages.pop()
+        if not isinstance(stage, tf.data.Dataset):
+            continue
+        kind = type(stage).__name__.strip("_").removesuffix("Dataset")
+        # What a stage was given is not public: where these names are not there, nothing is said.
+        if getattr(stage, "_reshuffle_each_iteration", False):
+            found.append("shuffle without reshuffle_each_iteration=False")
+        if getattr(stage, "_deterministic", None) == "false":
+            found.append(f"{kind} with deterministic=False")
+        stages += stage._inputs()
+    if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
+        found.append("options().deterministic = False")
+    return tuple(dict.fromkeys(found))
 
 
 def batch_hash(batch: Any) -> str:

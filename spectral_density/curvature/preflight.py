@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -16,10 +17,11 @@ import tensorflow as tf
 
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.fisher import FisherOperator
-from spectral_density.curvature.frameworks import keras_module
+from spectral_density.curvature.frameworks import keras_module, tf_variable
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import standard_loss
+from spectral_density.curvature.replicas import Replicas
 from spectral_density.linalg.arguments import integer, stream
 
 Status = Literal["passed", "doubtful", "failed", "skipped"]
@@ -41,7 +43,13 @@ _RANDOM_OPS = (
 )
 _WRITING_OPS = ("Assign", "ResourceScatter")
 
+_PACKAGE = __name__.partition(".")[0] + "."
+
+# The doubts that a user knows of, and the state in which an operator was found to be no worse.
 _warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, str], PreflightReport]] = (
+    WeakKeyDictionary()
+)
 
 
 class PreflightError(ValueError):
@@ -124,7 +132,8 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
     - finite: variables and products hold no NaN or infinity.
     - data: the dataset iterated again gives the same batches. Where it does not and the batches
       are kept in memory, the matrix is fixed all the same, and another one for the next operator:
-      a doubt. Where they stream it fails, unless the product is the same (shuffled only).
+      a doubt. Where they stream it fails, unless the product is the same (shuffled only), or the
+      batches are and the pipeline does not promise it (`deterministic=False`): a doubt too.
     - repeatable: the second pass has the product of the first.
     - split: the first batch has the product that its two halves have together.
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
@@ -152,11 +161,44 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
         )
     seed = integer(seed, "seed", 0)
     with operator._put_back():
+        if operator._replicas is not None:
+            return _of_all_replicas(operator, operator._replicas, seed)
         return _Flight(operator, seed).report()
+
+
+def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int) -> PreflightReport:
+    """Look into the batches of each replica where it is, and put the reports together."""
+    parts = operator._of_replicas()
+
+    def report(local: int) -> tuple[float, PreflightReport] | None:
+        count = len(parts[local].batches.parcels)
+        return (count, _Flight(parts[local], seed).report()) if count else None
+
+    # Models that write a state share it.
+    one_by_one = bool(operator._state)
+    found = replicas.gather(replicas.together(lambda: replicas.each(report, one_by_one)))
+    counted = [entry for entries in found for entry in entries if entry is not None]
+    reports = [report for _, report in counted]
+    worst: Sequence[Status] = ("failed", "doubtful", "passed", "skipped")
+    names = dict.fromkeys(check.name for report in reports for check in report.checks)
+    checks = []
+    for name in names:
+        same = [check for report in reports for check in report.checks if check.name == name]
+        first = min(same, key=lambda check: worst.index(check.status))
+        figures = [check.figure for check in same if check.figure is not None]
+        checks.append(replace(first, figure=max(figures, default=None)))
+    unused = set.intersection(*(set(report.unused_variables) for report in reports))
+    cost = sum(count * report.num_products for count, report in counted) / len(operator.batches)
+    in_order = tuple(name for name in operator.parameters.names if name in unused)
+    return PreflightReport(repr(operator), tuple(checks), in_order, round(cost, 3))
 
 
 def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
     """Raise if an operator is unsound; warn, once for each operator, if it is doubtful.
+
+    An operator that was found sound, or doubtful, is not looked into again while the weights of its
+    model stay as they are: algorithms that check it one after the other pay once. `preflight`
+    always looks afresh.
 
     Args:
         operator: see `preflight`.
@@ -168,16 +210,38 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
     Warns:
         UserWarning: naming the doubts.
     """
+    seed = integer(seed, "seed", 0)
+    state = seed, _weights_hash(operator)
+    if operator in _checked and _checked[operator][0] == state:
+        return _checked[operator][1]
     report = preflight(operator, seed=seed)
     if report.failed:
         raise PreflightError(report)
+    _checked[operator] = state, report
     already = _warned.setdefault(operator, set())
     new = [doubt for doubt in report.doubtful if doubt.name not in already]
     if new:
         already.update(doubt.name for doubt in new)
         text = "\n".join(f"- {doubt.message}" for doubt in new)
-        warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=3)
+        level = _level_of_caller()
+        warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=level)
     return report
+
+
+def _weights_hash(operator: CurvatureOperator) -> str:
+    model_variables = getattr(operator.objective.model, "variables", ())
+    return batch_hash([*operator.parameters.variables, *map(tf_variable, model_variables)])
+
+
+def _level_of_caller() -> int:
+    """Return the stack level, as seen by the caller of this, of the first frame that is a user's.
+
+    Algorithms check their operators, and a warning should show the line that started them.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class _Halves(NamedTuple):
@@ -368,8 +432,17 @@ class _Flight:
 
     def _judge_data(self, repeats: bool) -> None:
         batches = self.operator.batches
+        # A shuffle that gave the same batches twice has a single one, or a single order.
+        unsteady = [stage for stage in batches.unsteady if "shuffle" not in stage]
         if not (self.changed or self.stopped):
-            self._add("data", "passed", 0.0, "the dataset gives the same batches again.")
+            message = "the dataset gives the same batches again."
+            if unsteady and not batches.kept:
+                message = (
+                    f"the dataset gave the same batches again, and need not: {'; '.join(unsteady)}"
+                    " lets them come in another order, so that runs do not repeat to the bit."
+                )
+            status: Status = "doubtful" if unsteady and not batches.kept else "passed"
+            self._add("data", status, 0.0, message)
             return
         found = f"{self.changed} of {len(batches)} batches are others when iterated afresh"
         if self.stopped:
@@ -379,6 +452,8 @@ class _Flight:
             "examples drawn at random or dropped by drop_remainder, augmented at random, or made "
             "by a generator with a state of its own?"
         )
+        if batches.unsteady:
+            fixed = f"The pipeline has {'; '.join(batches.unsteady)}. {fixed}"
         share = self.changed / len(batches)
         if batches.kept:
             self._add(

@@ -14,7 +14,13 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
+from spectral_density.checkpoint import (
+    CheckpointError,
+    RunDirectory,
+    VectorLog,
+    open_run,
+    workers_of,
+)
 from spectral_density.linalg.arguments import (
     array_hash,
     as_real_square,
@@ -28,7 +34,7 @@ from spectral_density.linalg.arguments import (
     signature,
     stream,
 )
-from spectral_density.linalg.lanczos import as_starts, orthogonalize
+from spectral_density.linalg.lanczos import as_starts, check_operator, orthogonalize
 from spectral_density.linalg.memory import foresee
 from spectral_density.linalg.threads import blas_threads
 
@@ -536,6 +542,7 @@ def top_eigenpairs(
     callback: Callable[[EigenState], None] | None = None,
     resume: EigenState | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    check: bool = True,
 ) -> Eigenpairs:
     """Find the extreme eigenvalues of a symmetric operator, and their vectors.
 
@@ -571,6 +578,8 @@ def top_eigenpairs(
             `max_products` may differ. It is changed by going on.
         checkpoint: a directory in which each step is made durable, and from which a run that was
             killed, or used up `max_products`, goes on.
+        check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
+            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
 
     Returns:
         Eigenpairs, in the order stated there. Where some have not converged, the best so far with
@@ -578,8 +587,8 @@ def top_eigenpairs(
 
     Raises:
         TypeError: if the operator or its products are not real, or an argument has a wrong type.
-        ValueError: if the operator is not square, an argument is out of its range, or the state to
-            resume is of another problem.
+        ValueError: if the operator is not square, an argument is out of its range, the state to
+            resume is of another problem, or the check fails (`PreflightError`).
         FloatingPointError: if a product with the operator is not finite.
         MemoryError: if the basis would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
@@ -603,11 +612,16 @@ def top_eigenpairs(
         raise ValueError(f"A run that is resumed has one already: pass {other} or resume.")
     if resume is not None:
         state = _same_problem(resume, state)
+    check_operator(operator, check)
     with ExitStack() as stack:
         saved = None
         if checkpoint is not None:
             run = stack.enter_context(
-                RunDirectory(checkpoint, _problem(state, signature(operator), starts))
+                open_run(
+                    checkpoint,
+                    _problem(state, signature(operator), starts),
+                    workers_of(operator),
+                )
             )
             saved = stack.enter_context(_SavedState(run, state.size))
             state = saved.load(operator) or state
@@ -662,7 +676,7 @@ class _SavedState:
 
     def load(self, operator: LinearOperator) -> EigenState | None:
         """Return the state of the newest generation that has one, if it is of this operator."""
-        found = [int(path.name.split("-")[1]) for path in self._run.path.glob("generation-*")]
+        found = [int(name.split("-")[1]) for name in self._run.names("generation-*")]
         for generation in sorted(found, reverse=True):
             self._log = self._open(generation)
             if not self._log.num_vectors:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
+from spectral_density.checkpoint import CheckpointError, VectorLog, open_run, workers_of
 from spectral_density.linalg.arguments import (
     array_hash,
     as_real_square,
@@ -28,7 +29,7 @@ from spectral_density.linalg.arguments import (
     stream,
 )
 from spectral_density.linalg.memory import foresee, on_disk
-from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.threads import blas_threads, each_in_a_thread
 
 GROUP_BYTES = 2 * 1024**3
 """Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
@@ -119,6 +120,8 @@ def lanczos(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     callback: Callable[[LanczosStep], None] | None = None,
+    until: Callable[[LanczosStep], bool] | None = None,
+    check: bool = True,
 ) -> Tridiagonalization:
     """Tridiagonalize a symmetric operator from random start vectors.
 
@@ -151,14 +154,18 @@ def lanczos(
         progress: show a progress bar; None shows it in terminals and notebooks only.
         callback: called with a `LanczosStep` after each step of each group of draws, those found
             in a checkpoint excepted.
+        until: asked after each step of the first group, those found in a checkpoint included;
+            where it returns True, that step is the last of this group and of all after it.
+        check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
+            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
 
     Returns:
         Tridiagonalization with `alpha`, `beta`, `residual_norms` and `basis`.
 
     Raises:
         TypeError: if the operator or its products are not real, or an argument has a wrong type.
-        ValueError: if the operator is not square or not symmetric, or an argument is out of its
-            range.
+        ValueError: if the operator is not square or not symmetric, an argument is out of its
+            range, or the check fails (`PreflightError`).
         FloatingPointError: if a product with the operator is not finite.
         MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
@@ -199,15 +206,20 @@ def lanczos(
     )
 
     width = max(map(len, groups))
-    kept = num_draws if keep_basis and full else width
     foresee(
-        {
-            "basis": kept * num_rows * size * dtype.itemsize if basis == "memory" else 0,
-            # The vectors, their products, and a copy of these in float64 rows.
-            "block": 3 * width * size * 8,
-        },
+        memory_needed(
+            size,
+            order,
+            num_draws=num_draws,
+            draws_at_once=width,
+            reorthogonalize=reorthogonalize,
+            basis_dtype=dtype,
+            basis=basis,
+            keep_basis=keep_basis,
+        ),
         _WAYS_OUT,
     )
+    check_operator(operator, check)
     alpha = np.zeros((num_draws, order))
     beta = np.zeros((num_draws, order))
 
@@ -228,7 +240,7 @@ def lanczos(
                 "reorthogonalize": reorthogonalize,
                 "basis_dtype": dtype.name,
             }
-            run = stack.enter_context(RunDirectory(checkpoint, problem))
+            run = stack.enter_context(open_run(checkpoint, problem, workers_of(operator)))
         all_rows = allocate(num_draws) if keep_basis and full else None
         for draws in groups:
             members = slice(draws.start - first_draw, draws.stop - first_draw)
@@ -247,22 +259,27 @@ def lanczos(
                 log = run.log(name, size, dtype, None if full else 3 * len(draws))
                 stack.callback(log.close)
                 _restore(group, log, operator)
+
+            asked = until if draws is groups[0] else None
+            seen = partial(_step_seen, alpha[members], beta[members], order, draws)
             bar.update(group[0].step * len(group))
-            while group[0].step < order:
+            # Steps made before are asked about too: a run resumed ends where one undisturbed does.
+            stop = _first_true(asked, map(seen, range(1, group[0].step + 1)))
+            while stop is None and group[0].step < order:
                 _advance(operator, group)
+                step = group[0].step
                 if log is not None:
                     _save(group, log)
                 bar.update(len(group))
                 if callback is not None:
-                    step = group[0].step
-                    seen = (
-                        alpha[members, :step],
-                        beta[members, : step - 1],
-                        beta[members, step - 1],
-                    )
-                    callback(LanczosStep(step, order, draws, *map(_read_only, seen)))
+                    callback(seen(step))
+                stop = _first_true(asked, iter([seen(step)]))
+            order = order if stop is None else stop
             # The vectors of a group go before those of the next are made.
             del group, rows
+    if order < alpha.shape[1]:
+        alpha, beta = alpha[:, :order].copy(), beta[:, :order].copy()
+        all_rows = None if all_rows is None else all_rows[:, :order]
     return Tridiagonalization(
         alpha=alpha,
         beta=beta[:, :-1].copy(),
@@ -274,6 +291,51 @@ def lanczos(
         draws_at_once=len(groups[0]),
         reorthogonalize=reorthogonalize,
     )
+
+
+def memory_needed(
+    size: int,
+    order: int,
+    *,
+    num_draws: int = 1,
+    draws_at_once: int = 1,
+    reorthogonalize: str = "full",
+    basis_dtype: Any = "float64",
+    basis: str = "memory",
+    keep_basis: bool = True,
+) -> dict[str, int]:
+    """Return the bytes that `lanczos` holds between two products, by name."""
+    full = reorthogonalize == "full"
+    kept = num_draws if keep_basis and full else draws_at_once
+    row = size * np.dtype(basis_dtype).itemsize
+    return {
+        "basis": kept * (order if full else 2) * row if basis == "memory" else 0,
+        # The vectors, their products, and a copy of these in float64 rows.
+        "block": 3 * draws_at_once * size * 8,
+    }
+
+
+def check_operator(operator: Any, check: bool) -> None:
+    """Have an operator find out whether it is sound, if it can and the caller wants it."""
+    examine = getattr(operator, "check", None)
+    if check and callable(examine):
+        examine()
+
+
+def _step_seen(
+    alpha: np.ndarray, beta: np.ndarray, order: int, draws: range, step: int
+) -> LanczosStep:
+    arrays = alpha[:, :step], beta[:, : step - 1], beta[:, step - 1]
+    return LanczosStep(step, order, draws, *map(_read_only, arrays))
+
+
+def _first_true(
+    until: Callable[[LanczosStep], bool] | None, steps: Iterator[LanczosStep]
+) -> int | None:
+    """Return the first step at which a run was to end, None for none of them."""
+    if until is None:
+        return None
+    return next((step.step for step in steps if until(step)), None)
 
 
 def lockstep_groups(
@@ -299,7 +361,7 @@ def lockstep_groups(
             size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
         )
     draws_at_once = integer(draws_at_once, "draws_at_once", 1)
-    begun = _groups_begun(checkpoint)
+    begun = groups_begun(checkpoint)
     groups, draw, end = [], first_draw, first_draw + num_draws
     while draw < end:
         ahead = min((first for first in begun if first > draw), default=end)
@@ -315,7 +377,7 @@ def lockstep_groups(
     return groups
 
 
-def _groups_begun(path: str | os.PathLike[str] | None) -> dict[int, int]:
+def groups_begun(path: str | os.PathLike[str] | None) -> dict[int, int]:
     """Return the groups of a checkpoint: the first draw to the one after the last."""
     if path is None:
         return {}
@@ -450,8 +512,13 @@ def _advance(operator: LinearOperator, group: list[_Draw]) -> None:
                 f"The product with the operator is not finite at step {draw.step + 1} of draw "
                 f"{draw.key[1]}. Check that the operator's own entries are finite."
             )
-        with blas_threads(len(column)):
-            draw.advance(column, eps)
+    if len(group) == 1:
+        with blas_threads(len(columns[0])):
+            group[0].advance(columns[0], eps)
+    else:
+        each_in_a_thread(
+            lambda draw, column: draw.advance(column, eps), columns.shape[1], group, columns
+        )
     _check_symmetry(operator, max(group, key=lambda draw: draw.asymmetry), eps)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -22,6 +25,20 @@ def blas_threads(size: int) -> AbstractContextManager[Any]:
     if size >= ONE_THREAD_BELOW:
         return nullcontext()
     return _controller().limit(limits=1, user_api="blas")
+
+
+def each_in_a_thread(work: Callable[..., None], size: int, *arguments: Iterable[Any]) -> None:
+    """Call `work` with each of the arguments, on all cores, where BLAS itself has one thread.
+
+    The calls must not touch each other's arrays: each then gives the same bits as by itself.
+    Where `blas_threads` leaves BLAS its threads, the calls are made one after the other.
+    """
+    with blas_threads(size):
+        if size >= ONE_THREAD_BELOW:
+            list(map(work, *arguments))
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(work, *arguments))
 
 
 @cache

@@ -1,4 +1,6 @@
 import itertools
+import time
+import weakref
 
 import keras
 import numpy as np
@@ -203,3 +205,78 @@ def test_batches_beyond_the_share_of_memory_stream(monkeypatch):
     monkeypatch.setattr(batches.psutil, "virtual_memory", Memory)
     assert not Batches(LIST, memory_share=0.5).kept
     assert len(list(Batches(LIST, memory_share=0.5))) == len(SPLIT)
+
+
+# Streams -----------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_works_ahead_of_the_products():
+    made = []
+
+    def make(number):
+        made.append(int(number))
+        return np.full((2, 3), number, np.float32)
+
+    def load(number):
+        return tf.ensure_shape(tf.numpy_function(make, [number], tf.float32), (2, 3))
+
+    stream = Batches(tf.data.Dataset.range(12).map(load), memory_share=0)
+    made.clear()
+    passing = iter(stream)
+    next(passing)
+    deadline = time.monotonic() + 10
+    while len(made) <= batches.PREFETCH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert batches.PREFETCH < len(made) < 12
+
+
+def test_data_far_larger_than_there_is_room_for_is_never_held(monkeypatch):
+    class Memory:
+        available = 4 * 1024
+
+    monkeypatch.setattr(batches.psutil, "virtual_memory", Memory)
+    seen = []
+    alive = []
+
+    def visit(batch, weight):
+        seen.append(weakref.ref(batch[0]))
+        alive.append(sum(tensor() is not None for tensor in seen))
+
+    large = tf.data.Dataset.from_tensor_slices(np.zeros((128, 8), np.float32)).batch(2)
+    large = large.map(lambda x: (x, x))
+    assert not Batches(large, memory_share=0.5, visit=visit).kept
+    assert len(alive) == 64
+    assert max(alive) <= 2
+
+
+def test_the_order_of_a_stream_is_that_of_the_pipeline():
+    dataset = tf.data.Dataset.range(50).map(lambda i: (i, 2 * i), num_parallel_calls=4).batch(7)
+    stream = Batches(dataset, memory_share=0)
+    for _ in range(3):
+        found = np.concatenate([batch[0] for batch in stream])
+        np.testing.assert_array_equal(found, np.arange(50))
+
+
+def same(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("stage", "named"),
+    [
+        (lambda d: d.map(same, num_parallel_calls=2), ()),
+        (lambda d: d.shuffle(9, reshuffle_each_iteration=False).cache(), ()),
+        (lambda d: d.shuffle(9, seed=1), ("shuffle without reshuffle_each_iteration=False",)),
+        (
+            lambda d: d.map(same, num_parallel_calls=2, deterministic=False).prefetch(1),
+            ("ParallelMap with deterministic=False",),
+        ),
+        (
+            lambda d: tf.data.Dataset.zip((d, d.shuffle(9))),
+            ("shuffle without reshuffle_each_iteration=False",),
+        ),
+    ],
+)
+def test_what_lets_passes_differ_is_named(stage, named):
+    assert batches.unsteady_stages(stage(tf.data.Dataset.range(9)).batch(3)) == named
+    assert batches.unsteady_stages(LIST) == ()

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from models import (
     weight_tied,
 )
 
+from spectral_density import approximate_hessian, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 from spectral_density.curvature.preflight import PreflightError, preflight
 
@@ -667,3 +669,179 @@ def test_rounding_alone_is_measured_and_no_difference():
     report = preflight(TABLE["matrix of rounding alone"].make())
     assert report["split"].figure > 1e-2  # of a matrix that is zero
     assert report["split"].status == "passed"
+
+
+# The drivers ask first ---------------------------------------------------------------------------
+
+
+def coupled():
+    """A fixed, symmetric, finite matrix that no split of the data leaves as it is."""
+    return hessian(mlp(), contrastive)
+
+
+DRIVERS = {
+    "lanczos": lambda operator, **options: lanczos(operator, 3, **options).alpha,
+    "estimate_spectrum": lambda operator, **options: (
+        estimate_spectrum(operator, 3, 2, draws_at_once=1, **options).nodes
+    ),
+    "top_eigenpairs": lambda operator, **options: top_eigenpairs(operator, 1, **options).values,
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
+def test_a_driver_refuses_an_unsound_operator_unless_told_not_to_look(driver):
+    operator = coupled()
+    for _ in range(2):
+        with pytest.raises(PreflightError, match="others in its batch"):
+            driver(operator)
+    passes = operator.num_passes
+    assert passes == 4
+    driver(operator, check=False)
+    assert operator.num_passes > passes
+
+
+@pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
+def test_looking_first_changes_no_bit(driver):
+    found, alone = (driver(hessian(mlp()), check=check) for check in (True, False))
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_looking_first_changes_no_bit_where_the_model_has_a_state():
+    def run(check):
+        model = sequential(layers.Dense(3), layers.BatchNormalization(), layers.Dropout(0.5))
+        return lanczos(hessian(model), 3, check=check).alpha
+
+    np.testing.assert_array_equal(run(True), run(False))
+
+
+def test_approximate_hessian_looks_first():
+    data = split(classification(), SIZES)
+    with pytest.raises(PreflightError, match="others in its batch"):
+        approximate_hessian(mlp(), contrastive, data, 3)
+    v, _ = approximate_hessian(mlp(), contrastive, data, 3, check=False)
+    assert v.shape == (31, 3)
+
+
+def test_two_passes_once_for_the_weights_and_then_no_more():
+    operator = hessian(mlp())
+    lanczos(operator, 3)
+    assert operator.num_passes == 2 + 3
+    lanczos(operator, 3)
+    estimate_spectrum(operator, 3, 1)
+    assert operator.num_passes == 2 + 3 * 3
+    kernel = operator.parameters.variables[0]
+    kernel.assign(2.0 * kernel)
+    lanczos(operator, 3)
+    assert operator.num_passes == 2 * 2 + 4 * 3
+
+
+def test_a_run_that_is_resumed_takes_two_passes_too(tmp_path):
+    lanczos(hessian(mlp()), 3, checkpoint=tmp_path)
+    operator = hessian(mlp())
+    lanczos(operator, 5, checkpoint=tmp_path)
+    # One more makes sure that the operator is the same.
+    assert operator.num_passes == 2 + 1 + 2
+
+
+def test_arguments_are_looked_at_before_the_data():
+    operator = hessian(mlp())
+    for run in (
+        lambda: estimate_spectrum(operator, 99),
+        lambda: lanczos(operator, 0),
+        lambda: top_eigenpairs(operator, 99),
+    ):
+        with pytest.raises(ValueError, match=r"order|must be at most"):
+            run()
+    assert operator.num_passes == 0
+
+
+def test_a_driver_warns_of_a_doubt_once_and_of_the_line_that_started_it():
+    operator = hessian(mlp(), keras.losses.SparseCategoricalCrossentropy())
+    with pytest.warns(UserWarning, match="from_logits=True") as caught:
+        estimate_spectrum(operator, 2, 1)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        top_eigenpairs(operator, 1)
+        operator.parameters.variables[0].assign_add(tf.ones_like(operator.parameters.variables[0]))
+        estimate_spectrum(operator, 2, 1)
+
+
+def test_operators_that_are_put_together_are_taken_as_they_are():
+    operator = coupled()
+    estimate_spectrum(operator - 0.5 * operator, 3, 1)
+    assert operator.num_passes == 2 * 3
+
+
+def test_check_remembers_and_preflight_looks_afresh():
+    operator = hessian(mlp())
+    report = operator.check()
+    assert operator.check() is report
+    assert operator.num_passes == 2
+    assert operator.check(seed=1) is not report
+    assert preflight(operator) is not report
+    assert operator.num_passes == 6
+
+
+# Pipelines ---------------------------------------------------------------------------------------
+
+
+def examples():
+    x, y = classification()
+    return tf.data.Dataset.from_tensor_slices((np.tile(x, (4, 1)), np.tile(y, 4)))
+
+
+def free_order(dataset):
+    options = tf.data.Options()
+    options.deterministic = False
+    return dataset.with_options(options)
+
+
+def twice(x, y):
+    return 2 * x, y
+
+
+PIPELINES = {
+    "parallel map": (lambda d: d.map(twice, num_parallel_calls=2).batch(12), "sound", ""),
+    "parallel map on, then kept order": (
+        lambda d: d.batch(12).map(twice, num_parallel_calls=2).prefetch(2),
+        "sound",
+        "",
+    ),
+    "options in any order": (
+        lambda d: free_order(d.batch(12)),
+        "doubtful",
+        r"options\(\)\.deterministic = False",
+    ),
+    "shuffle": (
+        lambda d: d.shuffle(48).batch(12),
+        "doubtful",
+        "The pipeline has shuffle without reshuffle_each_iteration=False",
+    ),
+    "shuffle of a fixed order": (
+        lambda d: d.shuffle(48, seed=3, reshuffle_each_iteration=False).batch(12),
+        "sound",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_streamed_pipeline_repeats_or_it_is_said_why_not(name):
+    pipeline, verdict, says = PIPELINES[name]
+    operator = HessianOperator(mlp(), SPARSE, pipeline(examples()), memory_share=0)
+    report = preflight(operator)
+    assert report.verdict == verdict, report
+    assert re.search(says, report["data"].message)
+    if verdict == "sound":
+        v = np.random.default_rng(0).normal(size=operator.shape[0])
+        np.testing.assert_array_equal(operator @ v, operator @ v)
+
+
+def test_a_parallel_map_in_any_order_is_a_doubt():
+    dataset = examples().batch(12).map(twice, num_parallel_calls=2, deterministic=False)
+    operator = HessianOperator(mlp(), SPARSE, dataset, memory_share=0)
+    report = preflight(operator)
+    assert report.verdict == "doubtful"
+    assert "ParallelMap with deterministic=False" in report["data"].message
+    assert preflight(HessianOperator(mlp(), SPARSE, dataset)).failed == ()

@@ -1,0 +1,244 @@
+"""docs/errors.md, row by row."""
+
+import builtins
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import diagonal_operator
+from keras import layers
+from models import classification, mlp, sequential, split
+from scipy.sparse.linalg import LinearOperator
+
+import spectral_density as sd
+from spectral_density import HessianOperator, Spectrum, estimate_spectrum, lanczos, top_eigenpairs
+from spectral_density.checkpoint import CheckpointError, RunDirectory
+from spectral_density.curvature.preflight import PreflightError
+
+PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+X, Y = classification()
+LIST = split((X, Y), (4, 4, 4))
+NAMES = {"PreflightError": PreflightError, "CheckpointError": CheckpointError}
+NAMES["ConvergenceWarning"] = sd.ConvergenceWarning
+
+
+def rows():
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| ") and cells[0] != "What is passed":
+            assert len(cells) == 4, line
+            found[cells[0]] = cells[1], cells[2]
+    return found
+
+
+def hessian(data=LIST, loss=SPARSE, model=None, **options):
+    return HessianOperator(mlp() if model is None else model, loss, data, **options)
+
+
+def product(operator):
+    return operator @ np.ones(operator.shape[0])
+
+
+def squares(model, batch):
+    return tf.reduce_mean(tf.square(model(batch[0])))
+
+
+def checked(*middle, loss=SPARSE, data=LIST, **options):
+    stack = [layers.Dense(4, activation="tanh"), *middle, layers.Dense(3)]
+    estimate_spectrum(hessian(data, loss, sequential(*stack), **options), 2, 1)
+
+
+def shortening():
+    passes = []
+
+    def dataset():
+        passes.append(None)
+        return iter(LIST if len(passes) <= 2 else LIST[:2])
+
+    return dataset
+
+
+def spoiled(index):
+    x = X.copy()
+    x[index] = np.nan
+    return split((x, Y), (4, 4, 4))
+
+
+def coupled(model, batch):
+    outputs = model(batch[0])
+    return tf.reduce_mean(tf.square(outputs - tf.reduce_mean(outputs, axis=0)))
+
+
+def shuffled():
+    dataset = tf.data.Dataset.from_tensor_slices((np.tile(X, (4, 1)), np.tile(Y, 4)))
+    return dataset.shuffle(60).batch(20, drop_remainder=True)
+
+
+def in_any_order():
+    options = tf.data.Options()
+    options.deterministic = False
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).with_options(options)
+
+
+def with_spoiled_weights():
+    model = mlp()
+    model.layers[0].bias.assign([np.nan, 0.0, 0.0, 0.0])
+    estimate_spectrum(hessian(model=model), 2, 1)
+
+
+@tf.custom_gradient
+def one_sided(x):
+    def gradient(upstream):
+        return upstream * tf.stack([x[:, 1], x[:, 0] ** 2, x[:, 2]], axis=1)
+
+    return x, gradient
+
+
+def resumed(path, matrix=None, **options):
+    lanczos(np.diag(np.arange(9.0)), 4, checkpoint=path)
+    lanczos(np.diag(np.arange(9.0)) if matrix is None else matrix, 4, checkpoint=path, **options)
+
+
+def damaged(path):
+    lanczos(np.diag(np.arange(9.0)), 4, checkpoint=path)
+    file = path / "draws-0-1" / "vectors.bin"
+    content = bytearray(file.read_bytes())
+    content[50] ^= 0xFF
+    file.write_bytes(content)
+    lanczos(np.diag(np.arange(9.0)), 5, checkpoint=path)
+
+
+def in_use(path):
+    with RunDirectory(path, {}):
+        lanczos(np.diag(np.arange(9.0)), 4, checkpoint=path)
+
+
+def something_else(path):
+    (path / "thesis.tex").write_text("x")
+    lanczos(np.diag(np.arange(9.0)), 4, checkpoint=path)
+
+
+def no_spectrum(path):
+    (path / "run.npz").write_text("x")
+    Spectrum.load(path / "run.npz")
+
+
+def too_large():
+    n = 10**11
+    operator = LinearOperator((n, n), matvec=lambda v: v, dtype=float)
+    estimate_spectrum(operator, 90, 1)
+
+
+SMALL = np.diag(np.arange(5.0))
+CASES = {
+    "a generator, or any iterator": lambda path: hessian(batch for batch in LIST),
+    "an empty list": lambda path: hessian([]),
+    "batches that are all empty": lambda path: hessian([(X[:0], Y[:0])]),
+    "`dataset.repeat()`": lambda path: hessian(tf.data.Dataset.from_tensors((X, Y)).repeat()),
+    "one batch `(x, y)`": lambda path: hessian((X, Y)),
+    "one array": lambda path: hessian(X),
+    "a number for a dataset": lambda path: hessian(3),
+    "tensors of different lengths in a batch": lambda path: hessian(
+        [{"x": X, "y": Y[:3]}], lambda model, batch: squares(model, [batch["x"]])
+    ),
+    "a negative `batch_weight`": lambda path: hessian(batch_weight=lambda batch: -1.0),
+    "sample weights that are all 0": lambda path: hessian(
+        [(X, Y, np.zeros(len(Y)))],
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        ),
+    ),
+    "a streamed dataset that gets shorter": lambda path: product(
+        hessian(shortening(), memory_share=0)
+    ),
+    "NaN among the data": lambda path: product(hessian(spoiled(5))),
+    "a loss of one value for each example": lambda path: hessian(
+        loss=lambda model, batch: tf.reduce_sum(model(batch[0]), axis=1)
+    ),
+    "a loss that does not use the model": lambda path: product(
+        hessian(loss=lambda model, batch: tf.reduce_mean(batch[0]))
+    ),
+    "a loss that is a number": lambda path: hessian(loss=3),
+    "no loss, and a model not compiled": lambda path: hessian(loss=None),
+    "variables by a name that is not there": lambda path: hessian(variables="nowhere"),
+    "a model without any weight": lambda path: hessian(model=keras.Sequential([layers.Dense(3)])),
+    '`reduction="average"`': lambda path: hessian(loss=squares, reduction="average"),
+    "dropout in training mode": lambda path: checked(
+        layers.Dropout(0.5, seed=1, name="drop"), training=True
+    ),
+    "BatchNorm in training mode": lambda path: checked(
+        layers.BatchNormalization(name="norm"), training=True
+    ),
+    "a mean declared as a sum": lambda path: checked(loss=squares, reduction="sum"),
+    "a loss that couples the examples of a batch": lambda path: checked(loss=coupled),
+    "shuffled data with `drop_remainder`, streamed": lambda path: checked(
+        data=shuffled(), memory_share=0
+    ),
+    "NaN among the weights": lambda path: with_spoiled_weights(),
+    "a gradient that is none (`tf.custom_gradient`)": lambda path: checked(
+        loss=lambda model, batch: squares(lambda x: one_sided(model(x)), batch)
+    ),
+    "logits under a loss of probabilities": lambda path: checked(
+        loss=keras.losses.SparseCategoricalCrossentropy()
+    ),
+    "a streamed pipeline with `deterministic=False`": lambda path: checked(
+        data=in_any_order(), memory_share=0
+    ),
+    "a vector of another length": lambda path: hessian() @ np.ones(7),
+    "a complex vector": lambda path: hessian() @ (1j * np.ones(31)),
+    "a vector with NaN": lambda path: hessian() @ np.full(31, np.nan),
+    "a matrix that is not square": lambda path: lanczos(np.ones((3, 4)), 2),
+    "a matrix that is not symmetric": lambda path: lanczos(np.triu(np.ones((5, 5))), 4),
+    "a complex matrix": lambda path: top_eigenpairs(1j * np.eye(5)),
+    "a matrix with NaN": lambda path: estimate_spectrum(np.full((5, 5), np.nan)),
+    "a function for a matrix": lambda path: lanczos(lambda v: v, 2),
+    "`order=0`": lambda path: estimate_spectrum(SMALL, 0),
+    "`order` above the number of parameters": lambda path: estimate_spectrum(SMALL, 6),
+    "`order=2.5`": lambda path: estimate_spectrum(SMALL, 2.5),
+    "`num_draws=0`": lambda path: estimate_spectrum(SMALL, 2, 0),
+    "`tolerance=0`": lambda path: estimate_spectrum(SMALL, tolerance=0),
+    "`max_products` without a tolerance": lambda path: estimate_spectrum(SMALL, max_products=9),
+    '`reorthogonalize="some"`': lambda path: lanczos(SMALL, 2, reorthogonalize="some"),
+    '`basis_dtype="float16"`': lambda path: lanczos(SMALL, 2, basis_dtype="float16"),
+    "more eigenpairs than there are": lambda path: top_eigenpairs(SMALL, 6),
+    '`which="largest"`': lambda path: top_eigenpairs(SMALL, 2, "largest"),
+    "`sigma=0` for a density": lambda path: estimate_spectrum(SMALL).density(sigma=0),
+    "a grid that does not ascend": lambda path: estimate_spectrum(SMALL).density([1.0, 0.0]),
+    "too few products for the eigenpairs": lambda path: top_eigenpairs(
+        diagonal_operator(np.arange(99.0)), 3, max_products=9
+    ),
+    "more than fits into the memory": lambda path: too_large(),
+    "a checkpoint of another matrix": lambda path: resumed(path, np.eye(9)),
+    "a checkpoint of another seed": lambda path: resumed(path, seed=1),
+    "a checkpoint that is damaged": damaged,
+    "a checkpoint in use": in_use,
+    "a directory of something else": something_else,
+    "a spectrum file that is none": no_spectrum,
+}
+
+
+def test_every_row_of_the_page_has_a_case_and_every_case_a_row():
+    assert set(rows()) == set(CASES)
+
+
+@pytest.mark.parametrize("passed", CASES)
+def test_the_page_tells_the_truth(passed, tmp_path):
+    name, says = rows()[passed]
+    kind = NAMES.get(name) or getattr(builtins, name)
+    if issubclass(kind, Warning):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            CASES[passed](tmp_path)
+        (warning,) = caught
+        assert warning.category is kind
+        assert says in str(warning.message)
+        return
+    with pytest.raises(kind) as raised:
+        CASES[passed](tmp_path)
+    assert type(raised.value) is kind
+    assert says in str(raised.value)
