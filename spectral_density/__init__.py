@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from spectral_density._version import __version__
 
 if TYPE_CHECKING:
+    from spectral_density import plotting as plotting
+    from spectral_density import training as training
+    from spectral_density.accuracy import Accuracy, Ending
     from spectral_density.approximate import (
         approximate_hessian,
         estimate_spectrum,
@@ -18,24 +21,26 @@ if TYPE_CHECKING:
     )
     from spectral_density.curvature import (
         CurvatureOperator,
+        FiniteDifferenceCheck,
         FisherOperator,
         GaussNewtonOperator,
         GradientStep,
         HessianOperator,
+        LossLandscape,
         NewtonDecrement,
         NormalizedLayer,
-        PreflightError,
-        PreflightReport,
         QuadraticModelError,
         StepStatus,
         SubmatrixOperator,
+        finite_difference_check,
         gradient_step,
         layer_operators,
+        loss_landscape,
         newton_decrement,
         normalized_filters,
-        preflight,
         quadratic_model_error,
     )
+    from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
     from spectral_density.decomposition import (
         BlockCurvature,
         CurvatureDecomposition,
@@ -86,10 +91,12 @@ if TYPE_CHECKING:
         Density,
         Spectrum,
     )
+    from spectral_density.training.callback import SpectrumCallback, SpectrumRecord
 
 # Each public name and the module it comes from, loaded on first use (PEP 562): TensorFlow takes
 # seconds to import, and a density or a saved spectrum does not need it.
 _HOMES = {
+    "Accuracy": "accuracy",
     "BlockCurvature": "decomposition",
     "CheckpointError": "checkpoint",
     "ConvergenceWarning": "linalg",
@@ -99,12 +106,15 @@ _HOMES = {
     "DiagonalEstimate": "linalg",
     "EigenState": "linalg",
     "Eigenpairs": "linalg",
+    "Ending": "accuracy",
     "Estimate": "linalg",
+    "FiniteDifferenceCheck": "curvature",
     "FisherOperator": "curvature",
     "GaussNewtonOperator": "curvature",
     "GradientStep": "curvature",
     "HessianOperator": "curvature",
     "LanczosStep": "linalg",
+    "LossLandscape": "curvature",
     "LowRankPreconditioner": "linalg",
     "MatrixNorms": "decomposition",
     "NewtonDecrement": "curvature",
@@ -122,6 +132,8 @@ _HOMES = {
     "Solution": "linalg",
     "SolverStep": "linalg",
     "Spectrum": "spectrum",
+    "SpectrumCallback": "training.callback",
+    "SpectrumRecord": "training.callback",
     "Status": "linalg",
     "StepStatus": "curvature",
     "SubmatrixOperator": "curvature",
@@ -132,12 +144,14 @@ _HOMES = {
     "effective_dimension": "linalg",
     "eigv_to_density": "density",
     "estimate_spectrum": "approximate",
+    "finite_difference_check": "curvature",
     "frobenius_norm": "linalg",
     "gradient_step": "curvature",
     "lanczos": "linalg",
     "lanczos_algorithm": "approximate",
     "layer_operators": "curvature",
     "log_determinant": "linalg",
+    "loss_landscape": "curvature",
     "low_rank_preconditioner": "linalg",
     "newton_decrement": "curvature",
     "normalized_filters": "curvature",
@@ -157,6 +171,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Accuracy",
     "BlockCurvature",
     "CheckpointError",
     "ConvergenceWarning",
@@ -166,12 +181,15 @@ __all__ = [
     "DiagonalEstimate",
     "EigenState",
     "Eigenpairs",
+    "Ending",
     "Estimate",
+    "FiniteDifferenceCheck",
     "FisherOperator",
     "GaussNewtonOperator",
     "GradientStep",
     "HessianOperator",
     "LanczosStep",
+    "LossLandscape",
     "LowRankPreconditioner",
     "MatrixNorms",
     "NewtonDecrement",
@@ -189,6 +207,8 @@ __all__ = [
     "Solution",
     "SolverStep",
     "Spectrum",
+    "SpectrumCallback",
+    "SpectrumRecord",
     "Status",
     "StepStatus",
     "SubmatrixOperator",
@@ -200,12 +220,14 @@ __all__ = [
     "effective_dimension",
     "eigv_to_density",
     "estimate_spectrum",
+    "finite_difference_check",
     "frobenius_norm",
     "gradient_step",
     "lanczos",
     "lanczos_algorithm",
     "layer_operators",
     "log_determinant",
+    "loss_landscape",
     "low_rank_preconditioner",
     "newton_decrement",
     "normalized_filters",
@@ -225,8 +247,14 @@ __all__ = [
 ]
 
 
+# Rooms whose functions are called by their full names, as in sd.plotting.plot_spectra.
+_ROOMS = ("plotting", "training")
+
+
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
+    """Load a public name from its module, or a room."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -236,4 +264,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, loaded or not."""
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

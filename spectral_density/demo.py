@@ -175,7 +175,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "the demo needs scikit-learn, whose digits it trains on: "
-            'pip install scikit-learn (or pip install "spectral-density[examples]").'
+            'pip install scikit-learn (it is in the extra "examples").'
         ) from error
     x, y = load_digits(return_X_y=True)
     return (x / 16.0).astype(np.float32), y.astype(np.int64)

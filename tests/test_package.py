@@ -57,6 +57,13 @@ def test_a_star_import_gives_the_public_names():
     assert set(sd.__all__) <= set(names)
 
 
+@pytest.mark.parametrize("room", ["plotting", "training"])
+def test_rooms_are_loaded_when_asked_for(room):
+    statement = f"import spectral_density as s; s.{room}"
+    assert modules_after(statement, f"spectral_density.{room}") == [f"spectral_density.{room}"]
+    assert room in dir(sd)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'spectral_density' has no attribute 'hessain'"):
         _ = sd.hessain

@@ -16,7 +16,7 @@ def check(request: Request, show: Callable[[str], None]) -> bool:
     """
     import_tensorflow()
     problem = open_problem(request)
-    from spectral_density.curvature import preflight
+    from spectral_density.curvature.preflight import preflight
 
     report = preflight(problem.operator, seed=request.seed)
     show(str(problem))

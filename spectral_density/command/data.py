@@ -167,7 +167,7 @@ def _from_tfds(source: str, batch_size: int) -> Examples:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{source} needs tensorflow_datasets: pip install tensorflow-datasets "
-            '(or pip install "spectral-density[examples]").'
+            '(it is in the extra "examples").'
         ) from error
     try:
         dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)

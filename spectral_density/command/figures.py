@@ -87,21 +87,21 @@ def _named_parts(path: Path) -> list[str]:
 
 def draw_one(spectrum: Spectrum, *, label: str | None = None, xscale: str = "linear") -> Figure:
     """Return a figure of a density with its outliers marked, titled with what the matrix is."""
-    from spectral_density import plotting
+    from spectral_density.plotting import plot_density, plot_outliers
 
     figure, ax = _figure()
-    plotting.plot_density(spectrum, ax=ax, label=label, xscale=xscale)
-    plotting.plot_outliers(spectrum, ax=ax)
+    plot_density(spectrum, ax=ax, label=label, xscale=xscale)
+    plot_outliers(spectrum, ax=ax)
     ax.set_title(textwrap.fill(spectrum.description, _TITLE_WIDTH), fontsize="medium")
     return figure
 
 
 def draw_several(spectra: Mapping[str, Spectrum], *, xscale: str = "linear") -> Figure:
     """Return a figure of several densities with a legend."""
-    from spectral_density import plotting
+    from spectral_density.plotting import plot_spectra
 
     figure, ax = _figure()
-    plotting.plot_spectra(spectra, ax=ax, xscale=xscale)
+    plot_spectra(spectra, ax=ax, xscale=xscale)
     return figure
 
 

@@ -148,7 +148,7 @@ def _verdict(operator: CurvatureOperator, seed: int) -> str:
     Raises:
         ValueError: if the operator is unsound.
     """
-    from spectral_density.curvature import preflight
+    from spectral_density.curvature.preflight import preflight
 
     report = preflight(operator, seed=seed)
     if report.failed:
