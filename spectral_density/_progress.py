@@ -8,6 +8,14 @@ from typing import Any
 
 _SHORT = 1.0  # seconds of work that need no bar
 
+_here = True  # whether this process is the one, of all that do the same work, that shows it
+
+
+def leave_to_the_chief() -> None:
+    """Show no bars in this process from now on: it is one of several workers, and not the first."""
+    global _here
+    _here = False
+
 
 def is_interactive() -> bool:
     """Whether somebody watches: a terminal on standard error, or a notebook kernel."""
@@ -25,7 +33,7 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
         total: number of units of work.
         description: what is being done, shown left of the bar.
         progress: True or False to force the bar on or off, None to show it only to somebody, and
-            only where the work takes more than a second.
+            only where the work takes more than a second. Of several workers only the chief has it.
 
     Returns:
         A `tqdm` bar: a context manager with `update(n)`.
@@ -33,6 +41,7 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
     # tqdm's own switch, which its notebook bars do not heed.
     switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
     shown = is_interactive() and not switched_off if progress is None else bool(progress)
+    shown = shown and _here
     if shown:
         from tqdm.auto import tqdm
     else:

@@ -5,6 +5,9 @@ for each log of vectors: `vectors.bin`, to which every step appends, and `state.
 much of it counts. A step is durable in this order: its vectors are written and synchronized, then
 the state is written beside the old one and renamed over it. So a process may die at any moment, and
 what the state names is there.
+
+Where several workers compute a run together, the chief alone reads and writes: what it finds, and
+what goes wrong, the others are told.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -34,8 +37,45 @@ FORMAT = 1
 _CHECKSUMS = "checksums of vectors"
 
 
+T = TypeVar("T")
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that is damaged, of another problem, in use, or cannot be written."""
+
+
+class Workers(Protocol):
+    """Processes that compute a run together, each calling the same things in the same order."""
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the process that reads and writes."""
+        ...
+
+    def on_chief(self, function: Callable[[], T]) -> T:
+        """Return to every worker what the function returns, or raises, on the chief."""
+        ...
+
+
+def workers_of(operator: Any) -> Workers | None:
+    """Return the workers that compute the products of an operator, None for this process alone.
+
+    An operator says so by its `workers`, a sum or multiple of operators by those of its parts.
+    """
+    found = getattr(operator, "workers", None)
+    parts = getattr(operator, "args", ()) if found is None else ()
+    for part in parts:
+        found = found or workers_of(part)
+    return found
+
+
+def open_run(
+    path: str | os.PathLike[str], problem: Mapping[str, Any], workers: Workers | None = None
+) -> RunDirectory:
+    """Return the directory of one run, for all workers that compute it; see `RunDirectory`."""
+    if workers is None:
+        return RunDirectory(path, problem)
+    return _SharedRunDirectory(path, problem, workers)
 
 
 class RunDirectory:
@@ -104,6 +144,10 @@ class RunDirectory:
     def log(self, name: str, size: int, dtype: Any, slots: int | None = None) -> VectorLog:
         """Return the log of that name, begun or gone on with; see `VectorLog`."""
         return VectorLog(self.path / name, size, dtype, slots)
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the names of the logs that match a pattern, such as "draws-*"."""
+        return sorted(path.name for path in self.path.glob(pattern))
 
 
 class VectorLog:
@@ -225,6 +269,80 @@ class VectorLog:
                 "Restore the directory from a copy, or remove it and begin again."
             ) from error
         self.arrays = arrays
+
+
+class _SharedRunDirectory(RunDirectory):
+    """The directory of a run that several workers compute; the chief has the real one."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], problem: Mapping[str, Any], workers: Workers
+    ) -> None:
+        self.path = Path(path)
+        self._workers = workers
+        self._real: RunDirectory | None = None
+
+        def begin() -> None:
+            self._real = RunDirectory(path, problem)
+
+        workers.on_chief(begin)
+
+    def __exit__(self, *error: object) -> None:
+        if self._real is not None:
+            self._real.__exit__(None, None, None)
+
+    def log(self, name: str, size: int, dtype: Any, slots: int | None = None) -> VectorLog:
+        return _SharedLog(self._workers, self.path / name, size, dtype, slots)
+
+    def names(self, pattern: str) -> list[str]:
+        return self._workers.on_chief(lambda: RunDirectory.names(self, pattern))
+
+
+class _SharedLog(VectorLog):
+    """A log of which the chief has the files, and every worker knows what is in it."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        path: Path,
+        size: int,
+        dtype: Any,
+        slots: int | None,
+    ) -> None:
+        self.path = path
+        self._workers = workers
+        self._real: VectorLog | None = None
+
+        def begin() -> tuple[int, dict[str, np.ndarray]]:
+            self._real = VectorLog(path, size, dtype, slots)
+            return self._real.num_vectors, self._real.arrays
+
+        self._count, self.arrays = workers.on_chief(begin)
+
+    @property
+    def num_vectors(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        if self._real is not None:
+            self._real.close()
+
+    def remove(self) -> None:
+        self._on_chief(VectorLog.remove)
+
+    def append(self, vectors: Iterable[np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
+        def write(log: VectorLog) -> int:
+            log.append(vectors, arrays)
+            return log.num_vectors
+
+        self._count = self._on_chief(write)
+        self.arrays = dict(arrays)
+
+    def read(self, index: int) -> np.ndarray:
+        return self._on_chief(lambda log: log.read(index))
+
+    def _on_chief(self, function: Callable[[VectorLog], T]) -> T:
+        # Only the chief calls it, and it has the files.
+        return self._workers.on_chief(lambda: function(cast(VectorLog, self._real)))
 
 
 def _read_problem(path: Path) -> dict[str, Any] | None:

@@ -1,9 +1,14 @@
 """Which matrix: curvature operators of a model's loss. The only room that knows TensorFlow."""
 
 from spectral_density.curvature.blocks import SubmatrixOperator, layer_operators
+from spectral_density.curvature.finite_difference import (
+    FiniteDifferenceCheck,
+    finite_difference_check,
+)
 from spectral_density.curvature.fisher import FisherOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.landscape import LossLandscape, loss_landscape
 from spectral_density.curvature.normalization import NormalizedLayer, normalized_filters
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import Parameters
@@ -20,10 +25,12 @@ from spectral_density.curvature.quadratic import (
 
 __all__ = [
     "CurvatureOperator",
+    "FiniteDifferenceCheck",
     "FisherOperator",
     "GaussNewtonOperator",
     "GradientStep",
     "HessianOperator",
+    "LossLandscape",
     "NewtonDecrement",
     "NormalizedLayer",
     "Parameters",
@@ -32,8 +39,10 @@ __all__ = [
     "QuadraticModelError",
     "StepStatus",
     "SubmatrixOperator",
+    "finite_difference_check",
     "gradient_step",
     "layer_operators",
+    "loss_landscape",
     "newton_decrement",
     "normalized_filters",
     "preflight",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.curvature.batches import Batches
 from spectral_density.curvature.frameworks import check_backend
 from spectral_density.curvature.gauss_newton import ThroughOutputs
 from spectral_density.curvature.losses import (
@@ -24,6 +26,7 @@ from spectral_density.curvature.outputs import (
     value_weights,
 )
 from spectral_density.curvature.parameters import select
+from spectral_density.curvature.replicas import Replicas
 from spectral_density.linalg.arguments import integer, stream
 
 KINDS = ("type2", "monte_carlo", "empirical")
@@ -170,6 +173,21 @@ class FisherOperator(ThroughOutputs):
         self._offsets: list[tf.Tensor] = []
         self._num_rows = 0
         super()._read(dataset)
+        if self._replicas is not None:
+            self._number_among_all(self._replicas)
+
+    def _number_among_all(self, replicas: Replicas) -> None:
+        """Count the examples before each batch, those of other replicas included."""
+        places = [parcel.start for parcel in self.batches.parcels]
+        before = [int(offset) for offset in self._offsets] + [self._num_rows]
+        here = [(place, b - a) for place, (a, b) in zip(places, pairwise(before), strict=False)]
+        rows = dict(sorted(entry for entries in replicas.gather(here) for entry in entries))
+        ends = dict(zip(rows, np.cumsum(list(rows.values())).tolist(), strict=True))
+        self._offsets = [tf.constant(ends[place] - rows[place], tf.int64) for place in places]
+
+    def _take(self, batches: Batches, places: Sequence[int]) -> None:
+        super()._take(batches, places)
+        self._offsets = [self._offsets[place] for place in places]
 
     def _examples_at_once(self, batch: Any, graph: tf.Graph) -> int:
         return 0  # samples are numbered by batch

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,14 @@ from spectral_density.curvature.merging import (
     examples_at_once,
 )
 from spectral_density.curvature.parameters import Parameters
+from spectral_density.curvature.replicas import Adding, Replicas, checksum, replicas_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from spectral_density.curvature.preflight import PreflightReport
+
+_LAYERS_SHOWN = 6  # by name, in notebooks
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
@@ -44,6 +48,9 @@ class _Tracing:
     depends: bool = False  # whether a gradient reaches any variable
 
 
+# Replicas trace in threads of their own, and a Keras layer holds the losses of one call at a time.
+_TRACED_ALONE = RLock()
+
 _STATEFUL_OPS = ("Assign", "Rng", "ResourceScatter")
 
 
@@ -53,7 +60,9 @@ class CurvatureOperator(LinearOperator):
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
     products are float64 whatever the model's dtype, and sums over batches are float64; the
     products of one batch are computed in the dtype of the model. A block of vectors takes one pass
-    over the data. A subclass writes `_batch_products`.
+    over the data. Where the variables are mirrored over the replicas of a `tf.distribute` strategy,
+    all of them compute, and every worker has to make the same calls. A subclass writes
+    `_batch_products`.
 
     Attributes:
         parameters: the variables as one flat vector.
@@ -89,10 +98,14 @@ class CurvatureOperator(LinearOperator):
         self.parameters = parameters
         self.product_dtype = parameters.dtype
         autograph = objective.autograph
+        self._replicas = replicas_of(parameters.variables)
         self._tracing = _Tracing(self)
-        self._product_fns: dict[int, Any] = {}
-        self._gradient_fn = _compiled(self._traced_gradient, autograph)
-        self._loss_fn = _compiled(self._batch_value, autograph)
+        # TensorFlow warns of a function that is traced often: each replica has its own.
+        self._local = 0
+        count = 1 if self._replicas is None else len(self._replicas.ids)
+        self._product_fns: dict[tuple[int, int], Any] = {}
+        self._gradient_fns = [_compiled(self._traced_gradient, autograph) for _ in range(count)]
+        self._loss_fns = [_compiled(self._batch_value, autograph) for _ in range(count)]
         self._sums_fn = _compiled(objective.sums, autograph)
         self._penalty_products_fn = _compiled(self._penalty_products, False)
         self._penalized = False
@@ -122,17 +135,22 @@ class CurvatureOperator(LinearOperator):
         """Return how many graphs of products were built so far."""
         return self._tracing.num_traces
 
+    @property
+    def _depends(self) -> bool:
+        return self._tracing.depends
+
     def _read(self, dataset: Any) -> None:
         """Pass once over the dataset, and settle what is computed at once."""
         self.num_passes = 0
         self._weights: list[tf.Tensor] = []
         self._denominators: np.ndarray = np.zeros(())
-        self.batches = Batches(
-            dataset,
-            batch_weight=self._batch_weight,
-            memory_share=self._memory_share,
-            visit=self._survey,
-        )
+        if self._replicas is None:
+            self._survey_all(dataset)
+        else:
+            with self._replicas.alone():
+                self._replicas.together(lambda: self._survey_all(dataset), self._hash_of_weights)
+            self._denominators = self._replicas.add(self._denominators)
+            self.batches.add_up()
         if self._at_once and self.batches.num_examples >= MIN_EXAMPLES:
             self.batches.merge(self._at_once)
             self._weights = [
@@ -140,6 +158,32 @@ class CurvatureOperator(LinearOperator):
                 for numbers in self.batches.parcels
             ]
         self._set_scales()
+
+    def _survey_all(self, dataset: Any) -> None:
+        self.batches = Batches(
+            dataset,
+            batch_weight=self._batch_weight,
+            memory_share=self._memory_share,
+            visit=self._survey,
+            replicas=self._replicas,
+        )
+        if not self._weights and self.batches.sample is not None:
+            # None of the batches is computed here: one shows what the loss is made of.
+            self._survey(self.batches.sample, 0.0)
+            self._weights.clear()
+            self._denominators = np.zeros_like(self._denominators)
+
+    def _hash_of_weights(self, _: None) -> int:
+        """Return what every worker must have in common: the weights."""
+        if self._replicas is None or self._replicas.num_workers == 1:
+            return 0
+        return int(batch_hash(self.parameters.variables)[:8], 16)
+
+    @property
+    def workers(self) -> Replicas | None:
+        """Return the processes that this matrix is computed by, None for this one alone."""
+        several = self._replicas is not None and self._replicas.num_workers > 1
+        return self._replicas if several else None
 
     # What a subclass writes ----------------------------------------------------------------------
 
@@ -156,25 +200,37 @@ class CurvatureOperator(LinearOperator):
 
     def loss(self) -> float:
         """Return the loss over the dataset, with the matrix's own reduction."""
-        total = 0.0
+
+        def begin(local: int) -> Adding:
+            def add(batch: Any, weight: tf.Tensor, sums: list[Any]) -> list[Any]:
+                return [sums[0] + float(self._loss_fns[local](batch, weight, self._scales))]
+
+            return add, [0.0]
+
         with self._pass():
-            for batch, weight in self._weighted_batches():
-                total += float(self._loss_fn(batch, weight, self._scales))
+            (total,) = self._summed(begin, [()], "loss")
             penalty = self.objective.penalty()
-        total /= self._divisor
-        return total if penalty is None else total + float(penalty)
+        value = float(total) / self._divisor
+        return value if penalty is None else value + float(penalty)
 
     def gradient(self) -> np.ndarray:
         """Return the gradient of the loss, shape (num_params,), float64."""
-        total = np.zeros(self.parameters.size)
+        n = self.parameters.size
+
+        def begin(local: int) -> Adding:
+            def add(batch: Any, weight: tf.Tensor, sums: list[Any]) -> list[Any]:
+                sums[0] += np.asarray(self._gradient_fns[local](batch, weight, self._scales))
+                return sums
+
+            return add, [np.zeros(n)]
+
         with self._pass():
-            for batch, weight in self._weighted_batches():
-                total += np.asarray(self._gradient_fn(batch, weight, self._scales))
+            (total,) = self._summed(begin, [(n,)], "gradient")
             self._check_dependence()
-            self._check_finite(total, "gradient", self._gradient_fn)
+            self._check_finite(total, "gradient", self._gradient_fns[0])
             total /= self._divisor
             if self._penalized:
-                nothing = self._rows(np.zeros((1, self.parameters.size)))
+                nothing = self._rows(np.zeros((1, n)))
                 total += np.asarray(self._penalty_products_fn(nothing)[1])
         return total
 
@@ -219,6 +275,8 @@ class CurvatureOperator(LinearOperator):
     def check(self, *, seed: int = 0) -> PreflightReport:
         """Raise unless this is one fixed, symmetric, finite matrix: two passes, see `preflight`.
 
+        The report is remembered while the weights stay as they are, so asking again costs nothing.
+
         Raises:
             PreflightError: a `ValueError` that names what is unsound, with its figure.
 
@@ -236,16 +294,34 @@ class CurvatureOperator(LinearOperator):
         """
         model_variables = getattr(self.objective.model, "variables", ())
         weights = [*self.parameters.variables, *map(tf_variable, model_variables)]
-        batches = [batch_hash(batch) for batch in self.batches.in_parcels()]
+        hashed = self._hashed()
         return {
-            "matrix": repr(self),
+            # The sums are the same on any number of replicas, but for rounding.
+            "matrix": repr(self).removesuffix(f"{self._where()})") + ")",
             "loss": self.objective.settings(),
             # Keras numbers names as models are made: the same model made again has others.
             "shapes": [list(shape) for shape in self.parameters.shapes],
             "weights": batch_hash(weights),
-            "data": batch_hash(batches),
-            "batch weights": batch_hash(self._weights),
+            "data": batch_hash([data for _, data, _ in hashed]),
+            "batch weights": batch_hash([weight for _, _, weight in hashed]),
         }
+
+    def _hashed(self) -> list[tuple[int, str, float]]:
+        """Return the number, the hash and the weight of all that is computed at once, in order."""
+
+        def here() -> list[tuple[int, str, float]]:
+            entries = zip(
+                self.batches.parcels, self.batches.in_parcels(), self._weights, strict=True
+            )
+            return [
+                (numbers.start, batch_hash(batch), float(weight))
+                for numbers, batch, weight in entries
+            ]
+
+        if self._replicas is None:
+            return here()
+        of_workers = self._replicas.gather(self._replicas.together(here))
+        return sorted(entry for entries in of_workers for entry in entries)
 
     def matvec(self, x: np.ndarray) -> np.ndarray:
         """Return the product with a vector of shape (num_params,) or (num_params, 1)."""
@@ -260,8 +336,37 @@ class CurvatureOperator(LinearOperator):
         return (
             f"{type(self).__name__}({self.objective.description}, "
             f"{_count(self.parameters.size, 'parameter', 'parameters')}, "
-            f"{_count(len(self.batches), 'batch', 'batches')}, {self.product_dtype.name})"
+            f"{_count(len(self.batches), 'batch', 'batches')}, {self.product_dtype.name}"
+            f"{self._where()})"
         )
+
+    def _where(self) -> str:
+        return "" if self._replicas is None else f", {self._replicas!r}"
+
+    def _repr_html_(self) -> str:
+        """Show what it is in a notebook, with the blocks of its layers; computes nothing."""
+        from spectral_density._html import block_diagram, card
+        from spectral_density.curvature.blocks import layer_indices
+
+        layers = {name: len(indices) for name, indices in layer_indices(self).items()}
+        shown = list(layers.items())[:_LAYERS_SHOWN]
+        more = len(layers) - len(shown)
+        n = self.parameters.size
+        rows = [
+            ("loss", self.objective.description),
+            ("size", f"{n:,} x {n:,}"),
+            ("layers", ", ".join(f"{name} {size:,}" for name, size in shown)),
+            (
+                "data",
+                f"{self.batches.num_examples:,.10g} in "
+                f"{_count(len(self.batches), 'batch', 'batches')}",
+            ),
+            ("passes", f"{self.num_passes:,} over the data so far"),
+            ("products", f"in {self.product_dtype.name}"),
+        ]
+        if more:
+            rows[2] = ("layers", f"{rows[2][1]}, and {more:,} more")
+        return card(type(self).__name__, rows, block_diagram(layers.values(), layers))
 
     # SciPy's side --------------------------------------------------------------------------------
 
@@ -291,39 +396,113 @@ class CurvatureOperator(LinearOperator):
             self._rows(block[:, start : start + MAX_WIDTH].T)
             for start in range(0, block.shape[1], MAX_WIDTH)
         ]
-        sums: list[list[Any]] = [[tf.zeros(chunk.shape, tf.float64)] for chunk in chunks]
-        if with_gradient:
-            sums[0].append(tf.zeros([n], tf.float64))
+        shapes = [tuple(chunk.shape) for chunk in chunks]
+
+        def begin(local: int) -> Adding:
+            # On the device of the replica.
+            rows = chunks if self._replicas is None else [tf.identity(chunk) for chunk in chunks]
+            sums: list[list[Any]] = [[tf.zeros(shape, tf.float64)] for shape in shapes]
+            if with_gradient:
+                sums[0].append(tf.zeros([n], tf.float64))
+
+            def add(batch: Any, weight: tf.Tensor, sums: list[list[Any]]) -> list[list[Any]]:
+                return [
+                    multiply(batch, weight, self._scales, part, *before)
+                    for multiply, part, before in zip(multiplies, rows, sums, strict=True)
+                ]
+
+            multiplies = [self._product_fn(width, local) for width, _ in shapes]
+            return add, sums
+
         with self._pass():
-            for batch, weight in self._weighted_batches():
-                for position, chunk in enumerate(chunks):
-                    multiply = self._product_fn(chunk.shape[0])
-                    sums[position] = multiply(batch, weight, self._scales, chunk, *sums[position])
+            all_shapes = [shapes[0], *([(n,)] if with_gradient else []), *shapes[1:]]
+            totals = self._summed(begin, all_shapes, "product", block)
             self._check_dependence()
-            totals = [[np.array(total) for total in chunk_sums] for chunk_sums in sums]
-            for chunk, (products, *gradient) in zip(chunks, totals, strict=True):
+            products = totals[:1] + totals[1 + with_gradient :]
+            gradient = totals[1 : 1 + with_gradient]
+            for chunk, found in zip(chunks, products, strict=True):
                 nothing = tf.zeros(chunk.shape, tf.float64)
                 multiply = self._product_fn(chunk.shape[0])
-                self._check_finite(products, "product", multiply, chunk, nothing)
-                for total in (products, *gradient):
-                    total /= self._divisor
-                if self._penalized:
-                    penalty_products, penalty_gradient = self._penalty_products_fn(chunk)
-                    products += np.asarray(penalty_products)
-                    for total in gradient:
-                        total += np.asarray(penalty_gradient)
-        blocks = [products for products, *_ in totals]
-        return [(blocks[0] if len(blocks) == 1 else np.concatenate(blocks)).T, *totals[0][1:]]
+                self._check_finite(found, "product", multiply, chunk, nothing)
+            for total in totals:
+                total /= self._divisor
+            if self._penalized:
+                for chunk, found in zip(chunks, products, strict=True):
+                    added, added_gradient = self._penalty_products_fn(chunk)
+                    found += np.asarray(added)
+                for total in gradient:
+                    total += np.asarray(added_gradient)
+        whole = products[0] if len(products) == 1 else np.concatenate(products)
+        return [whole.T, *gradient]
 
-    def _product_fn(self, width: int) -> Any:
+    def _of_replicas(self) -> list[Self]:
+        """Return, for each replica of this process, the operator over the batches dealt to it.
+
+        Each is one to look into on this process alone: nothing is added over the replicas.
+        """
+        if self._replicas is None:
+            return [self]
+        numbers = [parcel.start for parcel in self.batches.parcels]
+        found = []
+        for local, replica in enumerate(self._replicas.ids):
+            places = [i for i, n in enumerate(numbers) if self._replicas.owner(n) == replica]
+            other = copy(self)
+            other._local, other._replicas = local, None
+            other._take(self.batches.of_replica(replica, places), places)
+            found.append(other)
+        return found
+
+    def _take(self, batches: Batches, places: Sequence[int]) -> None:
+        """Go on with some of the batches, those at these places."""
+        self.batches = batches
+        self._weights = [self._weights[place] for place in places]
+
+    def _summed(
+        self,
+        begin: Callable[[int], Adding],
+        shapes: Sequence[tuple[int, ...]],
+        what: str,
+        block: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Return sums over the dataset, over all replicas if there are several.
+
+        Args:
+            begin: called with the number of a replica of this process: how a batch is added to
+                its sums, and the sums to begin with.
+            shapes: of the sums.
+            what: they are of.
+            block: what is multiplied, the same on every worker.
+        """
+        entries = self._weighted_batches()
+        if self._replicas is None:
+            add, sums = begin(0)
+            for batch, weight in entries:
+                sums = add(batch, weight, sums)
+            return [
+                part if isinstance(part, np.ndarray) else np.array(part)
+                for part in tf.nest.flatten(sums)
+            ]
+        vectors = np.zeros(0) if block is None else np.ascontiguousarray(block.T)
+        token = checksum(vectors, what) if self._replicas.num_workers > 1 else 0
+        numbers = (numbers.start for numbers in self.batches.parcels)
+        numbered = zip(numbers, entries, strict=True)
+        sums, depends = self._replicas.sums(
+            numbered, begin, shapes, token, lambda: self._tracing.depends
+        )
+        # Known to those that have a batch.
+        self._tracing.depends |= depends
+        return sums
+
+    def _product_fn(self, width: int, local: int | None = None) -> Any:
         """Return the compiled products with blocks of a width.
 
         Each width has a function of its own: TensorFlow warns of one that is traced often.
         """
-        if width not in self._product_fns:
+        key = width, self._local if local is None else local
+        if key not in self._product_fns:
             traced = _compiled(self._tracing.owner._traced_products, self.objective.autograph)
-            self._product_fns[width] = traced
-        return self._product_fns[width]
+            self._product_fns[key] = traced
+        return self._product_fns[key]
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
         """Return vectors as the rows of a tensor in the dtype of the products."""
@@ -342,13 +521,14 @@ class CurvatureOperator(LinearOperator):
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
-        before = [tf.identity(variable) for variable in self._state or ()]
-        try:
-            with losses_put_back(self.objective.model):
-                yield
-        finally:
-            for variable, value in zip(self._state or (), before, strict=True):
-                variable.assign(value)
+        with nullcontext() if self._replicas is None else self._replicas.alone():
+            before = [tf.identity(variable) for variable in self._state or ()]
+            try:
+                with losses_put_back(self.objective.model):
+                    yield
+            finally:
+                for variable, value in zip(self._state or (), before, strict=True):
+                    variable.assign(value)
 
     def _survey(self, batch: Any, weight: float) -> None:
         """Check the first batch; add up the denominators of each."""
@@ -366,7 +546,10 @@ class CurvatureOperator(LinearOperator):
 
     def _examples_at_once(self, batch: Any, graph: tf.Graph) -> int:
         """Return how many examples to compute together; 0 for the batches as they are."""
-        if self._batch_weight is not None or not examples_are_separate(self.objective):
+        # What is dealt to replicas stays as it is: of few parcels most would get none.
+        if self._replicas is not None or self._batch_weight is not None:
+            return 0
+        if not examples_are_separate(self.objective):
             return 0
         return examples_at_once(graph, count_examples(batch))
 
@@ -382,7 +565,8 @@ class CurvatureOperator(LinearOperator):
                 "the weights of the dataset sum to zero (all sample weights or masks are 0): "
                 "there is no mean to take."
             )
-        self._divisor = float(len(self._weights)) if averaged.all() else 1.0
+        count = len(self._weights if self._replicas is None else self.batches)
+        self._divisor = float(count) if averaged.all() else 1.0
         self._scales = tf.constant(self.objective.coefficients * self._divisor / denominators)
         self._penalized = self.objective.penalty() is not None
 
@@ -452,19 +636,29 @@ class CurvatureOperator(LinearOperator):
         """Raise and name the batch if `total` holds a NaN or infinity."""
         if np.isfinite(total).all():
             return
-        for position, (batch, weight) in enumerate(self._weighted_batches()):
+        numbers = self._first_not_finite(function, *arguments)
+        if self._replicas is not None:
+            numbers = next(filter(None, self._replicas.gather(numbers)), None)
+        if numbers is not None:
+            where = f"batch {numbers.start}"
+            if len(numbers) > 1:
+                where = f"batches {numbers.start} to {numbers.stop - 1}"
+            raise FloatingPointError(
+                f"the {what} is not finite in {where} of {len(self.batches)} "
+                "(counted from 0). Look for NaN or infinity in its data, in the weights, "
+                "or in the loss (log of 0, overflow)."
+            )
+        raise FloatingPointError(f"the {what} overflows when summed over the batches.")
+
+    def _first_not_finite(self, function: Callable[..., Any], *arguments: Any) -> range | None:
+        """Return the first of the batches computed here whose result holds a NaN or infinity."""
+        for numbers, (batch, weight) in zip(
+            self.batches.parcels, self._weighted_batches(), strict=True
+        ):
             result = function(batch, weight, self._scales, *arguments)
             if not np.isfinite(np.asarray(tf.nest.flatten(result)[0])).all():
-                numbers = self.batches.parcels[position]
-                where = f"batch {numbers.start}"
-                if len(numbers) > 1:
-                    where = f"batches {numbers.start} to {numbers.stop - 1}"
-                raise FloatingPointError(
-                    f"the {what} is not finite in {where} of {len(self.batches)} "
-                    "(counted from 0). Look for NaN or infinity in its data, in the weights, "
-                    "or in the loss (log of 0, overflow)."
-                )
-        raise FloatingPointError(f"the {what} overflows when summed over the batches.")
+                return numbers
+        return None
 
 
 def hessian_products(
@@ -504,7 +698,11 @@ def hessian_products(
 def _compiled(method: Callable[..., Any], autograph: bool) -> Any:
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
-    return tf.function(partial(method), autograph=autograph)
+    def traced(*arguments: Any) -> Any:
+        with _TRACED_ALONE:
+            return method(*arguments)
+
+    return tf.function(partial(traced), autograph=autograph)
 
 
 def _count(number: int, one: str, many: str) -> str:
