@@ -1,0 +1,39 @@
+"""Training with curvature under Keras's own fit, and minimization of plain functions."""
+
+from spectral_density.training.globalization import (
+    ArmijoBacktracking,
+    FixedStep,
+    Globalization,
+    LevenbergMarquardt,
+    SpectralStep,
+    TrustRegion,
+)
+from spectral_density.training.methods import SecondOrderMethod
+from spectral_density.training.minimize import Minimization, minimize
+from spectral_density.training.model import BestWeights, SecondOrderModel
+from spectral_density.training.newton_krylov import NewtonCG, NewtonGMRES, NewtonMINRES
+from spectral_density.training.report import TrainingReport
+from spectral_density.training.saddle_free_newton import LowRankSaddleFreeNewton
+from spectral_density.training.steps import TrainingStatus, TrainingStep, Work
+
+__all__ = [
+    "ArmijoBacktracking",
+    "BestWeights",
+    "FixedStep",
+    "Globalization",
+    "LevenbergMarquardt",
+    "LowRankSaddleFreeNewton",
+    "Minimization",
+    "NewtonCG",
+    "NewtonGMRES",
+    "NewtonMINRES",
+    "SecondOrderMethod",
+    "SecondOrderModel",
+    "SpectralStep",
+    "TrainingReport",
+    "TrainingStatus",
+    "TrainingStep",
+    "TrustRegion",
+    "Work",
+    "minimize",
+]

@@ -1,0 +1,260 @@
+"""Cost, gradient and matrix of the batches that training gives, in graphs traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.batches import count_examples
+from spectral_density.curvature.frameworks import losses_put_back
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
+from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.losses import KerasObjective, unpack
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.parameters import select
+from spectral_density.training.problem import (
+    CountedOperator,
+    Problem,
+    Weights,
+    counted_parts,
+    rows_of,
+)
+from spectral_density.training.steps import Work
+
+Observer = Callable[[Any, Any, tf.Tensor, tf.Tensor], None]
+
+
+class BatchProblem(Problem):
+    """The objective of one batch at a time, and the matrix of examples of its own.
+
+    The graphs of loss and gradient take batches of any number of rows, and those of products see
+    the same number of rows at each step, so that neither is traced again.
+    """
+
+    def __init__(
+        self,
+        objective: KerasObjective,
+        batch: Any,
+        *,
+        curvature: str,
+        l2: float,
+        hessian_data: Any,
+        hessian_batch_size: int | None,
+        observe: Observer | None = None,
+    ):
+        """Take the objective of a model that is built, and a first batch (x, y, weights or None).
+
+        Args:
+            objective: what is minimized.
+            batch: the first batch, by which the loss is checked.
+            curvature: "hessian" or "gauss_newton".
+            l2: factor of the squares of all weights in the loss.
+            hessian_data: batches for the matrix, None for those of the gradient.
+            hessian_batch_size: examples of the matrix, None for as many as this batch has.
+            observe: called in the graph of the gradient with batch, outputs, loss and count.
+        """
+        self.objective = objective
+        self.work = Work(1.0)
+        self._l2 = l2
+        self._observe = observe
+        self.parameters = select(objective.model)
+        self.weights = Weights(self.parameters)
+        with losses_put_back(objective.model):
+            objective.validate(_without_none(batch))
+        self._batch = batch
+        self._rows = count_examples(batch)
+        self._hessian_rows = hessian_batch_size or self._rows
+        self._recent: Any = None
+        self._curvature_kind = curvature
+        self._hessian_batches = None if hessian_data is None else _cycle(hessian_data)
+        self._base: CurvatureOperator | None = None
+        self._operator: CurvatureOperator | None = None
+        self._evaluate = _compiled(self._traced_evaluate, _without_none(batch))
+        self._value = _compiled(self._traced_value, _without_none(batch))
+
+    @property
+    def operator(self) -> CurvatureOperator:
+        """The matrix of this step's examples, without the L2 term."""
+        if self._operator is None:
+            batches = [self._hessian_batch()]
+            if self._base is None:
+                self._base = _make_operator(
+                    self._curvature_kind, self.objective, self.parameters, batches
+                )
+                self._operator = self._base
+            else:
+                self._operator = self._base.with_dataset(batches)
+        return self._operator
+
+    @property
+    def num_traces(self) -> int:
+        """How many graphs of products were built so far."""
+        return 0 if self._base is None else self._base.num_traces
+
+    def set_batch(self, batch: Any) -> int:
+        """Go on to another batch, and return its number of examples."""
+        self._batch = batch
+        self._rows = count_examples(batch)
+        self._operator = None
+        if self._hessian_batches is None:
+            self._recent = self._filled(batch)
+        return self._rows
+
+    def loss_and_gradient(self) -> tuple[float, np.ndarray]:
+        """See `Problem`."""
+        self.work.gradient_examples += self._rows
+        with losses_put_back(self.objective.model):
+            loss, gradient = self._evaluate(_without_none(self._batch))
+        return float(loss), np.asarray(gradient).astype(np.float64)
+
+    def loss(self) -> float:
+        """See `Problem`."""
+        self.work.loss_examples += self._rows
+        with losses_put_back(self.objective.model):
+            return float(self._value(_without_none(self._batch)))
+
+    def curvature(self) -> CountedOperator:
+        """See `Problem`."""
+        operator = self.operator
+        return CountedOperator(
+            operator, self.work, float(operator.batches.num_examples), 2 * self._l2, in_blocks=True
+        )
+
+    def parts(self) -> list[CountedOperator]:
+        """See `Problem`."""
+        return counted_parts(self.operator, self.work, 2 * self._l2, in_blocks=True)
+
+    def _hessian_batch(self) -> Any:
+        batch = self._recent if self._hessian_batches is None else next(self._hessian_batches)
+        return _without_none(batch)
+
+    def _filled(self, batch: Any) -> Any:
+        """Return as many of the last examples as the matrix is made of, these ones first."""
+        wanted = self._hessian_rows
+        if self._rows == wanted or not _has_rows(batch, self._rows):
+            return batch
+        if self._rows > wanted:
+            return rows_of(batch, 0, wanted)
+        if self._recent is None:
+            return batch
+        joined = tf.nest.map_structure(
+            lambda new, old: None if new is None else tf.concat([new, old], axis=0),
+            batch,
+            self._recent,
+        )
+        return rows_of(joined, 0, wanted)
+
+    # In the graph --------------------------------------------------------------------------------
+
+    def _traced_evaluate(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        variables = self.parameters.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            value, outputs, count = self._cost(batch)
+        gradient = self.parameters.join(tape.gradient(value, variables))
+        if self._observe is not None:
+            self._observe(unpack(batch), outputs, value, count)
+        return value, gradient
+
+    def _traced_value(self, batch: Any) -> tf.Tensor:
+        return self._cost(batch)[0]
+
+    def _cost(self, batch: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
+        """Return the objective of a batch, the model's outputs, and the number of examples."""
+        x, y, sample_weight = unpack(batch)
+        outputs = self.objective.outputs(x)
+        leading = next(part for part in tf.nest.flatten(x) if part is not None)
+        count = tf.shape(leading)[0]
+        sums, denominators = self.objective.sums_at(outputs, y, sample_weight, count)
+        averaged = tf.constant(self.objective.averaged)
+        # A batch whose weights are all zero has no loss.
+        terms = tf.where(averaged, tf.math.divide_no_nan(sums, denominators), sums)
+        value = tf.reduce_sum(terms * tf.cast(self.objective.coefficients, terms.dtype))
+        penalty = self.objective.penalty()
+        if penalty is not None:
+            value += tf.cast(penalty, value.dtype)
+        if self._l2:
+            squares = [tf.reduce_sum(tf.square(v)) for v in self.parameters.variables]
+            value += self._l2 * tf.add_n([tf.cast(square, value.dtype) for square in squares])
+        return value, outputs, count
+
+
+def full_batch(data: Any) -> tuple[Any, Any, Any]:
+    """Return a batch of Keras's iterators as (x, y, sample_weight or None).
+
+    Raises:
+        ValueError: if it has another structure, or no labels.
+    """
+    x, y, sample_weight = unpack(data)
+    if y is None:
+        raise ValueError(
+            "the batch has no labels. Train an autoencoder with its inputs as labels: (x, x)."
+        )
+    return tf.nest.map_structure(
+        lambda part: part if part is None or tf.is_tensor(part) else tf.convert_to_tensor(part),
+        (x, y, sample_weight),
+    )
+
+
+def _without_none(batch: Any) -> Any:
+    """Return (x, y), or (x, y, w) where there are weights."""
+    return batch[:2] if isinstance(batch, tuple) and batch[-1] is None else batch
+
+
+def _make_operator(
+    kind: str, objective: KerasObjective, parameters: Any, batches: list[Any]
+) -> CurvatureOperator:
+    # A shape not seen before takes all of the memory share there is: it is one batch.
+    operator: CurvatureOperator
+    if kind == "gauss_newton":
+        operator = GaussNewtonOperator.__new__(GaussNewtonOperator)
+        ThroughOutputs.__init__(operator, objective, parameters, batches, memory_share=1.0)
+    else:
+        operator = HessianOperator.__new__(HessianOperator)
+        CurvatureOperator.__init__(operator, objective, parameters, batches, memory_share=1.0)
+    return operator
+
+
+def _compiled(method: Callable[..., Any], batch: Any) -> Any:
+    """Compile a function of batches like this one, with any number of rows."""
+    parts = tf.nest.flatten(batch)
+    if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
+        return tf.function(method, autograph=False, reduce_retracing=True)
+    signature = tf.nest.map_structure(
+        lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch
+    )
+    return tf.function(method, autograph=False, input_signature=[signature])
+
+
+def _has_rows(batch: Any, rows: int) -> bool:
+    """Tell whether all tensors of a batch are dense and have this many rows."""
+    tensors = [part for part in tf.nest.flatten(batch) if part is not None]
+    return all(isinstance(t, tf.Tensor) and t.shape.rank and t.shape[0] == rows for t in tensors)
+
+
+def _cycle(dataset: Any) -> Iterator[Any]:
+    """Yield the batches of a dataset again and again.
+
+    Raises:
+        ValueError: if it has none, or is used up after one pass.
+    """
+    while True:
+        empty = True
+        for batch in _batches(dataset):
+            empty = False
+            yield full_batch(batch)
+        if empty:
+            raise ValueError(
+                "hessian_data gave no batch: it is empty, or used up after one pass. Pass a "
+                "tf.data.Dataset, a list of batches, or a callable that returns a new iterator."
+            )
+
+
+def _batches(dataset: Any) -> Iterable[Any]:
+    if isinstance(dataset, keras.utils.PyDataset):
+        return (dataset[position] for position in range(dataset.num_batches))
+    return dataset() if callable(dataset) else dataset

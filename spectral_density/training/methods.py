@@ -1,0 +1,220 @@
+"""What all second-order methods share: options, one step, and the weights kept safe."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from spectral_density.linalg.arguments import integer, number
+from spectral_density.linalg.norms import euclidean_norm
+from spectral_density.linalg.solvers import Status
+from spectral_density.training.globalization import Globalization, Ray, StepChoice, as_globalization
+from spectral_density.training.problem import CountedOperator, Problem
+from spectral_density.training.steps import TrainingStatus, TrainingStep
+
+CURVATURES = ("hessian", "gauss_newton")
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction to step along, and what the method knows of the loss there."""
+
+    vector: np.ndarray  # d, (num_params,)
+    curvature: float  # d'Bd with the method's own matrix B, damping included
+    status: TrainingStatus = TrainingStatus.ACCEPTED  # of a step along it
+    damping: float = np.nan
+    rank: int = 0
+    smallest_eigenvalue: float = np.nan
+    largest_eigenvalue: float = np.nan
+    solver_status: Status | None = None
+
+
+class SecondOrderMethod(ABC):
+    """A method that steps along a direction made from the gradient and products with a matrix.
+
+    A subclass writes `_direction`. What a method learns from step to step (eigenpairs, forcing
+    terms, the radius of a trust region) it forgets with `reset`, which `compile` calls.
+
+    Attributes:
+        learning_rate: step length along the direction, or the first one that is tried. May be set
+            between steps, as Keras's callbacks do.
+        globalization: how far to step.
+        curvature: "hessian" or "gauss_newton", the matrix `SecondOrderModel` makes.
+        hessian_data: batches for the matrix, None for those of the gradient.
+        hessian_batch_size: how many examples the matrix is made of, None for as many as the
+            gradient's first batch has.
+        last_step: what the last step did, None before the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rate: float,
+        globalization: str | Globalization,
+        curvature: Literal["hessian", "gauss_newton"],
+        hessian_data: Any,
+        hessian_batch_size: int | None,
+    ):
+        """Check the options that all methods share."""
+        self.learning_rate = number(learning_rate, "learning_rate", above=0.0)
+        self.globalization = as_globalization(globalization)
+        if curvature not in CURVATURES:
+            raise ValueError(
+                f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}."
+            )
+        self.curvature = curvature
+        if hessian_data is not None and hessian_batch_size is not None:
+            raise ValueError(
+                "Give either hessian_data, whose batches the matrix is made of, or "
+                "hessian_batch_size, a number of the gradient's own examples."
+            )
+        self.hessian_data = hessian_data
+        self.hessian_batch_size = (
+            None
+            if hessian_batch_size is None
+            else integer(hessian_batch_size, "hessian_batch_size", 1)
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget earlier steps."""
+        self.globalization.reset()
+        self.last_step: TrainingStep | None = None
+        self._num_steps = 0
+        self._before: list[Any] | None = None  # the weights before a step nobody checked
+
+    @abstractmethod
+    def _direction(self, problem: Problem, loss: float, gradient: np.ndarray) -> Direction:
+        """Return the direction of this step."""
+
+    def _taken(self, direction: Direction, choice: StepChoice) -> None:
+        """Learn from how the step ended."""
+        return
+
+    def step(self, problem: Problem, *, gradient_tolerance: float = 0.0) -> TrainingStep:
+        """Make one step of the problem's weights.
+
+        Whatever ends it, interruptions and errors included, the weights are those of the last
+        accepted step.
+
+        Args:
+            problem: cost, gradient, matrix and weights.
+            gradient_tolerance: norm of the gradient at which nothing is left to do.
+
+        Returns:
+            TrainingStep, whose `status` says what was done; also in `last_step`.
+        """
+        self._num_steps += 1
+        held = problem.weights.hold()
+        self._figures: dict[str, Any] = {"loss": np.nan, "gradient_norm": np.nan}
+        try:
+            status = self._step(problem, held, gradient_tolerance)
+        except BaseException:
+            problem.weights.put_back(held)
+            self.last_step = self._record(problem, TrainingStatus.INTERRUPTED)
+            raise
+        self.last_step = self._record(problem, status)
+        return self.last_step
+
+    def _step(self, problem: Problem, held: list[Any], gradient_tolerance: float) -> TrainingStatus:
+        loss, gradient = problem.loss_and_gradient()
+        self._figures["loss"] = loss
+        if not np.isfinite(loss):
+            if self._before is not None:
+                problem.weights.put_back(self._before)
+                self._before = None
+            return TrainingStatus.LOSS_NOT_FINITE
+        self._before = None
+        if not np.isfinite(gradient).all():
+            return TrainingStatus.GRADIENT_NOT_FINITE
+        norm = self._figures["gradient_norm"] = euclidean_norm(gradient)
+        if norm <= gradient_tolerance:
+            return TrainingStatus.CONVERGED
+        try:
+            direction = self._direction(problem, loss, gradient)
+        except FloatingPointError:
+            return TrainingStatus.CURVATURE_NOT_FINITE
+        slope = float(gradient @ direction.vector)
+        self._figures |= {
+            "slope": slope,
+            "damping": direction.damping,
+            "rank": direction.rank,
+            "smallest_eigenvalue": direction.smallest_eigenvalue,
+            "largest_eigenvalue": direction.largest_eigenvalue,
+            "solver_status": direction.solver_status,
+        }
+        if not slope < 0:
+            self.globalization.refuse()
+            self._taken(direction, StepChoice(0.0, TrainingStatus.NOT_DESCENT, True))
+            return TrainingStatus.NOT_DESCENT
+        return self._along(problem, held, loss, slope, direction)
+
+    def _along(
+        self, problem: Problem, held: list[Any], loss: float, slope: float, direction: Direction
+    ) -> TrainingStatus:
+        """Choose the length of the step, and take it."""
+        weights, d = problem.weights, direction.vector
+        at = 0.0
+
+        def loss_at(length: float) -> float:
+            nonlocal at
+            weights.move(held, length * d)
+            at = length
+            return problem.loss()
+
+        def curvature_along() -> float:
+            operator: CountedOperator = problem.curvature()
+            return float(d @ operator.matvec(d))
+
+        ray = Ray(
+            loss=loss,
+            slope=slope,
+            norm=euclidean_norm(d),
+            curvature=direction.curvature,
+            first=self.learning_rate,
+            weight_norm=weights.norm(),
+            loss_at=loss_at,
+            curvature_along=curvature_along,
+        )
+        try:
+            choice = self.globalization.choose(ray)
+        except FloatingPointError:
+            return TrainingStatus.CURVATURE_NOT_FINITE
+        if not choice.length:
+            weights.put_back(held)
+        else:
+            if choice.length != at:
+                weights.move(held, choice.length * d)
+            if not choice.checked:
+                self._before = held
+            self._figures |= {
+                "step_length": choice.length,
+                "step_norm": choice.length * ray.norm,
+            }
+        self._taken(direction, choice)
+        if choice.status is TrainingStatus.ACCEPTED:
+            return direction.status
+        return choice.status
+
+    def _record(self, problem: Problem, status: TrainingStatus) -> TrainingStep:
+        radius = self.globalization.radius
+        nothing = {"slope": np.nan, "step_length": 0.0, "step_norm": 0.0, "damping": np.nan}
+        spectrum = {"rank": 0, "smallest_eigenvalue": np.nan, "largest_eigenvalue": np.nan}
+        figures = nothing | spectrum | {"solver_status": None} | self._figures
+        return TrainingStep(
+            number=self._num_steps,
+            status=status,
+            radius=np.nan if radius is None else radius,
+            num_products=problem.work.num_products,
+            data_passes=problem.work.data_passes,
+            **figures,
+        )
+
+    def __repr__(self) -> str:
+        """Name the options, data aside."""
+        hidden = ("hessian_data", "last_step")
+        options = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in hidden}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"

@@ -1,0 +1,140 @@
+"""Minimize the loss of a curvature operator: the driver for functions and for full batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spectral_density._progress import progress_bar
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.linalg.arguments import integer, number
+from spectral_density.training.methods import SecondOrderMethod
+from spectral_density.training.problem import OperatorProblem
+from spectral_density.training.steps import TrainingStatus, TrainingStep
+
+# Steps in a row without one accepted, after which a method that goes on trying has stalled.
+_MOST_REJECTED = 60
+# A loss this far below its start, in units of what it was there, has no minimum.
+_UNBOUNDED = 1e16
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Minimization:
+    """How a minimization ended, and its steps."""
+
+    status: TrainingStatus
+    loss: float  # at the end
+    gradient_norm: float  # there
+    steps: tuple[TrainingStep, ...]
+    num_products: int
+    data_passes: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether the norm of the gradient is within the tolerance."""
+        return self.status is TrainingStatus.CONVERGED
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Loss before each step and at the end, (len(steps) + 1,)."""
+        return np.array([*(step.loss for step in self.steps), self.loss])
+
+    def __repr__(self) -> str:
+        """Say how it ended."""
+        return (
+            f"Minimization({self.status.name}, loss={self.loss:.9g}, "
+            f"gradient_norm={self.gradient_norm:.3g}, {len(self.steps):,} steps, "
+            f"{self.num_products:,} products)"
+        )
+
+
+def minimize(
+    operator: CurvatureOperator,
+    method: SecondOrderMethod,
+    /,
+    *,
+    max_steps: int = 100,
+    gradient_tolerance: float = 1e-8,
+    callback: Callable[[TrainingStep], Any] | None = None,
+    progress: bool | None = None,
+) -> Minimization:
+    """Minimize an operator's loss over its variables, with gradient and matrix of all its data.
+
+    The variables move; they end at the last accepted step. The method forgets earlier steps first.
+
+    Args:
+        operator: its `loss()` is minimized, and its products are the method's matrix.
+        method: a second-order method; its `curvature` and `hessian_data` are the operator's.
+        max_steps: steps at most, rejected ones included.
+        gradient_tolerance: norm of the gradient at which to stop.
+        callback: called with each `TrainingStep`.
+        progress: show a bar; None for only in interactive runs.
+
+    Returns:
+        Minimization, whose `status` says how it ended: CONVERGED, MAX_STEPS, STALLED, or what
+        stopped it.
+
+    Raises:
+        TypeError: if the operator is no curvature operator, or the method no second-order method.
+
+    Example:
+        >>> x = tf.Variable([0.1, 0.2], dtype=tf.float64)                        # doctest: +SKIP
+        >>> f = HessianOperator.from_function(
+        ...     lambda x: x[0]**2 * x[1]**2 + x[0] * x[1], x)                    # doctest: +SKIP
+        >>> minimize(f, LowRankSaddleFreeNewton(refresh=1))                      # doctest: +SKIP
+    """
+    if not isinstance(operator, CurvatureOperator):
+        raise TypeError(
+            f"the operator must be a CurvatureOperator, whose loss and variables are minimized, "
+            f"got {type(operator).__name__}."
+        )
+    if not isinstance(method, SecondOrderMethod):
+        raise TypeError(
+            f"the method must be a second-order method such as NewtonCG(), got {method!r}."
+        )
+    max_steps = integer(max_steps, "max_steps", 0)
+    gradient_tolerance = number(gradient_tolerance, "gradient_tolerance", least=0.0)
+    problem = OperatorProblem(operator)
+    method.reset()
+    steps: list[TrainingStep] = []
+    status = TrainingStatus.MAX_STEPS
+    rejected = 0
+    with progress_bar(max_steps, "steps", progress) as bar:
+        while len(steps) < max_steps:
+            step = method.step(problem, gradient_tolerance=gradient_tolerance)
+            if step.status is TrainingStatus.CONVERGED:
+                status = step.status
+                break
+            steps.append(step)
+            bar.update(1)
+            if callback is not None:
+                callback(step)
+            rejected = 0 if step.accepted else rejected + 1
+            # A trust region that rejected a step is another one for the next, and so is damping
+            # after a direction that leads up; all else would repeat.
+            again = step.status is TrainingStatus.REJECTED or (
+                step.status is TrainingStatus.NOT_DESCENT and method.globalization.turns
+            )
+            if rejected and not again:
+                status = step.status
+                break
+            if step.loss < -_UNBOUNDED * max(1.0, abs(steps[0].loss)):
+                status = TrainingStatus.UNBOUNDED
+                break
+            if rejected > _MOST_REJECTED:
+                status = TrainingStatus.STALLED
+                break
+    loss, norm = operator.loss(), np.nan
+    if np.isfinite(loss):
+        try:
+            norm = float(np.linalg.norm(operator.gradient()))
+        except FloatingPointError:
+            norm = np.nan
+    if status is TrainingStatus.MAX_STEPS and norm <= gradient_tolerance:
+        status = TrainingStatus.CONVERGED
+    return Minimization(
+        status, loss, norm, tuple(steps), problem.work.num_products, problem.work.data_passes
+    )

@@ -1,0 +1,419 @@
+"""A Keras model trained by a second-order method under Keras's own `fit`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.frameworks import check_backend, losses_put_back
+from spectral_density.curvature.losses import KerasObjective
+from spectral_density.linalg.arguments import number
+from spectral_density.training.batch_problem import BatchProblem, full_batch
+from spectral_density.training.methods import SecondOrderMethod
+from spectral_density.training.steps import TrainingStep
+
+
+@dataclass(frozen=True, eq=False)
+class BestWeights:
+    """The weights of the epoch that validated best."""
+
+    monitor: str  # the figure they were chosen by, such as "val_accuracy"
+    value: float
+    epoch: int  # from 0
+    weights: list[np.ndarray]
+
+
+class SecondOrderModel(keras.Model):
+    """A Keras model whose `fit` steps by a second-order method.
+
+    `compile`, `fit`, `evaluate`, `predict`, metrics, callbacks, class and sample weights, `History`
+    and the progress bar are Keras's own. The wrapped model stays the user's: its weights are those
+    that train, `evaluate` and `predict` work on it, and saving this model saves that one.
+
+    Each step differentiates the objective of its batch at `training=False`: dropout is off, and
+    BatchNormalization uses its moving statistics, so that loss, gradient and curvature are those
+    of one function. Regularization and sample weights count in all three.
+
+    The method's `hessian_data` or `hessian_batch_size` says which examples the matrix is made of,
+    the gradient's own unless told otherwise. A batch that is smaller than that, as the last one of
+    an epoch may be, is filled up with the examples of the batch before.
+
+    Attributes:
+        model: the wrapped model.
+        last_step: the `TrainingStep` made last, None before the first.
+        best: `BestWeights` of the best validation so far, None without any.
+
+    Example:
+        >>> trainer = SecondOrderModel(model)                                    # doctest: +SKIP
+        >>> trainer.compile(LowRankSaddleFreeNewton(), loss="mse")               # doctest: +SKIP
+        >>> trainer.fit(x, y, batch_size=128, epochs=3)                          # doctest: +SKIP
+    """
+
+    train_function: Any
+
+    def __init__(self, model: keras.Model, *, l2: float = 0.0, name: str | None = None):
+        """Wrap a model.
+
+        Args:
+            model: any Keras 3 model.
+            l2: adds l2 times the sum of the squares of all weights to the loss.
+            name: of this model, default that of the wrapped one.
+
+        Raises:
+            TypeError: if it is no Keras 3 model.
+            ValueError: if Keras runs on another backend than TensorFlow, or under a distribution
+                strategy.
+        """
+        check_backend()
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"model must be a Keras 3 model, got {type(model).__name__}. For a function of "
+                "variables use spectral_density.training.minimize."
+            )
+        super().__init__(name=name or model.name)
+        if self._distribute_strategy is not None:
+            raise ValueError(
+                "SecondOrderModel runs on one device: create it outside of any strategy's scope."
+            )
+        self.model = model
+        self.l2 = number(l2, "l2", least=0.0)
+        self.supports_masking = True
+        self.built = model.built
+        self._run: _Run | None = None
+
+    # Keras's side --------------------------------------------------------------------------------
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Call the wrapped model."""
+        return self.model(inputs, training=training, mask=mask)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Build the wrapped model."""
+        if not self.model.built:
+            self.model.build(input_shape)
+        self.built = True
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, of models that have them."""
+        return self.model.output_names
+
+    def compile(
+        self,
+        optimizer: SecondOrderMethod,
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        **options: Any,
+    ) -> None:
+        """Configure the training, as `keras.Model.compile` does.
+
+        Args:
+            optimizer: a second-order method; it forgets earlier steps.
+            loss: a Keras loss, its name, a function `(y_true, y_pred)`, or a list or dict of these.
+            loss_weights: weights of the outputs.
+            metrics: as in Keras.
+            weighted_metrics: as in Keras.
+            run_eagerly: as in Keras; products are compiled all the same.
+            steps_per_execution: as in Keras.
+            **options: Keras's others; `jit_compile=True` is refused.
+
+        Raises:
+            TypeError: if the optimizer is no second-order method.
+            ValueError: without a loss, or if XLA is asked for.
+        """
+        if not isinstance(optimizer, SecondOrderMethod):
+            raise TypeError(
+                "optimizer must be a second-order method such as LowRankSaddleFreeNewton() or "
+                f"NewtonCG(), got {optimizer!r}. For Keras's own optimizers compile the wrapped "
+                "model itself."
+            )
+        if loss is None:
+            raise ValueError(
+                "compile needs loss=: a method's line searches and matrices are made from it."
+            )
+        if type(self.model).compute_loss is not keras.Model.compute_loss:
+            raise ValueError(
+                f"{type(self.model).__name__} has a compute_loss of its own, which products with "
+                "its Hessian know nothing of. Write its terms as a loss (y_true, y_pred), or add "
+                "them with add_loss in call."
+            )
+        if options.pop("jit_compile", False) is True:
+            raise ValueError(
+                "jit_compile=True is not supported: XLA's second derivatives of max-pooling are "
+                "not exact."
+            )
+        settings = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": False,
+        }
+        super().compile(optimizer=None, **settings, **options)
+        self.optimizer = optimizer
+        optimizer.reset()
+        if not self.model.compiled:
+            # So that evaluate works on the wrapped model too, and on what is loaded from its file;
+            # Keras cannot load a model that was compiled without an optimizer.
+            self.model.compile(optimizer="sgd", **settings, **options)
+        self._run = _Run(
+            self, optimizer, KerasObjective(self.model, loss, loss_weights=loss_weights)
+        )
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return Keras's loss plus the L2 term."""
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training=training)
+        return loss if not self.l2 else loss + tf.cast(self._l2_term(), loss.dtype)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Make the function that Keras's `fit` calls with an iterator over batches."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        step = self._autoconvert_optionals(self.train_step)
+
+        def train_function(iterator: Any) -> dict[str, Any]:
+            logs = None
+            for _ in range(self.steps_per_execution):
+                try:
+                    batch = next(iterator)
+                except (StopIteration, tf.errors.OutOfRangeError):
+                    if logs is None:
+                        raise
+                    break
+                logs = step(batch)
+            return logs or {}
+
+        self.train_function = train_function
+        return train_function
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Make one step on a batch and return the metrics, as Keras's own does."""
+        if self._run is None:
+            raise ValueError("compile the model with a second-order method first.")
+        return self._run.step(data)
+
+    # Saving: what is on disk is the wrapped model ------------------------------------------------
+
+    def save(self, filepath: Any, *args: Any, **options: Any) -> None:
+        """Save the wrapped model."""
+        self.model.save(filepath, *args, **options)
+
+    def export(self, filepath: Any, *args: Any, **options: Any) -> Any:
+        """Export the wrapped model for inference."""
+        return self.model.export(filepath, *args, **options)
+
+    def save_weights(self, filepath: Any, *args: Any, **options: Any) -> None:
+        """Save the weights of the wrapped model."""
+        self.model.save_weights(filepath, *args, **options)
+
+    def load_weights(self, filepath: Any, *args: Any, **options: Any) -> None:
+        """Load the weights of the wrapped model."""
+        self.model.load_weights(filepath, *args, **options)
+
+    def summary(self, *args: Any, **options: Any) -> Any:
+        """Print the summary of the wrapped model."""
+        return self.model.summary(*args, **options)
+
+    # What users ask ------------------------------------------------------------------------------
+
+    @property
+    def last_step(self) -> TrainingStep | None:
+        """What the last step did."""
+        return None if self._run is None else self._run.method.last_step
+
+    @property
+    def problem(self) -> BatchProblem | None:
+        """Cost, gradient and matrix of the last step's batch; None before the first."""
+        return None if self._run is None else self._run.problem
+
+    @property
+    def best(self) -> BestWeights | None:
+        """The weights of the epoch that validated best, since `compile`."""
+        return None if self._run is None else self._run.best
+
+    def restore_best(self) -> BestWeights:
+        """Put the weights back to those that validated best, and return them.
+
+        Raises:
+            ValueError: if nothing was validated since `compile`.
+        """
+        if self.best is None:
+            raise ValueError("nothing was validated: pass validation_data or validation_split.")
+        self.model.set_weights(self.best.weights)
+        return self.best
+
+    def _l2_term(self) -> tf.Tensor:
+        squares = [tf.reduce_sum(tf.square(v.value)) for v in self.model.trainable_variables]
+        dtype = max((square.dtype for square in squares), key=lambda dtype: dtype.size)
+        return self.l2 * tf.add_n([tf.cast(square, dtype) for square in squares])
+
+
+@functools.wraps(keras.Model.fit)
+def _fit(self: SecondOrderModel, *args: Any, **options: Any) -> Any:
+    given = inspect.signature(keras.Model.fit).bind(self, *args, **options)
+    if self._run is not None:
+        self._run.begin_fit(given.arguments)
+        callbacks = given.arguments.get("callbacks")
+        keeper = _BestKeeper(self._run)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            keeper.set_model(self)
+            callbacks.append(keeper)
+        else:
+            given.arguments["callbacks"] = [*_flat(callbacks), keeper]
+    return keras.Model.fit(*given.args, **given.kwargs)
+
+
+# Its signature is Keras's, whichever version that is.
+SecondOrderModel.fit = _fit
+
+
+class _Run:
+    """What one `compile` starts: the problem, made at the first batch, and what it learns.
+
+    Apart from the model, whose attributes Keras tracks.
+    """
+
+    def __init__(
+        self, trainer: SecondOrderModel, method: SecondOrderMethod, objective: KerasObjective
+    ):
+        self.trainer = trainer
+        self.method = method
+        self.objective = objective
+        self.problem: BatchProblem | None = None
+        self.best: BestWeights | None = None
+        self.num_examples: float | None = None  # of an epoch, None for not known yet
+        self._steps: int | None = None
+        self._seen = 0
+
+    def begin_fit(self, arguments: dict[str, Any]) -> None:
+        """Read off the arguments of `fit` how many examples an epoch has."""
+        self.num_examples, self._steps = _epoch_size(arguments)
+
+    def begin_epoch(self) -> None:
+        self._seen = 0
+
+    def end_epoch(self) -> None:
+        """Know how many examples an epoch has, by having seen one."""
+        if self._seen:
+            self.num_examples = float(self._seen)
+            if self.problem is not None:
+                self.problem.work.num_examples = self.num_examples
+
+    def step(self, data: Any) -> dict[str, Any]:
+        batch = full_batch(data)
+        if self.problem is None:
+            self.problem = self._make_problem(batch)
+        rows = self.problem.set_batch(batch)
+        self._seen += rows
+        if self.num_examples is not None:
+            self.problem.work.num_examples = self.num_examples
+        else:
+            # What an epoch has at least, until it ends: all batches are about as large as this.
+            seen = max(self._seen, rows * (self._steps or 1))
+            self.problem.work.num_examples = float(seen)
+        self.method.step(self.problem)
+        return self.trainer.get_metrics_result()
+
+    def _make_problem(self, batch: Any) -> BatchProblem:
+        model = self.trainer.model
+        if not model.built:
+            with losses_put_back(model):
+                model(batch[0], training=False)
+        self.trainer.built = True
+        return BatchProblem(
+            self.objective,
+            batch,
+            curvature=self.method.curvature,
+            l2=self.trainer.l2,
+            hessian_data=self.method.hessian_data,
+            hessian_batch_size=self.method.hessian_batch_size,
+            observe=self._observe,
+        )
+
+    def _observe(self, batch: Any, outputs: Any, loss: tf.Tensor, count: tf.Tensor) -> None:
+        """Update the metrics with a batch, in the graph of its gradient."""
+        trainer = self.trainer
+        x, y, sample_weight = batch
+        trainer._loss_tracker.update_state(loss, sample_weight=count)
+        if trainer._compile_loss is not None:
+            trainer._compile_loss(y, outputs, sample_weight)  # the losses of several outputs
+        trainer.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+    def validated(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Keep the weights if they validated better than any before."""
+        monitor = _monitor(logs)
+        if monitor is None:
+            return
+        value = float(logs[monitor])
+        if not np.isfinite(value):
+            return
+        sign = -1.0 if monitor == "val_loss" else 1.0
+        if self.best is None or sign * value > sign * self.best.value:
+            self.best = BestWeights(monitor, value, epoch, self.trainer.model.get_weights())
+
+
+class _BestKeeper(keras.callbacks.Callback):
+    """Tell the run where epochs begin and end, and what they validated to."""
+
+    def __init__(self, run: _Run):
+        super().__init__()
+        self._run = run
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._run.begin_epoch()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._run.end_epoch()
+        self._run.validated(epoch, logs or {})
+
+
+def _monitor(logs: dict[str, Any]) -> str | None:
+    """Return the first validation accuracy among the figures, or the validation loss."""
+    accuracies = [name for name in logs if name.startswith("val_") and "acc" in name]
+    if accuracies:
+        return accuracies[0]
+    return "val_loss" if "val_loss" in logs else None
+
+
+def _flat(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def _epoch_size(arguments: dict[str, Any]) -> tuple[float | None, int | None]:
+    """Return the number of examples of an epoch, and of its batches, None where not known."""
+    steps = arguments.get("steps_per_epoch")
+    x = arguments.get("x")
+    if steps is None and isinstance(x, tf.data.Dataset):
+        cardinality = int(x.cardinality())
+        return None, cardinality if cardinality > 0 else None
+    if steps is None:
+        steps = getattr(x, "num_batches", None)
+    arrays = [part for part in tf.nest.flatten(x) if hasattr(part, "shape")]
+    if steps is not None or not arrays or not arrays[0].shape:
+        return None, steps
+    total = int(arrays[0].shape[0])
+    split = arguments.get("validation_split") or 0.0
+    if split and arguments.get("validation_data") is None:
+        total = int(np.floor(total * (1 - split)))
+    return float(total), None

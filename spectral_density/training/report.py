@@ -1,0 +1,211 @@
+"""A callback that writes down every step: to History, CSV and TensorBoard, and as a table."""
+
+from __future__ import annotations
+
+import csv
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.utils.io_utils import print_msg
+
+from spectral_density.training.model import SecondOrderModel
+from spectral_density.training.steps import TrainingStep
+
+# Columns of the table: key of a row, heading, format.
+_COLUMNS = (
+    ("data_passes", "passes", "{:.2f}"),
+    ("step", "step", "{:d}"),
+    ("loss", "loss", "{:.4g}"),
+    ("accuracy", "accuracy", "{:.4f}"),
+    ("val_loss", "val loss", "{:.4g}"),
+    ("val_accuracy", "val acc.", "{:.4f}"),
+    ("best_val_accuracy", "best acc.", "{:.4f}"),
+    ("gradient_norm", "|g|", "{:.3g}"),
+    ("step_norm", "|step|", "{:.3g}"),
+    ("damping", "damping", "{:.3g}"),
+    ("rank", "rank", "{:d}"),
+    ("smallest_eigenvalue", "smallest", "{:.3g}"),
+    ("largest_eigenvalue", "largest", "{:.3g}"),
+    ("num_products", "products", "{:d}"),
+    ("status", "status", "{}"),
+)
+_WIDTH = 9
+# What is known once an epoch stays as it is for the steps that follow.
+_HELD = ("val_loss", "val_accuracy", "best_val_accuracy")
+
+_SCALARS = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"),
+    data_class=1,  # a scalar
+)
+
+
+class TrainingReport(keras.callbacks.Callback):
+    """Write down what each step of a `SecondOrderModel` did.
+
+    A row has `step`, `epoch`, `status`, `loss` (of the step's batch), `accuracy` (Keras's running
+    mean over the epoch so far), `gradient_norm`, `step_length`, `step_norm`, `damping`, `radius`,
+    `rank`, `smallest_eigenvalue`, `largest_eigenvalue`, `num_products` and `data_passes`, and, from
+    the first validation on, `val_loss`, `val_accuracy` and `best_val_accuracy`; NaN stands for what
+    there is not. Methods compare at equal `data_passes`, not at equal epochs; see `Work`.
+
+    `History`, and with it what else reads the logs of an epoch, has the figures of each epoch's
+    last step; CSV and TensorBoard have every step.
+
+    Attributes:
+        rows: a dict for each step, of all `fit`s so far.
+    """
+
+    def __init__(
+        self,
+        csv: str | os.PathLike[str] | None = None,
+        *,
+        tensorboard: str | os.PathLike[str] | None = None,
+        table: bool = False,
+        passes_per_row: float = 1.0,
+    ):
+        """Say where to write.
+
+        Args:
+            csv: file for the rows, begun anew with each `fit`.
+            tensorboard: directory for scalars, by step.
+            table: print a table, a row for each pass over the data.
+            passes_per_row: data passes from one row of the table to the next.
+        """
+        super().__init__()
+        self.rows: list[dict[str, Any]] = []
+        self._csv_path = csv
+        self._tensorboard_path = tensorboard
+        self._table = table
+        self._passes_per_row = passes_per_row
+        self._held: dict[str, float] = {}
+
+    # Keras's side --------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Open the files."""
+        if not isinstance(self.model, SecondOrderModel):
+            raise TypeError(
+                f"TrainingReport reports the steps of a SecondOrderModel, got "
+                f"{type(self.model).__name__}."
+            )
+        self._epoch = 0
+        self._row: dict[str, Any] | None = None
+        self._next_pass = 0.0
+        self._printed = True
+        self._file: Any = None
+        self._csv: Any = None
+        self._writer: Any = None
+        if self._tensorboard_path is not None:
+            self._writer = tf.summary.create_file_writer(os.fspath(self._tensorboard_path))
+        if self._table:
+            print_msg(" ".join(heading.rjust(_WIDTH) for _, heading, _ in _COLUMNS))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write down the step."""
+        step = self.model.last_step
+        if step is None:
+            return
+        self._finish_row()
+        self._row = self._as_row(step, logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Add the validation to the last step, and its figures to the logs."""
+        logs = {} if logs is None else logs
+        if self._row is None:
+            return
+        self._hold(logs)
+        self._row |= self._held
+        # What Keras has under a name is its own.
+        logs |= {
+            key: value
+            for key, value in self._row.items()
+            if key not in ("epoch", "status") and key not in logs
+        }
+        self._finish_row()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Close the files."""
+        self._finish_row()
+        if self._table and self.rows and not self._printed:
+            self._print_row(self.rows[-1])
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    # Rows ----------------------------------------------------------------------------------------
+
+    def _as_row(self, step: TrainingStep, logs: dict[str, Any]) -> dict[str, Any]:
+        accuracy = [float(value) for name, value in logs.items() if "acc" in name]
+        return {
+            "step": step.number,
+            "epoch": self._epoch,
+            "status": step.status.name,
+            "loss": step.loss,
+            "accuracy": accuracy[0] if accuracy else np.nan,
+            "gradient_norm": step.gradient_norm,
+            "step_length": step.step_length,
+            "step_norm": step.step_norm,
+            "damping": step.damping,
+            "radius": step.radius,
+            "rank": step.rank,
+            "smallest_eigenvalue": step.smallest_eigenvalue,
+            "largest_eigenvalue": step.largest_eigenvalue,
+            "num_products": step.num_products,
+            "data_passes": step.data_passes,
+            **{key: self._held.get(key, np.nan) for key in _HELD},
+        }
+
+    def _hold(self, logs: dict[str, Any]) -> None:
+        if "val_loss" in logs:
+            self._held["val_loss"] = float(logs["val_loss"])
+        accuracy = [v for name, v in logs.items() if name.startswith("val_") and "acc" in name]
+        if accuracy:
+            self._held["val_accuracy"] = float(accuracy[0])
+            best = self._held.get("best_val_accuracy", -np.inf)
+            self._held["best_val_accuracy"] = max(best, float(accuracy[0]))
+
+    def _finish_row(self) -> None:
+        """Write the row held back until its epoch's validation was known."""
+        row, self._row = self._row, None
+        if row is None:
+            return
+        self.rows.append(row)
+        if self._csv_path is not None:
+            if self._csv is None:
+                self._file = open(self._csv_path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+                self._csv = csv.DictWriter(self._file, fieldnames=list(row))
+                self._csv.writeheader()
+            self._csv.writerow(row)
+            self._file.flush()
+        if self._writer is not None:
+            self._write_scalars(row)
+        self._printed = self._table and row["data_passes"] >= self._next_pass
+        if self._printed:
+            done = np.floor(row["data_passes"] / self._passes_per_row)
+            self._next_pass = (done + 1) * self._passes_per_row
+            self._print_row(row)
+
+    def _print_row(self, row: dict[str, Any]) -> None:
+        print_msg(" ".join(_cell(row[key], form) for key, _, form in _COLUMNS))
+
+    def _write_scalars(self, row: dict[str, Any]) -> None:
+        with self._writer.as_default(step=row["step"]):
+            for key, value in row.items():
+                if key not in ("step", "status") and np.isfinite(value):
+                    # What tf.summary.scalar writes, which needs TensorBoard itself installed.
+                    tf.summary.write(
+                        f"training/{key}", tf.constant(value, tf.float32), metadata=_SCALARS
+                    )
+
+
+def _cell(value: Any, form: str) -> str:
+    missing = isinstance(value, float) and not np.isfinite(value)
+    return ("-" if missing else form.format(value)).rjust(_WIDTH)
