@@ -76,8 +76,8 @@ def estimate_spectrum(
     or by what the width of the band leaves. Then draws of that order are added until this and the
     area of half the 95 % band of the cumulative distribution are no more than the tolerance
     together; the true distance is then within it for nearly all seeds (about 90 % where there are
-    but two distinct eigenvalues). `Spectrum.ended_by` says whether that was met or which bound came first.
-    Of an operator with far outliers the range is large, so its bulk takes a small tolerance.
+    but two distinct eigenvalues). `Spectrum.ended_by` says whether that was met or which bound came
+    first. Of an operator with far outliers the range is large, so its bulk takes a small tolerance.
 
     Args:
         operator: symmetric, shape (n, n): any `LinearOperator`, array or sparse matrix.

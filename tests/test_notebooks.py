@@ -27,6 +27,7 @@ os.environ.update(
     SD_HIDDEN="1",
     SD_RANK="5",
     SD_NEWTON_STEPS="3",
+    SD_PASSES="1",
     SD_STEPS="2",
     SD_PRODUCTS="6",
     SD_DEVIATIONS="1",

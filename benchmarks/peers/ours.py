@@ -1,0 +1,234 @@
+"""This package, answering for itself."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from child import (
+    Answer,
+    Implementation,
+    NotOfferedError,
+    nodes_of,
+    quadrature,
+    serve,
+    timed,
+)
+
+import spectral_density as sd
+
+LOSSES = {
+    "cross-entropy": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "squared-error": keras.losses.MeanSquaredError(),
+}
+
+
+class Positions(keras.layers.Layer):
+    """Adds a learned vector for each place in the sequence."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Make the vectors."""
+        self.table = self.add_weight(shape=shape[-2:], name="table")
+
+    def call(self, x: Any) -> Any:
+        """Add them."""
+        return x + self.table
+
+
+def dense(widths: list[int], activation: str | None, bias: bool, **_: Any) -> Any:
+    layers = [
+        keras.layers.Dense(width, activation if i < len(widths) - 2 else None, use_bias=bias)
+        for i, width in enumerate(widths[1:])
+    ]
+    return keras.Sequential([keras.Input((widths[0],)), *layers])
+
+
+def cnn(**_: Any) -> Any:
+    def conv(filters: int) -> Any:
+        return keras.layers.Conv2D(filters, 3, activation="relu")
+
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            *(conv(64), conv(64), keras.layers.MaxPooling2D()),
+            *(conv(128), conv(128), keras.layers.MaxPooling2D()),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1024, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def transformer(vocabulary: int, length: int, width: int, heads: int, layers: int, **_: Any) -> Any:
+    def norm(x: Any) -> Any:
+        return keras.layers.LayerNormalization(epsilon=1e-5)(x)
+
+    tokens = keras.Input((length,), dtype="int32")
+    x = Positions()(keras.layers.Embedding(vocabulary, width)(tokens))
+    for _layer in range(layers):
+        y = norm(x)
+        x = x + keras.layers.MultiHeadAttention(heads, width // heads)(y, y, use_causal_mask=True)
+        y = keras.layers.Dense(4 * width, keras.activations.gelu)(norm(x))
+        x = x + keras.layers.Dense(width)(y)
+    return keras.Model(tokens, keras.layers.Dense(vocabulary)(norm(x)))
+
+
+def lstm(features: int, width: int, classes: int, **_: Any) -> Any:
+    return keras.Sequential(
+        [keras.Input((28, features)), keras.layers.LSTM(width), keras.layers.Dense(classes)]
+    )
+
+
+NETWORKS = {"dense": dense, "cnn": cnn, "transformer": transformer, "lstm": lstm}
+
+
+class Ours(Implementation):
+    """`sd.lanczos`, `sd.estimate_spectrum` and `sd.top_eigenpairs` with their defaults."""
+
+    block_lanczos = True
+
+    def versions(self) -> Answer:
+        """Return names and versions of what computes."""
+        return {
+            "spectral-density": sd.__version__,
+            "TensorFlow": tf.__version__,
+            "Keras": keras.__version__,
+            "Python": platform.python_version(),
+        }
+
+    def model(self, weights: list[np.ndarray] | None = None, dtype: str | None = None) -> Any:
+        """Return the network with the weights of the problem."""
+        network = dict(self.problem.network)
+        keras.config.set_floatx(dtype or network["dtype"])
+        keras.config.set_dtype_policy(dtype or network["dtype"])
+        model = NETWORKS[network.pop("kind")](**network)
+        weights = self.problem.weights if weights is None else weights
+        model.set_weights([w.reshape(v.shape) for w, v in zip(weights, model.weights, strict=True)])
+        return model
+
+    def build(self) -> None:
+        """Make the operator."""
+        loss = LOSSES[self.problem.network["loss"]]
+        kind = {"hessian": sd.HessianOperator, "ggn": sd.GaussNewtonOperator}[self.matrix]
+        self.operator = kind(self.model(), loss, self.problem.batches)
+
+    def product(self, vector: Any) -> Any:
+        """Return A v."""
+        return self.operator @ vector
+
+    def warm(self, order: int, draws: int) -> Answer:
+        """Make the operator again, and run a step: a check, and products of the right width."""
+
+        def run() -> None:
+            self.build()
+            sd.lanczos(self.operator, 1, num_draws=draws, keep_basis=False)
+
+        return {"seconds": timed(run)[0], "ways": ""}
+
+    def lanczos(self, order: int, draws: int, seed: int = 0) -> Answer:
+        """Run `sd.lanczos`."""
+        seconds, result = timed(
+            lambda: sd.lanczos(self.operator, order, num_draws=draws, seed=seed, keep_basis=False)
+        )
+        pairs = [quadrature(a, b) for a, b in zip(result.alpha, result.beta, strict=True)]
+        return {"seconds": seconds, **nodes_of(pairs)}
+
+    def spectrum(self, order: int, draws: int, seed: int = 0) -> Answer:
+        """Run `sd.estimate_spectrum`; also return the weights of simple eigenvalues as 1/n."""
+        seconds, spectrum = timed(
+            lambda: sd.estimate_spectrum(self.operator, order, draws, seed=seed)
+        )
+        return {
+            "seconds": seconds,
+            "nodes": spectrum.nodes.tolist(),
+            "weights": spectrum.weights.tolist(),
+            "deflated": spectrum.deflated_weights.tolist(),
+        }
+
+    def to_tolerance(self, tolerance: float, seed: int = 0) -> Answer:
+        """Run `sd.estimate_spectrum` until its own estimate of the error is met."""
+        seconds, spectrum = timed(
+            lambda: sd.estimate_spectrum(self.operator, tolerance=tolerance, seed=seed)
+        )
+        return {
+            "seconds": seconds,
+            "order": spectrum.order,
+            "draws": spectrum.num_draws,
+            "ended": spectrum.ended_by.name,
+            "nodes": spectrum.nodes.tolist(),
+            "weights": spectrum.deflated_weights.tolist(),
+        }
+
+    def density(self, order: int, draws: int, seed: int = 0) -> Answer:
+        """Return `Spectrum.density` with its default kernel."""
+        density = sd.estimate_spectrum(self.operator, order, draws, seed=seed).density()
+        products = order * draws
+        return {
+            "grid": density.grid.tolist(),
+            "values": density.values.tolist(),
+            "products": products,
+        }
+
+    def block(self, draws: int) -> Answer:
+        """Time a product with a block of vectors."""
+        rng = np.random.default_rng(0)
+        block = rng.standard_normal((self.operator.shape[0], draws))
+        self.operator @ block
+        return {"seconds": timed(lambda: self.operator @ block)[0]}
+
+    def eigenvalues(self, k: int, effort: float, seed: int = 0) -> Answer:
+        """Run `sd.top_eigenpairs`; effort is the tolerance, 0 its default."""
+        seconds, pairs = timed(
+            lambda: sd.top_eigenpairs(self.operator, k, tolerance=effort or None, seed=seed)
+        )
+        return {
+            "seconds": seconds,
+            "values": pairs.values.tolist(),
+            "products": pairs.num_products,
+        }
+
+    def ritz_values(self, k: int, effort: float, seed: int = 0) -> Answer:
+        """Return the k largest Ritz values of one Lanczos run of `effort` steps."""
+        seconds, result = timed(
+            lambda: sd.lanczos(self.operator, int(effort), seed=seed, keep_basis=False)
+        )
+        values = np.linalg.eigvalsh(result.tridiagonal())
+        largest = values[np.argsort(-np.abs(values))][:k]
+        return {"seconds": seconds, "values": largest.tolist(), "products": int(effort)}
+
+    def train(self, epochs: int, output: str) -> Answer:
+        """Train the network with Adam, and write the problem with the weights it ends at."""
+        keras.utils.set_random_seed(0)
+        model = self.model()
+        model.compile(
+            keras.optimizers.Adam(), LOSSES[self.problem.network["loss"]], metrics=["accuracy"]
+        )
+        fit = model.fit(self.problem.x, self.problem.y, batch_size=64, epochs=epochs, verbose=0)
+        weights = [np.asarray(weight) for weight in model.weights]
+        problem = type(self.problem)(
+            self.problem.network, weights, self.problem.x, self.problem.y, self.problem.batch
+        )
+        problem.save(output)
+        return {name: values[-1] for name, values in fit.history.items()}
+
+    def exact(self, output: str) -> Answer:
+        """Write every eigenvalue of the dense matrix, computed in float64."""
+        if self.matrix != "hessian":
+            raise NotOfferedError
+        weights = [weight.astype("float64") for weight in self.problem.weights]
+        model = self.model(weights, "float64")
+        x = self.problem.x.astype("float64")
+        operator = sd.HessianOperator(
+            model, LOSSES[self.problem.network["loss"]], [(x, self.problem.y)]
+        )
+        passes, dense = timed(operator.to_dense)
+        seconds, eigenvalues = timed(lambda: np.linalg.eigvalsh(dense))
+        np.save(output, eigenvalues)
+        return {"dense": passes, "eigenvalues": seconds}
+
+
+if __name__ == "__main__":
+    serve(Ours())
