@@ -6,7 +6,7 @@ Linear models with squared error, of 100 parameters, whose Hessians have the sta
 exactly. "Density" is the quadrature of 40 steps and 10 draws: right where its Wasserstein-1
 distance from the eigenvalues is at most three times the worst of twenty seeds of the same
 quadrature in exact arithmetic, or 1e-4 of the norm. "Largest" are the eigenvalues of largest
-magnitude, with their multiplicities: right to 1e-3 of the norm, by default tolerances, and where an
+magnitude, with their multiplicities: right to 1e-2 of the norm, by default tolerances, and where an
 implementation asks for a number of steps with twice as many as values, or with 40. "Product"
 compares u'Av. An exception counts as refused; a dash means that the documentation has no way to
 ask for it.
@@ -144,7 +144,7 @@ def largest(child: Child, case: Case, effort: float, norm: float) -> tuple[bool,
     if len(found) < case.k or not np.isfinite(found).all():
         return False, "not finite" if len(found) == case.k else f"{len(found)} values"
     error = float(np.abs(found - expected).max()) / norm
-    return error <= 1e-3, f"off by {error:.1e}"
+    return error <= 1e-2, f"off by {error:.1e}"
 
 
 def judge(child: Child, case: Case) -> tuple[bool, str]:

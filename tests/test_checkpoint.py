@@ -305,11 +305,11 @@ EIGEN_OPTIONS = {
 
 
 @pytest.mark.parametrize("options", EIGEN_OPTIONS.values(), ids=EIGEN_OPTIONS)
-def test_eigenpairs_go_on_from_every_step(tmp_path, options):
+def test_eigenpairs_go_on_from_the_first_a_middle_and_the_last_step(tmp_path, options):
     a = matrix()
     steps = []
     expected = top_eigenpairs(a, **options, callback=lambda state: steps.append(state.steps))
-    for stop in sorted({1, 2, len(steps) // 2, len(steps) - 1, len(steps)}):
+    for stop in sorted({1, len(steps) // 2, len(steps)}):
         with pytest.raises(Stop):
             top_eigenpairs(
                 a, **options, checkpoint=tmp_path / str(stop), callback=stop_after_steps(stop)

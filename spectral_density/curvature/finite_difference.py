@@ -10,7 +10,7 @@ import numpy as np
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.quadratic import _moved
+from spectral_density.curvature.quadratic import moved
 from spectral_density.linalg.arguments import stream
 from spectral_density.linalg.norms import euclidean_norm
 
@@ -142,7 +142,7 @@ def finite_difference_check(
     derivative = float(gradient @ d)
     norms = euclidean_norm(gradient), euclidean_norm(product)
     gradient_errors, product_errors = np.empty(len(steps)), np.empty(len(steps))
-    with _moved(operator) as move, progress_bar(len(steps), "steps", progress) as bar:
+    with moved(operator) as move, progress_bar(len(steps), "steps", progress) as bar:
         for position, step in enumerate(steps):
             move(step * d)
             loss_after, gradient_after = operator.loss(), operator.gradient()

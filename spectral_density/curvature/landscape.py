@@ -11,7 +11,7 @@ import numpy as np
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.quadratic import _moved
+from spectral_density.curvature.quadratic import moved
 from spectral_density.linalg.arguments import integer, number
 
 # Directions whose Gram matrix is off the identity by more than this are not orthonormal.
@@ -113,7 +113,7 @@ def loss_landscape(
         radius = [max(map(_natural_radius, np.diag(curvature), slopes, [loss] * count))] * count
     coordinates = tuple(np.linspace(-r, r, num_points) for r in radius)
     losses = np.empty((num_points,) * count)
-    with _moved(operator) as move, progress_bar(losses.size, "Losses", progress) as bar:
+    with moved(operator) as move, progress_bar(losses.size, "Losses", progress) as bar:
         for index in product(range(num_points), repeat=count):
             move(basis @ [t[i] for t, i in zip(coordinates, index, strict=True)])
             losses[index] = operator.loss()

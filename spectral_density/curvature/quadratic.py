@@ -259,7 +259,7 @@ def quadratic_model_error(
     derivative, curvature = float(gradient @ step), float(step @ product)
     here = operator.loss()
     losses = np.empty(len(scales))
-    with _moved(operator) as move, progress_bar(len(scales), "scales", progress) as bar:
+    with moved(operator) as move, progress_bar(len(scales), "scales", progress) as bar:
         for position, scale in enumerate(scales):
             move(scale * step)
             losses[position] = operator.loss()
@@ -273,7 +273,7 @@ def quadratic_model_error(
 
 
 @contextmanager
-def _moved(operator: CurvatureOperator) -> Iterator[Any]:
+def moved(operator: CurvatureOperator) -> Iterator[Any]:
     """Yield a function that puts the weights to w + d; w comes back at the end."""
     parameters = operator.parameters
     before = [tf.identity(variable) for variable in parameters.variables]
