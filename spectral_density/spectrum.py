@@ -572,6 +572,7 @@ class Spectrum:
     def _summary(self) -> list[tuple[str, str]]:
         ends = self.extreme_eigenvalues
         num_simple = int(self.simple[0].sum())
+        what = "eigenvalue, weighing 1/n" if num_simple == 1 else "eigenvalues, weighing 1/n each"
         draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
         low, high = (100 * share for share in self.negative_mass_bounds)
         negative = f"{low:.3g} %" if high - low < 0.01 else f"{low:.3g} to {high:.3g} %"
@@ -585,7 +586,7 @@ class Spectrum:
             ("mean", f"{self.moment(1):.6g}"),
             ("mean square", f"{self.moment(2):.6g}"),
             ("below zero", f"{negative} of the eigenvalues"),
-            ("outliers", f"{num_simple} converged simple eigenvalues, weighing 1/n each"),
+            ("outliers", f"{num_simple} converged simple {what}"),
             (
                 "accuracy",
                 f"{self.accuracy.total:.1e} of the range (steps {self.accuracy.order:.1e}, draws "

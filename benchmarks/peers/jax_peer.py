@@ -269,8 +269,8 @@ class Matfree(Implementation):
         data = (tuple(array[:2] for array in self.data[0]), None)
 
         def measure(draws: int, way: str, many: str) -> float:
-            self.execute(3, draws, way, many, data=data)
-            return self.execute(3, draws, way, many, data=data)[0] / draws
+            self.execute(6, draws, way, many, data=data)
+            return self.execute(6, draws, way, many, data=data)[0] / draws
 
         if draws > 1 and True in self.ways:
             return self.ways[True]
