@@ -463,8 +463,15 @@ def table(problem: Problem, runs: dict[str, list[Run]]) -> str:
             if adam is None:
                 cells.append("-")
             else:
-                other = [100 * np.max(run.column("validation_accuracy")) for run in adam]
-                cells.append(f"{np.mean(best) - np.mean(other):+.2f} %")
+                of_adam = {
+                    run.seed: 100 * np.max(run.column("validation_accuracy")) for run in adam
+                }
+                apart = [
+                    value - of_adam[run.seed]
+                    for value, run in zip(best, group, strict=True)
+                    if run.seed in of_adam
+                ]
+                cells.append(f"{spread(apart, '+.2f')} %")
         else:
             cells.append(spread([run.column("validation_loss")[-1] for run in group], ".5f"))
             if adam is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -58,9 +59,19 @@ def split(data, sizes=SPLIT):
     return [tf.nest.map_structure(lambda a, s=s, e=e: a[s:e], data) for s, e in pairwise(ends)]
 
 
+def whole_moments(x, axes, shift=None, keepdims=False, name=None):
+    """Mean and variance; `tf.nn.moments` stops a gradient that second derivatives need."""
+    mean = tf.reduce_mean(x, axes, keepdims=keepdims)
+    square = tf.reduce_mean(x**2, axes, keepdims=keepdims)
+    return mean, square - mean**2
+
+
 def jacobian_hessian(objective, variables):
     """Dense Hessian of `objective()`, row by row from a tape, as float64."""
-    with tf.GradientTape(persistent=True) as tape:
+    with (
+        mock.patch("tensorflow.nn.moments", whole_moments),
+        tf.GradientTape(persistent=True) as tape,
+    ):
         flat = flat_gradient(objective, variables)
     blocks = tape.jacobian(flat, variables, experimental_use_pfor=False)
     n = flat.shape[0]

@@ -112,3 +112,33 @@ def trainable_variables(model: Any) -> list[Any]:
             "the model has no trainable variables: it was never built, or every layer is frozen."
         )
     return list(unique.values())
+
+
+class ExactMoments:
+    """A context in which `tf.nn.moments` has all its second derivatives.
+
+    TensorFlow's stops the gradient at the mean inside the variance. The first derivative is the
+    same, since that of the variance with respect to the mean is zero; the second is not. Keras
+    normalizes layers with it. The values are TensorFlow's own, bit for bit.
+    """
+
+    def __enter__(self) -> None:
+        """Put the exact one in its place."""
+        self._before = tf.nn.moments
+        tf.nn.moments = _moments
+
+    def __exit__(self, *error: object) -> None:
+        """Put TensorFlow's back."""
+        tf.nn.moments = self._before
+
+
+def _moments(
+    x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: Any = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    x = tf.convert_to_tensor(x)
+    y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    mean = tf.reduce_mean(y, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)

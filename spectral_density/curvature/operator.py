@@ -18,7 +18,12 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.batches import Batches, batch_hash, count_examples
-from spectral_density.curvature.frameworks import check_backend, losses_put_back, tf_variable
+from spectral_density.curvature.frameworks import (
+    ExactMoments,
+    check_backend,
+    losses_put_back,
+    tf_variable,
+)
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
     MIN_EXAMPLES,
@@ -699,7 +704,7 @@ def _compiled(method: Callable[..., Any], autograph: bool) -> Any:
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
     def traced(*arguments: Any) -> Any:
-        with _TRACED_ALONE:
+        with _TRACED_ALONE, ExactMoments():
             return method(*arguments)
 
     return tf.function(partial(traced), autograph=autograph)

@@ -637,3 +637,33 @@ def test_the_states_of_a_stateful_recurrent_layer_are_put_back():
     first = hessian @ np.ones(hessian.shape[0])
     np.testing.assert_array_equal(state, np.full((4, 3), 0.25, np.float32))
     np.testing.assert_allclose(hessian @ np.ones(hessian.shape[0]), first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["LayerNormalization", "GroupNormalization"])
+def test_normalization_has_all_its_second_derivatives(layer):
+    """TensorFlow's own moments stop a gradient that the second derivative needs."""
+    options = {"groups": 2} if layer == "GroupNormalization" else {}
+    normalize = getattr(keras.layers, layer)(dtype="float64", **options)
+    hidden = keras.layers.Dense(6, activation="tanh", dtype="float64")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="float64"),
+            hidden,
+            normalize,
+            keras.layers.Dense(2, dtype="float64"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    hessian = HessianOperator(model, "mse", [(rng.normal(size=(7, 4)), rng.normal(size=(7, 2)))])
+    v = rng.normal(size=hessian.shape[0])
+    before = tf.nn.moments
+    product = hessian @ v
+    assert tf.nn.moments is before
+    gradients, start = [], hessian.parameters.flatten(hessian.parameters.variables)
+    for step in (1e-5, -1e-5):
+        pieces = hessian.parameters.unflatten(start + step * v)
+        for variable, piece in zip(hessian.parameters.variables, pieces, strict=True):
+            variable.assign(piece)
+        gradients.append(hessian.gradient())
+    np.testing.assert_allclose(product, (gradients[0] - gradients[1]) / 2e-5, rtol=1e-5, atol=1e-7)
