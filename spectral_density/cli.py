@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -11,9 +12,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spectral_density._version import __version__
+from spectral_density.command.options import in_options
 
 if TYPE_CHECKING:
     from spectral_density.command.problem import Request
@@ -60,7 +62,7 @@ def _say(text: str) -> None:
 
 def _in_one_line(error: Exception) -> str:
     """Return what an error says; what it is, where nobody foresaw it."""
-    text = " ".join(str(error).split())
+    text = " ".join(in_options(str(error)).split())
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "... (--debug shows the rest)"
     if isinstance(error, (OSError, ValueError, MemoryError, ImportError, RuntimeError)) and text:
@@ -71,7 +73,7 @@ def _in_one_line(error: Exception) -> str:
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
     def show(message: Any, category: Any, *where: Any, **options: Any) -> None:
-        _say(f"warning: {' '.join(str(message).split())}")
+        _say(f"warning: {' '.join(in_options(str(message)).split())}")
 
     before = warnings.showwarning
     warnings.showwarning = show
@@ -84,8 +86,17 @@ def _warnings_in_one_line() -> Iterator[None]:
 # What is asked -----------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to read of the options, and exit."""
+        _say(f"{message} ({self.prog} --help)")
+        self.exit(MISUSED)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spectral-density",
         description="The eigenvalue density of the Hessian of a Keras model.",
         epilog=_EPILOG,
@@ -118,7 +129,21 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="Lanczos steps a draw: the resolution (default: 90, or all of a smaller model)",
     )
     command.add_argument(
-        "--draws", type=_count, default=10, metavar="N", help="random start vectors (default: 10)"
+        "--draws", type=_count, metavar="N", help="random start vectors (default: 10)"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        metavar="SHARE",
+        help="as many steps and draws as this accuracy takes, a share of the range of the "
+        "eigenvalues such as 1e-3; --order and --draws are then the most",
+    )
+    command.add_argument(
+        "--max-products",
+        type=_count,
+        metavar="N",
+        help="the most steps of all draws together, for --tolerance "
+        "(default: 900, or --order times --draws)",
     )
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory of the results"
@@ -160,7 +185,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         default="float64",
         help="float32 takes half the memory and half the disk (default: float64)",
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, misused=command.error)
     return command
 
 
@@ -318,6 +343,16 @@ def _integer(text: str, least: int) -> int:
     return value
 
 
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -343,12 +378,16 @@ def _request(options: argparse.Namespace) -> Request:
 def _run(options: argparse.Namespace) -> int:
     from spectral_density.command.run import RunRequest, run
 
+    if options.max_products is not None and options.tolerance is None:
+        options.misused("argument --max-products: the budget of a --tolerance, which is not there")
     checkpoint: Keeping = "keep" if options.keep_checkpoint else "until done"
     request = RunRequest(
         problem=_request(options),
         out=options.out,
         order=options.order,
         draws=options.draws,
+        tolerance=options.tolerance,
+        max_products=options.max_products,
         draws_at_once=options.draws_at_once,
         basis=options.basis,
         basis_dtype=options.basis_dtype,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,15 +83,44 @@ def test_the_module_runs_as_the_command():
             ["run", "m", "--data=d", "--out=o", "--no-checkpoint", "--keep-checkpoint"],
             "not allowed",
         ),
+        (["run", "m", "--data=d", "--out=o", "--tolerance", "0"], "'0' is not a number above 0"),
+        (["run", "m", "--data=d", "--out=o", "--tolerance", "nan"], "not a number above 0"),
+        (["run", "m", "--data=d", "--out=o", "--max-products", "9"], "budget of a --tolerance"),
         (["plot"], "A.npz"),
         (["show"], "A.npz"),
     ],
 )
-def test_wrong_usage_is_named_with_exit_code_2(arguments, message, capsys):
+def test_wrong_usage_is_one_line_with_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("spectral-density: ")
+    assert error.endswith(" --help)\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_file_that_is_not_there_is_told_without_tensorflow(tmp_path, command):
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
+        "from spectral_density.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    (tmp_path / "notes.txt").write_text("no model")
+    out = ["--out", tmp_path / "out"] if command == "run" else []
+    for model, data, message in (
+        ("missing.keras", "d.npz", "no model file"),
+        ("notes.txt", "d.npz", "no Keras model file"),
+        ("m.keras", "missing.npz", "no data file"),
+    ):
+        done = run(command, tmp_path / model, "--data", tmp_path / data, *out, code=code)
+        assert (done.returncode, done.stdout) == (1, "False\n")
+        assert message in done.stderr
 
 
 def test_the_demo_without_scikit_learn_says_what_to_install(monkeypatch, tmp_path, capsys):
@@ -145,6 +175,7 @@ def test_an_interrupt_ends_the_command_without_a_trace(monkeypatch, tmp_path, ca
     [
         (ValueError("first line\n  second line"), "first line second line"),
         (KeyError("name"), "KeyError: 'name' (--debug shows where)"),
+        (ValueError('kind="type2" has none'), "--fisher-kind type2 has none"),
         (ValueError(), "ValueError:  (--debug shows where)"),
         (ValueError("x" * 5000), "x... (--debug shows the rest)"),
         (KeyboardInterrupt("Go on with: this"), "Go on with: this"),
@@ -183,6 +214,15 @@ def test_show_prints_the_numbers_and_the_density(tmp_path, capsys):
         text = capsys.readouterr().out
         assert str(spectrum) in text
         assert "density, logarithmic, over the eigenvalue" in text
+
+
+def test_show_says_what_to_raise_as_options(tmp_path, capsys):
+    matrix = np.diag(np.arange(50.0))
+    estimate_spectrum(matrix, tolerance=1e-6, max_products=16).save(tmp_path / "s.npz")
+    assert cli.main(["show", str(tmp_path / "s.npz")]) == 0
+    assert "raise --max-products" in capsys.readouterr().out
+    assert cli.main(["show", str(tmp_path / "s.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ended_by"] == "budget"
 
 
 def test_show_as_json_is_json_and_nothing_else(tmp_path, capsys):

@@ -17,6 +17,7 @@ import spectral_density as sd
 from spectral_density import HessianOperator, Spectrum, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
 from spectral_density.curvature.preflight import PreflightError
+from spectral_density.curvature.replicas import replicas_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -134,6 +135,69 @@ def too_large():
     estimate_spectrum(operator, 90, 1)
 
 
+def mirrored():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        return hessian(model=mlp())
+
+
+def unbalanced():
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    hessian(strategy.experimental_distribute_dataset(dataset))
+
+
+def of_two_strategies():
+    model = tf.Module()
+    for name in ("a", "b"):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            setattr(model, name, tf.Variable([1.0]))
+    hessian(loss=lambda model, batch: tf.reduce_sum(model.a * model.b), model=model)
+
+
+def mirrored_elsewhere():
+    class Values(tf.distribute.DistributedValues):
+        distribute_strategy = tf.distribute.OneDeviceStrategy("CPU:0")  # there is no TPU here
+
+    replicas_of([Values()])
+
+
+def trainer_in_a_scope():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        sd.training.SecondOrderModel(mlp())
+
+
+def with_patch(function, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        function(patch, **options)
+
+
+def beside_a_worker(patch, failed=0):
+    """Multiply while there should be a second worker, which adds nothing but that it failed."""
+    operator = mirrored()
+    replicas = operator._replicas
+    add = replicas._add
+    replicas.num_workers = 2
+
+    def added(parts, failure):
+        total = add(parts, failure)
+        total[-3] = failed  # the first of the three notes of the last worker
+        return total
+
+    patch.setattr(replicas, "_add", added)
+    product(operator)
+
+
+def without_an_answer(patch, error):
+    """Multiply where TensorFlow reports an error of the workers' connection."""
+    operator = mirrored()
+
+    def reduce_to(*arguments, **options):
+        raise error(None, None, "the connection was reset")
+
+    patch.setattr(operator._replicas.strategy.extended, "reduce_to", reduce_to)
+    product(operator)
+
+
 SMALL = np.diag(np.arange(5.0))
 CASES = {
     "a generator, or any iterator": lambda path: hessian(batch for batch in LIST),
@@ -219,6 +283,21 @@ CASES = {
     "a checkpoint in use": in_use,
     "a directory of something else": something_else,
     "a spectrum file that is none": no_spectrum,
+    "a distributed dataset, and a model of one device": lambda path: unbalanced(),
+    "variables of two strategies": lambda path: of_two_strategies(),
+    "a model of a TPU": lambda path: mirrored_elsewhere(),
+    "`SecondOrderModel` within a strategy's scope": lambda path: trainer_in_a_scope(),
+    "an error on another worker": lambda path: with_patch(beside_a_worker, failed=1),
+    "workers with other seeds, weights or calls": lambda path: with_patch(beside_a_worker),
+    "a call that another worker does not make": lambda path: with_patch(
+        without_an_answer, error=tf.errors.InvalidArgumentError
+    ),
+    "a worker that was killed, or its network": lambda path: with_patch(
+        without_an_answer, error=tf.errors.UnavailableError
+    ),
+    "a worker that is there and does not take part": lambda path: with_patch(
+        without_an_answer, error=tf.errors.DeadlineExceededError
+    ),
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spectral_density.command.problem import Request, open_problem
+from spectral_density.command.options import in_options
+from spectral_density.command.problem import Request, look_for_files, open_problem
 from spectral_density.command.quiet import import_tensorflow
 
 
@@ -14,6 +15,7 @@ def check(request: Request, show: Callable[[str], None]) -> bool:
     Raises:
         ValueError: see `open_problem`.
     """
+    look_for_files(request)
     import_tensorflow()
     problem = open_problem(request)
     from spectral_density.curvature.preflight import preflight
@@ -21,6 +23,6 @@ def check(request: Request, show: Callable[[str], None]) -> bool:
     report = preflight(problem.operator, seed=request.seed)
     show(str(problem))
     for found in report.checks:
-        show(f"  {found}")
+        show(f"  {in_options(str(found), request)}")
     show(f"{report.verdict}, after {report.num_products:.3g} products with one vector")
     return not report.failed

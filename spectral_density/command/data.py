@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density.command.imported import call
+from spectral_density.command.quiet import absl_warnings_left_out
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -123,9 +124,18 @@ def _from_npz(source: str, batch_size: int) -> Examples:
     return examples
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def check_there(path: Path) -> None:
+    """Raise if there is no such file of data.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     if not path.exists():
         raise FileNotFoundError(f"there is no data file {path}.")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    check_there(path)
     try:
         # Opened here: a damaged archive would stay open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -139,6 +149,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     scalars = [name for name in ("x", "y", "w") if name in arrays and not arrays[name].shape]
     if scalars:
         raise ValueError(f"{path}: {', '.join(scalars)} must be an array with one row an example.")
+    texts = [name for name in ("y", "w") if name in arrays and arrays[name].dtype.kind in "SU"]
+    if texts:
+        raise ValueError(f"{path}: {', '.join(texts)} must hold numbers, and holds text.")
     return arrays
 
 
@@ -170,7 +183,12 @@ def _from_tfds(source: str, batch_size: int) -> Examples:
             '(it is in the extra "examples").'
         ) from error
     try:
-        dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)
+        with absl_warnings_left_out():
+            dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)
+    except ModuleNotFoundError as error:  # of one dataset, or forgotten among its requirements
+        raise ModuleNotFoundError(
+            f"tensorflow_datasets needs {error.name} to load {source}: pip install {error.name}"
+        ) from error
     except Exception as error:  # of the builder, of the split, of the network
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ValueError(f"tensorflow_datasets cannot load {source}: {first}") from error

@@ -49,7 +49,8 @@ def plot_files(
             f"{out} is there already: choose another --out, or pass --force to write over it."
         )
     if labels is not None and len(labels) != len(paths):
-        raise ValueError(f"{len(paths)} spectra need as many --label, got {len(labels)}.")
+        need = "1 spectrum needs 1" if len(paths) == 1 else f"{len(paths)} spectra need as many"
+        raise ValueError(f"{need} --label, got {len(labels)}.")
     names = file_labels(paths) if labels is None else list(labels)
     if len(set(names)) < len(names):
         raise ValueError(f"two spectra have the same label ({', '.join(names)}): use --label.")

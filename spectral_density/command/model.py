@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import warnings
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_density.command.imported import import_module
+from spectral_density.command.quiet import absl_warnings_left_out
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SAVE = "save the whole model with model.save('model.keras')"
@@ -35,7 +35,7 @@ def load_model(
         FileNotFoundError: if there is no such file.
         ValueError: if it is no model, holds weights only, or needs classes that are not known.
     """
-    suffix = _check_kind(path)
+    suffix = check_kind(path)
     known = {} if custom_objects is None else _public(custom_objects)
     keras = _keras_of(path) if suffix == ".keras" else _keras()
     try:
@@ -50,19 +50,18 @@ def load_model(
 @contextmanager
 def _training_not_mentioned() -> Iterator[None]:
     """Leave out what Keras warns of optimizers and metrics, which play no part here."""
-    log = logging.getLogger("absl")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-            yield
-    finally:
-        log.setLevel(before)
+    with absl_warnings_left_out(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+        yield
 
 
-def _check_kind(path: Path) -> str:
-    """Return ".keras" or ".h5" for a file that holds a whole model; raise for any other."""
+def check_kind(path: Path) -> str:
+    """Return ".keras" or ".h5" for a file that holds a whole model.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds anything else.
+    """
     if not path.exists():
         raise FileNotFoundError(f"there is no model file {path}.")
     if path.is_dir():

@@ -8,12 +8,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectral_density.command.data import DEFAULT_BATCH_SIZE, Examples, open_data, with_labels_for
+from spectral_density.command.data import (
+    DEFAULT_BATCH_SIZE,
+    Examples,
+    check_there,
+    open_data,
+    with_labels_for,
+)
 from spectral_density.command.imported import import_object
-from spectral_density.command.model import load_model
+from spectral_density.command.model import check_kind, load_model
 
 if TYPE_CHECKING:
     from spectral_density.curvature import CurvatureOperator
@@ -60,6 +67,18 @@ class Problem:
             ("operator", repr(self.operator)),
         )
         return "\n".join(f"{name:<9} {text}" for name, text in rows)
+
+
+def look_for_files(request: Request) -> None:
+    """Raise for a wrong name of a file before TensorFlow is imported, which takes seconds.
+
+    Raises:
+        FileNotFoundError: if the model or the data is not there.
+        ValueError: if the file of the model holds no model.
+    """
+    check_kind(request.model)
+    if request.data.endswith(".npz"):
+        check_there(Path(request.data))
 
 
 def open_problem(request: Request) -> Problem:
@@ -194,9 +213,15 @@ def _shapes(structure: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error that says something: Keras puts a bold heading before."""
+    """Return the first line of an error that says something.
+
+    Keras puts a bold heading before it, TensorFlow a whole trace, and the operation after it.
+    """
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line, following in pairwise(lines):
+        if following.startswith("[[{{node"):
+            return line
     telling = [line for line in lines if not line.startswith("Exception encountered")]
     return (telling or lines or [type(error).__name__])[0]
 

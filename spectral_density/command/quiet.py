@@ -1,7 +1,8 @@
-"""TensorFlow imported without its notes on builds, devices and logging."""
+"""What is said without being asked for, by TensorFlow and by absl's log, left out."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -24,6 +25,18 @@ def import_tensorflow() -> None:
         del keras
         # The second half of the notes comes with the first devices asked for.
         tf.config.list_logical_devices()
+
+
+@contextmanager
+def absl_warnings_left_out() -> Iterator[None]:
+    """Leave out what Keras and tensorflow_datasets warn of by absl's log."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 SPECTRUM, SUMMARY, CHECKPOINT = "spectrum.npz", "summary.json", "checkpoint"
 PICTURES = ("spectrum.png", "spectrum.svg")
 
-# Settings in which a run that goes on may differ: these may grow, the other only changes speed.
-_GROWING = ("order", "draws")
+# Settings in which a run that goes on may differ: these may ask for more, the other only changes
+# speed.
+_GROWING = ("order", "draws", "tolerance", "max_products")
 _FREE = {*_GROWING, "draws_at_once"}
 
 
@@ -34,7 +35,15 @@ class Before:
 
     def is_less_than(self, asked: Mapping[str, Any]) -> bool:
         """Tell whether steps or draws that are asked for are not there."""
-        return any(asked[name] > self.settings.get(name, 0) for name in _GROWING)
+        return any(_more(name, asked, self.settings) for name in _GROWING)
+
+
+def _more(name: str, asked: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether a setting may ask for more steps or draws than another."""
+    a, b = asked.get(name), other.get(name)
+    if a is None or b is None:
+        return a is not b  # how many there are without this bound, the run finds out
+    return bool(a < b if name == "tolerance" else a > b)
 
 
 def look(folder: Path, asked: Mapping[str, Any], *, resume: bool, use_checkpoint: bool) -> Before:
@@ -93,28 +102,42 @@ def _refuse_another(folder: Path, before: Before, asked: Mapping[str, Any]) -> N
         FileExistsError: naming what differs.
     """
     recorded = before.settings
+    names = {name for name in {*recorded, *asked} - _FREE if recorded.get(name) != asked.get(name)}
+    if (asked.get("tolerance") is None) != (recorded.get("tolerance") is None):
+        names.add("tolerance")
+    if "data" in names:
+        names.discard("data_sha256")
     others = [
-        f"{name} is {asked.get(name)} and was {recorded.get(name)}"
-        for name in sorted({*recorded, *asked} - _FREE)
-        if recorded.get(name) != asked.get(name)
+        f"the {name.removesuffix('_sha256')} file is another one"
+        if name.endswith("_sha256")
+        else f"{name} is {asked.get(name)} and was {recorded.get(name)}"
+        for name in sorted(names)
     ]
     if others:
         raise FileExistsError(
             f"{folder} holds a run of other settings ({'; '.join(others)}): choose another --out."
         )
-    fewer = [name for name in _GROWING if asked[name] < recorded.get(name, 0)]
-    if fewer:
-        begun = " and ".join(f"--{name} {recorded[name]}" for name in fewer)
+    less = [
+        name
+        for name in _GROWING
+        if _more(name, recorded, asked) and not _more(name, asked, recorded)
+    ]
+    if less:
         raise FileExistsError(
-            f"the run in {folder} was begun with {begun}, and --resume takes no less: choose "
-            "another --out."
-        )
-    if before.complete and not before.checkpoint and before.is_less_than(asked):
-        raise FileExistsError(
-            f"the run in {folder} is complete, with --order {recorded['order']} and --draws "
-            f"{recorded['draws']}, and kept no checkpoint to add to (--keep-checkpoint does): "
+            f"the run in {folder} was begun {_named(recorded, less)}, and this asks for less: "
             "choose another --out."
         )
+    if before.complete and not before.checkpoint and before.is_less_than(asked):
+        given = [name for name in _GROWING if recorded.get(name) is not None]
+        raise FileExistsError(
+            f"the run in {folder} is complete, {_named(recorded, given)}, and kept no checkpoint "
+            "to add to (--keep-checkpoint does): choose another --out."
+        )
+
+
+def _named(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return settings as options, such as "with --order 90 and --draws 10"."""
+    return "with " + " and ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in names)
 
 
 @contextmanager

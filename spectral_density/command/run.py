@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from spectral_density.accuracy import Ending
 from spectral_density.command import results
 from spectral_density.command.data import DEFAULT_BATCH_SIZE
-from spectral_density.command.problem import Problem, Request, open_problem
+from spectral_density.command.options import in_options
+from spectral_density.command.problem import Problem, Request, look_for_files, open_problem
 from spectral_density.command.quiet import import_tensorflow
 from spectral_density.command.summary import file_hash, spectrum_numbers, versions
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from spectral_density.curvature import CurvatureOperator
     from spectral_density.spectrum import Spectrum
 
-DEFAULT_ORDER = 90
+DEFAULT_ORDER, DEFAULT_DRAWS = 90, 10
 
 Keeping = Literal["until done", "keep", "none"]
 
@@ -32,13 +34,20 @@ class RunRequest:
     problem: Request
     out: Path
     order: int | None = None  # None for 90, or as many as there are parameters
-    draws: int = 10
+    draws: int | None = None  # None for 10
+    tolerance: float | None = None  # with one, both are the most there may be, and None no bound
+    max_products: int | None = None  # None for as many as without a tolerance
     draws_at_once: int | None = None
     basis: Literal["memory", "disk"] = "memory"
     basis_dtype: Literal["float64", "float32"] = "float64"
     check: bool = True
     resume: bool = False
     checkpoint: Keeping = "until done"
+
+    @property
+    def most_products(self) -> int:
+        """Steps of all draws together, at most."""
+        return self.max_products or (self.order or DEFAULT_ORDER) * (self.draws or DEFAULT_DRAWS)
 
 
 def run(request: RunRequest, show: Callable[[str], None], again: str) -> None:
@@ -56,6 +65,7 @@ def run(request: RunRequest, show: Callable[[str], None], again: str) -> None:
         CheckpointError: if the checkpoint is of another run, damaged or in use.
         MemoryError: if the run would not fit into the memory.
     """
+    look_for_files(request.problem)
     asked = _asked(request)
     before = results.look(
         request.out, asked, resume=request.resume, use_checkpoint=request.checkpoint != "none"
@@ -69,37 +79,44 @@ def run(request: RunRequest, show: Callable[[str], None], again: str) -> None:
     show(str(problem))
     order = _order(request, operator)
     if request.check:
-        show(f"check     {_verdict(operator, request.problem.seed)}")
+        show(f"check     {_verdict(operator, request.problem)}")
     if request.checkpoint != "none":
-        _check_room(request, operator.shape[0], order)
+        _check_room(request, operator.shape[0])
     going_on = f", going on from {request.out / results.CHECKPOINT}" if before.checkpoint else ""
-    show(f"run       {request.draws} draws of {order} steps{going_on}")
+    show(f"run       {_plan(request, order)}{going_on}")
     passes, start = operator.num_passes, time.perf_counter()
     with _ends_explained(request, again), results.begun(request.out, asked, before):
-        spectrum = _estimate(operator, request, order)
-    cost = {
+        spectrum = _estimate(operator, request, asked, order)
+    cost: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "passes": operator.num_passes - passes,
         "resumed": before.checkpoint,
     }
     summary = _summary(asked, problem, spectrum, cost)
     written = results.write(request.out, spectrum, summary)
+    missed = spectrum.ended_by not in (Ending.PLAN, Ending.TOLERANCE)
     # A checkpoint that outlived its run was kept on purpose.
-    if request.checkpoint == "until done" and not before.complete:
+    if request.checkpoint == "until done" and not before.complete and not missed:
         shutil.rmtree(request.out / results.CHECKPOINT)
-    show(f"          {cost['seconds']:.1f} s, {cost['passes']:,} passes over the data")
-    show(f"\n{spectrum}\n")
+    show(f"          {cost['seconds']:.1f} s, {_counted(cost['passes'], 'pass')} over the data")
+    show(f"\n{in_options(str(spectrum))}\n")
     for path in written:
         show(f"wrote     {path}")
+    if missed:
+        show(_way_to_the_tolerance(request, spectrum.ended_by))
 
 
-def _estimate(operator: CurvatureOperator, request: RunRequest, order: int) -> Spectrum:
+def _estimate(
+    operator: CurvatureOperator, request: RunRequest, asked: dict[str, Any], order: int | None
+) -> Spectrum:
     from spectral_density.approximate import estimate_spectrum
 
     return estimate_spectrum(
         operator,
         order,
-        request.draws,
+        asked["draws"],
+        tolerance=asked["tolerance"],
+        max_products=asked["max_products"],
         seed=request.problem.seed,
         draws_at_once=request.draws_at_once,
         basis=request.basis,
@@ -115,6 +132,7 @@ def _estimate(operator: CurvatureOperator, request: RunRequest, order: int) -> S
 def _asked(request: RunRequest) -> dict[str, Any]:
     """Return the settings that decide the result, as the summary records them."""
     settings = asdict(request.problem)
+    fixed = request.tolerance is None
     model, data = settings.pop("model"), Path(request.problem.data)
     layers = request.problem.layers
     return {
@@ -123,17 +141,20 @@ def _asked(request: RunRequest) -> dict[str, Any]:
         "model_sha256": file_hash(model) if model.is_file() else None,
         "data_sha256": file_hash(data) if data.suffix == ".npz" and data.is_file() else None,
         "layers": None if layers is None else layers.pattern,
-        "order": request.order or DEFAULT_ORDER,
-        "draws": request.draws,
+        "order": request.order or (DEFAULT_ORDER if fixed else None),
+        "draws": request.draws or (DEFAULT_DRAWS if fixed else None),
+        "tolerance": request.tolerance,
+        "max_products": None if fixed else request.most_products,
         "draws_at_once": request.draws_at_once,
         "basis_dtype": request.basis_dtype,
     }
 
 
-def _order(request: RunRequest, operator: CurvatureOperator) -> int:
+def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
     size = operator.shape[0]
     if request.order is None:
-        return min(DEFAULT_ORDER, size)  # a small model has no more steps than parameters
+        # A small model has no more steps than parameters.
+        return min(DEFAULT_ORDER, size) if request.tolerance is None else None
     if request.order > size:
         raise ValueError(
             f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "
@@ -142,7 +163,25 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int:
     return request.order
 
 
-def _verdict(operator: CurvatureOperator, seed: int) -> str:
+def _plan(request: RunRequest, order: int | None) -> str:
+    """Say how many steps and draws there will be."""
+    if request.tolerance is None and order is not None:
+        draws = request.draws or DEFAULT_DRAWS
+        return f"{_counted(draws, 'draw')} of {_counted(order, 'step')}"
+    bounds = [_counted(request.most_products, "product")]
+    if order is not None:
+        bounds.append(f"{_counted(order, 'step')} a draw")
+    if request.draws is not None:
+        bounds.append(_counted(request.draws, "draw"))
+    return f"to a tolerance of {request.tolerance:g} of the range, with at most {', '.join(bounds)}"
+
+
+def _counted(number: int, noun: str) -> str:
+    many = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"
+
+
+def _verdict(operator: CurvatureOperator, request: Request) -> str:
     """Return the verdict of preflight and its doubts in a line.
 
     Raises:
@@ -150,15 +189,15 @@ def _verdict(operator: CurvatureOperator, seed: int) -> str:
     """
     from spectral_density.curvature.preflight import preflight
 
-    report = preflight(operator, seed=seed)
+    report = preflight(operator, seed=request.seed)
     if report.failed:
-        failed = " ".join(found.message for found in report.failed)
+        failed = in_options(" ".join(found.message for found in report.failed), request)
         raise ValueError(f"{failed} (--no-check computes the spectrum nevertheless)")
     doubts = "".join(f"; {found.message}" for found in report.doubtful)
-    return f"{report.verdict}{doubts}"
+    return in_options(f"{report.verdict}{doubts}", request)
 
 
-def _check_room(request: RunRequest, size: int, order: int) -> None:
+def _check_room(request: RunRequest, size: int) -> None:
     """Raise if the checkpoint would not fit on the disk, before anything is computed.
 
     Raises:
@@ -166,7 +205,7 @@ def _check_room(request: RunRequest, size: int, order: int) -> None:
     """
     existing = next(p for p in (request.out, *request.out.absolute().parents) if p.exists())
     width = 4 if request.basis_dtype == "float32" else 8
-    needed = order * request.draws * size * width
+    needed = request.most_products * size * width
     folder = request.out / results.CHECKPOINT
     if folder.exists():
         needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -199,6 +238,18 @@ def _ends_explained(request: RunRequest, again: str) -> Iterator[None]:
             f"{error} Here these are --basis-dtype float32, --basis disk, --draws-at-once, --order "
             "and --layers."
         ) from error
+
+
+def _way_to_the_tolerance(request: RunRequest, ended_by: Ending) -> str:
+    """Say what a run that did not meet its tolerance can go on with."""
+    option = {Ending.ORDER: "--order", Ending.DRAWS: "--draws"}.get(ended_by, "--max-products")
+    checkpoint = request.out / results.CHECKPOINT
+    if request.checkpoint == "none":
+        return f"missed    the tolerance: it takes a larger {option}"
+    return (
+        f"missed    the tolerance: a larger {option} with --resume goes on from {checkpoint}, "
+        "which is kept"
+    )
 
 
 # Its numbers -------------------------------------------------------------------------------------

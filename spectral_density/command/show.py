@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from spectral_density.command.options import in_options
 from spectral_density.command.summary import spectrum_numbers, to_json
 from spectral_density.command.text_density import text_density
 from spectral_density.spectrum import Spectrum
@@ -32,7 +33,7 @@ def in_text(spectrum: Spectrum) -> str:
     """Return the numbers of a spectrum and its density, as wide as the terminal."""
     width = min(shutil.get_terminal_size((80, 24)).columns - 1, _WIDEST)
     picture = text_density(spectrum, width=width, encoding=sys.stdout.encoding)
-    return f"{spectrum}\n\n{picture}"
+    return f"{in_options(str(spectrum))}\n\n{picture}"
 
 
 def load(path: Path) -> Spectrum:

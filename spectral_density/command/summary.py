@@ -34,6 +34,7 @@ def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
         "order": spectrum.order,
         "draws": spectrum.num_draws,
         "seed": spectrum.seed,
+        "ended_by": spectrum.ended_by.name.lower(),
         "largest_eigenvalue": {"value": ends.largest, "bound": ends.largest_bound},
         "smallest_eigenvalue": {"value": ends.smallest, "bound": ends.smallest_bound},
         "outliers": outliers(spectrum),

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def test_numbers_that_are_no_uint8_images_stay_as_they_are(tmp_path):
         ({"x": IMAGES, "y": LABELS[:4]}, "10 in x, 4 in y"),
         ({"x": IMAGES, "y": LABELS, "w": np.float32(1)}, "w must be an array"),
         ({"x": IMAGES[:0], "y": LABELS[:0]}, "no examples"),
+        ({"x": IMAGES, "y": np.array(list("abcdefghij"))}, "y must hold numbers, and holds text"),
         ({"x": np.array([[1], [1, 2]], dtype=object), "y": LABELS[:2]}, "Python objects"),
     ],
 )
@@ -120,6 +122,15 @@ def test_a_tfds_name_comes_with_its_split(source, expected):
 def test_a_tfds_name_without_a_split_is_refused_with_an_example(source):
     with pytest.raises(ValueError, match=r"tfds:mnist\[train\[:512\]\]"):
         open_data(source)
+
+
+def test_a_package_that_one_dataset_needs_is_named(monkeypatch):
+    def load(*arguments, **options):
+        raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", SimpleNamespace(load=load))
+    with pytest.raises(ModuleNotFoundError, match=r"to load tfds:mnist\[train\]: pip install cv2"):
+        open_data("tfds:mnist[train]")
 
 
 def test_a_missing_tensorflow_datasets_names_the_extra(monkeypatch):

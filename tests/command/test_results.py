@@ -101,6 +101,47 @@ def test_another_run_is_refused_by_what_differs(tmp_path, complete):
         looked(leave(tmp_path, complete, True), {**ASKED, "seed": 2})
 
 
+TO_A_TOLERANCE = {**ASKED, "order": None, "draws": None, "tolerance": 1e-3, "max_products": 900}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"tolerance": 1e-4}, {"max_products": 1000}, {"order": 30}, {"draws": 5}],
+    ids=str,
+)
+def test_a_run_to_a_tolerance_takes_a_smaller_one_a_larger_budget_and_other_bounds(tmp_path, more):
+    asked = {**TO_A_TOLERANCE, **more}
+    before = looked(leave(tmp_path, True, True, **TO_A_TOLERANCE), asked)
+    assert before.is_less_than(asked)
+    same = looked(tmp_path, TO_A_TOLERANCE)
+    assert not same.is_less_than(TO_A_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("less", "named"),
+    [({"tolerance": 1e-2}, "--tolerance 0.001"), ({"max_products": 90}, "--max-products 900")],
+)
+def test_a_run_to_a_tolerance_takes_no_larger_one_and_no_smaller_budget(tmp_path, less, named):
+    with pytest.raises(FileExistsError, match=rf"begun with {named}, and this asks for less"):
+        looked(leave(tmp_path, False, True, **TO_A_TOLERANCE), {**TO_A_TOLERANCE, **less})
+
+
+def test_a_run_to_a_tolerance_is_another_than_one_of_a_plan(tmp_path):
+    with pytest.raises(FileExistsError, match=r"tolerance is None and was 0\.001"):
+        looked(leave(tmp_path, False, True, **TO_A_TOLERANCE), ASKED)
+
+
+def test_another_file_is_said_without_its_hash(tmp_path):
+    leave(tmp_path, True, False, data_sha256="a" * 64, model_sha256="b" * 64)
+    with pytest.raises(FileExistsError, match=r"\(the model file is another one\)"):
+        looked(tmp_path, {**ASKED, "data_sha256": "a" * 64, "model_sha256": "c" * 64})
+    with pytest.raises(FileExistsError, match=r"\(data is e.npz and was d.npz\)"):
+        looked(
+            tmp_path,
+            {**ASKED, "data": "e.npz", "data_sha256": "d" * 64, "model_sha256": "b" * 64},
+        )
+
+
 def test_a_checkpoint_is_not_resumed_without_one(tmp_path):
     with pytest.raises(FileExistsError, match="--no-checkpoint"):
         looked(leave(tmp_path, False, True), use_checkpoint=False)

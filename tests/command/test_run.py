@@ -26,7 +26,7 @@ Y = DATA.integers(0, 3, size=30)
 W = DATA.uniform(0.5, 2, size=30).astype(np.float32)
 
 KEYS = {
-    *("format", "complete", "operator", "num_eigenvalues", "order", "draws", "seed"),
+    *("format", "complete", "operator", "num_eigenvalues", "order", "draws", "seed", "ended_by"),
     *("largest_eigenvalue", "smallest_eigenvalue", "outliers", "trace", "frobenius_norm"),
     *(
         "negative_mass",
@@ -137,6 +137,53 @@ def test_weights_batches_and_seed_are_those_asked_for(command, tmp_path):
     np.testing.assert_allclose(found.alpha[0][:10], expected.alpha[0][:10], rtol=1e-4)
 
 
+def test_a_tolerance_takes_the_steps_and_draws_that_the_library_takes(command, tmp_path):
+    code, text, _ = command("run logits.keras --data d.npz --tolerance 0.05 --out", tmp_path)
+    assert code == 0
+    assert "to a tolerance of 0.05 of the range, with at most 900 products" in text
+    operator = sd.HessianOperator(keras.models.load_model("logits.keras"), None, [(X, Y)])
+    expected = sd.estimate_spectrum(operator, tolerance=0.05, max_products=900)
+    found = Spectrum.load(tmp_path / "spectrum.npz")
+    assert found.alpha.shape == expected.alpha.shape
+    assert found.num_draws * found.order < 900
+    np.testing.assert_allclose(found.alpha[0][:8], expected.alpha[0][:8], rtol=1e-4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["ended_by"] == "tolerance"
+    assert summary["accuracy"]["total"] <= 0.05
+    assert not (tmp_path / "checkpoint").exists()
+    assert "missed" not in text
+
+
+def test_with_a_tolerance_order_and_draws_are_the_most(command, tmp_path):
+    line = "run logits.keras --data d.npz --tolerance 1e-6 --order 9 --draws 3 --out"
+    code, text, _ = command(line, tmp_path)
+    assert code == 0
+    assert "at most 27 products, 9 steps a draw, 3 draws" in text
+    found = Spectrum.load(tmp_path / "spectrum.npz")
+    assert (found.num_draws, found.order) == (3, 9)
+
+
+def test_a_tolerance_that_was_missed_is_said_and_gone_on_with(command, tmp_path):
+    line = "run logits.keras --data d.npz --no-check --tolerance 0.02"
+    a, b, c = (tmp_path / name for name in "abc")
+    code, text, _ = command(f"{line} --max-products 20 --out {a}")
+    assert code == 0
+    assert "raise --max-products" in text
+    assert "a larger --max-products with --resume goes on from" in text
+    assert (a / "checkpoint").is_dir()
+    code, text, _ = command(f"{line} --max-products 20 --out {a} --resume")
+    assert "nothing to do" in text
+    code, text, _ = command(f"{line} --max-products 900 --out {a} --resume")
+    assert code == 0
+    assert "going on from" in text
+    code, text, _ = command(f"{line} --max-products 20 --no-checkpoint --out {c}")
+    assert "it takes a larger --max-products" in text
+    assert command(f"{line} --max-products 900 --out {b}")[0] == 0
+    spectra = [Spectrum.load(folder / "spectrum.npz") for folder in (a, b)]
+    assert spectra[0].alpha.shape == spectra[1].alpha.shape
+    assert [spectrum.ended_by.name for spectrum in spectra] == ["TOLERANCE"] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "operator", "given"),
     [
@@ -215,6 +262,17 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(command, tmp_path, lin
     assert not (tmp_path / "out").exists()
 
 
+def test_what_tensorflow_finds_while_it_computes_is_told_without_its_headings(command, here):
+    (here / "gathering.py").write_text(
+        "import tensorflow as tf\n"
+        "def loss(y_true, y_pred):\n"
+        "    return tf.gather(y_pred, tf.cast(y_true, tf.int32) + 99, axis=1)\n"
+    )
+    code, _, error = command("check logits.keras --data d.npz --loss gathering:loss")
+    assert code == 1
+    assert "labels of shape () and outputs of shape (3,): indices[" in error
+
+
 def test_an_unsound_matrix_is_refused_unless_asked_for(command, here, tmp_path):
     model = mlp()
     model.compile("sgd", "mse")
@@ -242,6 +300,35 @@ def test_check_doubts_logits_that_are_taken_for_probabilities(command):
     )
     assert code == 0
     assert "doubtful outputs" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ("uncompiled.keras --loss sparse_categorical_crossentropy", "Then pass --from-logits."),
+        (
+            "softmax.keras --loss categorical_crossentropy --from-logits",
+            "Then leave --from-logits out.",
+        ),
+        ("mistaken.keras", "Then pass --loss categorical_crossentropy --from-logits."),
+        ("sum.keras --loss sums:loss", "a mean is expected: let it return a mean."),
+    ],
+)
+# Keras doubts these logits as well.
+@pytest.mark.filterwarnings("ignore:.*received `from_logits=True`:UserWarning")
+def test_advice_names_options_of_the_command(command, here, options, advice):
+    model = mlp()
+    model.compile("sgd", "categorical_crossentropy")
+    model.save(here / "mistaken.keras")
+    model.save(here / "sum.keras")
+    (here / "sums.py").write_text(
+        "import keras\n"
+        "def loss(model, batch):\n"
+        "    return keras.ops.sum(keras.ops.square(model(batch[0])))\n"
+    )
+    _, text, _ = command(f"check {options} --data d.npz")
+    assert advice in text
+    assert "=True" not in text
 
 
 def test_a_run_that_is_there_is_refused_or_complete_never_lost(command, tmp_path):
