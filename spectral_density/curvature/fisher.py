@@ -106,7 +106,8 @@ class FisherOperator(ThroughOutputs):
             training: whether a Keras loss calls the model in training mode.
             batch_weight: weight of a batch in the mean of a pair's values, default its number of
                 examples.
-            memory_share: share of the free memory that kept batches may take; 0 streams.
+            memory_share: share of the free memory that kept batches may take, and once more what
+                their products leave behind (1 GiB at most); 0 streams.
 
         Raises:
             ValueError: unknown kind; outputs and loss cannot be separated; a loss without a

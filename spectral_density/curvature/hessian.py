@@ -56,7 +56,8 @@ class HessianOperator(CurvatureOperator):
             training: whether a Keras loss calls the model in training mode.
             batch_weight: weight of a batch in the mean of a function's values, default its number
                 of examples (the leading dimension its tensors share).
-            memory_share: share of the free memory that kept batches may take; 0 streams.
+            memory_share: share of the free memory that kept batches may take, and once more what
+                their products leave behind (1 GiB at most); 0 streams.
 
         Raises:
             ValueError: a model never built, no loss, a loss that is no scalar or does not depend on

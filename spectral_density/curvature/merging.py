@@ -19,8 +19,11 @@ from spectral_density.curvature.losses import KerasObjective, Objective
 # Tensors of one forward pass of batches computed together. A product holds several times as many.
 MAX_BYTES = 2**24
 
+# The same where layers compute step by step, each with a small part of it.
+MAX_RECURRENT_BYTES = 2**27
+
 # A dataset of fewer examples is as quick in the batches that it comes in.
-MIN_EXAMPLES = 1024
+MIN_EXAMPLES = 256
 
 _MODELS = "Sequential Functional Model"
 _LAYERS = """
@@ -33,6 +36,7 @@ _LAYERS = """
     UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
     Cropping1D Cropping2D Cropping3D
     Activation ReLU LeakyReLU ELU PReLU Softmax
+    LSTM GRU SimpleRNN MultiHeadAttention
     Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D AlphaDropout
     GaussianNoise GaussianDropout BatchNormalization LayerNormalization GroupNormalization
     Add Subtract Multiply Average Maximum Minimum Concatenate
@@ -61,7 +65,7 @@ def examples_are_separate(objective: Objective) -> bool:
     return all(map(_is_separate, model.layers)) and all(map(_is_sum, objective.losses()))
 
 
-def examples_at_once(graph: tf.Graph, num_examples: int) -> int:
+def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
     """Return how many examples to compute together, from the graph of one forward pass.
 
     It depends on the model alone, not on the memory that is free: another split has other bits.
@@ -76,17 +80,21 @@ def examples_at_once(graph: tf.Graph, num_examples: int) -> int:
     if any(None in shape for _, shape in shapes):
         return 0
     nbytes = sum(size * int(np.prod(shape, dtype=np.int64)) for size, shape in shapes)
-    return int(MAX_BYTES * num_examples // max(nbytes, 1))
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in model.layers)
+    room = MAX_RECURRENT_BYTES if recurrent else MAX_BYTES
+    return int(room * num_examples // max(nbytes, 1))
 
 
 def _is_separate(layer: Any) -> bool:
     if not _is_one_of(type(layer), _LAYERS) or layer.activity_regularizer is not None:
         return False
+    if getattr(layer, "stateful", False):
+        return False
     # Sums of more examples are larger, and half precision has no room for them.
     if layer.compute_dtype not in ("float32", "float64", "int32", "int64"):
         return False
-    activation = getattr(layer, "activation", None)
-    if activation is not None and not _is_kerass(activation):
+    activations = [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
+    if not all(map(_is_kerass, filter(None, activations))):
         return False
     # An axis of 0 is that of the examples.
     return 0 not in np.ravel(getattr(layer, "axis", -1))

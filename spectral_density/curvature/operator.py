@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass
-from functools import partial
-from threading import RLock
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.batches import Batches, batch_hash, count_examples
 from spectral_density.curvature.frameworks import (
-    ExactMoments,
     check_backend,
     losses_put_back,
     tf_variable,
@@ -31,6 +28,13 @@ from spectral_density.curvature.merging import (
     examples_at_once,
 )
 from spectral_density.curvature.parameters import Parameters
+from spectral_density.curvature.products import (
+    MAX_WIDTH,
+    Products,
+    Residuals,
+    compiled,
+    width_of_chunks,
+)
 from spectral_density.curvature.replicas import Adding, Replicas, checksum, replicas_of
 
 if TYPE_CHECKING:
@@ -39,22 +43,6 @@ if TYPE_CHECKING:
     from spectral_density.curvature.preflight import PreflightReport
 
 _LAYERS_SHOWN = 6  # by name, in notebooks
-
-# Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
-MAX_WIDTH = 16
-
-
-@dataclass
-class _Tracing:
-    """What the graphs of products leave behind when they are traced, for all that share them."""
-
-    owner: CurvatureOperator
-    num_traces: int = 0
-    depends: bool = False  # whether a gradient reaches any variable
-
-
-# Replicas trace in threads of their own, and a Keras layer holds the losses of one call at a time.
-_TRACED_ALONE = RLock()
 
 _STATEFUL_OPS = ("Assign", "Rng", "ResourceScatter")
 
@@ -65,9 +53,10 @@ class CurvatureOperator(LinearOperator):
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
     products are float64 whatever the model's dtype, and sums over batches are float64; the
     products of one batch are computed in the dtype of the model. A block of vectors takes one pass
-    over the data. Where the variables are mirrored over the replicas of a `tf.distribute` strategy,
-    all of them compute, and every worker has to make the same calls. A subclass writes
-    `_batch_products`.
+    over the data. What does not depend on the vectors is kept from one product to the next where
+    there is room, and computed again when a variable has changed. Where the variables are mirrored
+    over the replicas of a `tf.distribute` strategy, all of them compute, and every worker has to
+    make the same calls. A subclass writes `_batch_products`.
 
     Attributes:
         parameters: the variables as one flat vector.
@@ -95,24 +84,23 @@ class CurvatureOperator(LinearOperator):
             parameters: with respect to what.
             dataset: see `Batches`.
             batch_weight: weight of a batch, default its number of examples.
-            memory_share: share of the free memory that kept batches may take.
+            memory_share: share of the free memory that kept batches may take, and once more what
+                their products leave behind.
         """
         check_backend()
         super().__init__(dtype=np.dtype(np.float64), shape=(parameters.size, parameters.size))
         self.objective = objective
         self.parameters = parameters
         self.product_dtype = parameters.dtype
-        autograph = objective.autograph
         self._replicas = replicas_of(parameters.variables)
-        self._tracing = _Tracing(self)
+        self._products = Products(self._traced_products, objective)
         # TensorFlow warns of a function that is traced often: each replica has its own.
         self._local = 0
-        count = 1 if self._replicas is None else len(self._replicas.ids)
-        self._product_fns: dict[tuple[int, int], Any] = {}
-        self._gradient_fns = [_compiled(self._traced_gradient, autograph) for _ in range(count)]
-        self._loss_fns = [_compiled(self._batch_value, autograph) for _ in range(count)]
-        self._sums_fn = _compiled(objective.sums, autograph)
-        self._penalty_products_fn = _compiled(self._penalty_products, False)
+        replicas = range(1 if self._replicas is None else len(self._replicas.ids))
+        self._gradient_fns = [compiled(self._traced_gradient, objective) for _ in replicas]
+        self._loss_fns = [compiled(self._batch_value, objective) for _ in replicas]
+        self._sums_fn = compiled(objective.sums, objective)
+        self._penalty_products_fn = compiled(self._penalty_products, objective)
         self._penalized = False
         self._state: list[tf.Variable] | None = None
         self._batch_weight = batch_weight
@@ -138,11 +126,11 @@ class CurvatureOperator(LinearOperator):
     @property
     def num_traces(self) -> int:
         """Return how many graphs of products were built so far."""
-        return self._tracing.num_traces
+        return self._products.num_traces
 
     @property
     def _depends(self) -> bool:
-        return self._tracing.depends
+        return self._products.depends
 
     def _read(self, dataset: Any) -> None:
         """Pass once over the dataset, and settle what is computed at once."""
@@ -162,6 +150,7 @@ class CurvatureOperator(LinearOperator):
                 tf.add_n(self._weights[numbers.start : numbers.stop])
                 for numbers in self.batches.parcels
             ]
+        self._residuals = self._no_residuals()
         self._set_scales()
 
     def _survey_all(self, dataset: Any) -> None:
@@ -397,10 +386,8 @@ class CurvatureOperator(LinearOperator):
         Sums over batches are made in the graph: adding there costs half of what it costs outside.
         """
         n = self.parameters.size
-        chunks = [
-            self._rows(block[:, start : start + MAX_WIDTH].T)
-            for start in range(0, block.shape[1], MAX_WIDTH)
-        ]
+        number_of_chunks = -(-block.shape[1] // self._width)
+        chunks = [self._rows(part.T) for part in np.array_split(block, number_of_chunks, axis=1)]
         shapes = [tuple(chunk.shape) for chunk in chunks]
 
         def begin(local: int) -> Adding:
@@ -411,15 +398,19 @@ class CurvatureOperator(LinearOperator):
                 sums[0].append(tf.zeros([n], tf.float64))
 
             def add(batch: Any, weight: tf.Tensor, sums: list[list[Any]]) -> list[list[Any]]:
+                fixed = batch, weight, self._scales
+                if self._replicas is None:
+                    return self._products.add(self._residuals, fixed, next(places), rows, sums)
                 return [
-                    multiply(batch, weight, self._scales, part, *before)
-                    for multiply, part, before in zip(multiplies, rows, sums, strict=True)
+                    self._product_fn(part.shape[0], local)(*fixed, part, *before)
+                    for part, before in zip(rows, sums, strict=True)
                 ]
 
-            multiplies = [self._product_fn(width, local) for width, _ in shapes]
+            places = count()
             return add, sums
 
         with self._pass():
+            self._residuals.forget_if_weights_changed()
             all_shapes = [shapes[0], *([(n,)] if with_gradient else []), *shapes[1:]]
             totals = self._summed(begin, all_shapes, "product", block)
             self._check_dependence()
@@ -461,6 +452,14 @@ class CurvatureOperator(LinearOperator):
         """Go on with some of the batches, those at these places."""
         self.batches = batches
         self._weights = [self._weights[place] for place in places]
+        self._residuals = self._no_residuals()
+
+    def _no_residuals(self) -> Residuals:
+        """Return room for what products with the batches kept leave behind."""
+        free = psutil.virtual_memory().available
+        return Residuals(
+            len(self.batches.parcels), self._memory_share * free if self.batches.kept else 0
+        )
 
     def _summed(
         self,
@@ -492,22 +491,15 @@ class CurvatureOperator(LinearOperator):
         numbers = (numbers.start for numbers in self.batches.parcels)
         numbered = zip(numbers, entries, strict=True)
         sums, depends = self._replicas.sums(
-            numbered, begin, shapes, token, lambda: self._tracing.depends
+            numbered, begin, shapes, token, lambda: self._products.depends
         )
         # Known to those that have a batch.
-        self._tracing.depends |= depends
+        self._products.depends |= depends
         return sums
 
     def _product_fn(self, width: int, local: int | None = None) -> Any:
-        """Return the compiled products with blocks of a width.
-
-        Each width has a function of its own: TensorFlow warns of one that is traced often.
-        """
-        key = width, self._local if local is None else local
-        if key not in self._product_fns:
-            traced = _compiled(self._tracing.owner._traced_products, self.objective.autograph)
-            self._product_fns[key] = traced
-        return self._product_fns[key]
+        """Return the compiled products of a batch with blocks of a width."""
+        return self._products.whole(width, self._local if local is None else local)
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
         """Return vectors as the rows of a tensor in the dtype of the products."""
@@ -543,6 +535,7 @@ class CurvatureOperator(LinearOperator):
                 self.objective.validate(batch)
                 graph = self._sums_fn.get_concrete_function(batch, weight).graph
             self._state = self.objective.state() if _writes_state(graph) else []
+            self._width = width_of_chunks(graph)
             self._at_once = self._examples_at_once(batch, graph)
         with self._put_back():
             denominators = self._sums_fn(batch, weight)[1]
@@ -556,7 +549,7 @@ class CurvatureOperator(LinearOperator):
             return 0
         if not examples_are_separate(self.objective):
             return 0
-        return examples_at_once(graph, count_examples(batch))
+        return examples_at_once(graph, count_examples(batch), self.objective.model)
 
     def _set_scales(self) -> None:
         """Fix the factor of each term: c_k / D_k, as a mean over batches times their number.
@@ -586,10 +579,9 @@ class CurvatureOperator(LinearOperator):
         self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, *sums: tf.Tensor
     ) -> list[tf.Tensor]:
         """Add the products of a batch, and its gradient, to the sums: one of them or both."""
-        self._tracing.num_traces += 1
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
         products, gradient = self._batch_products(batch, weight, scales, vectors)
-        self._tracing.depends |= any(part is not None for part in gradient)
+        self._products.depends |= any(part is not None for part in gradient)
         added = (self.parameters.stack(products), self.parameters.join(gradient))
         # The gradient is not computed where no sum of it was passed.
         return [total + tf.cast(new, tf.float64) for total, new in zip(sums, added, strict=False)]
@@ -600,7 +592,7 @@ class CurvatureOperator(LinearOperator):
             tape.watch(variables)
             value = self._batch_value(batch, weight, scales)
         gradient = tape.gradient(value, variables)
-        self._tracing.depends |= any(part is not None for part in gradient)
+        self._products.depends |= any(part is not None for part in gradient)
         return self.parameters.join(gradient)
 
     def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -629,7 +621,7 @@ class CurvatureOperator(LinearOperator):
         return vectors
 
     def _check_dependence(self) -> None:
-        if not self._tracing.depends:
+        if not self._products.depends:
             raise ValueError(
                 "the loss does not depend on the variables chosen: no gradient reaches any of "
                 f"{', '.join(self.parameters.names)}. Does loss_fn use the model it is given?"
@@ -698,16 +690,6 @@ def hessian_products(
         for vector in vectors
     ]
     return products, gradient
-
-
-def _compiled(method: Callable[..., Any], autograph: bool) -> Any:
-    # TensorFlow counts retracing by code object, so that several operators, each with a trace per
-    # batch signature, would be warned of; a partial has no code object and is counted by itself.
-    def traced(*arguments: Any) -> Any:
-        with _TRACED_ALONE, ExactMoments():
-            return method(*arguments)
-
-    return tf.function(partial(traced), autograph=autograph)
 
 
 def _count(number: int, one: str, many: str) -> str:

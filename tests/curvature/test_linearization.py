@@ -1,0 +1,231 @@
+"""What the vectors do not touch is computed once, and again when anything it depends on changes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import spectral_density as sd
+from spectral_density.curvature import linearization, products
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SIZES = (5, 5, 3)
+
+
+def cross_entropy(y, logits):
+    """Return the mean in float64, which a Keras loss object would cast to float32."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+
+
+def network(*middle):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype="float64")
+    first = keras.layers.Dense(5, activation="tanh", dtype="float64")
+    return keras.Sequential([inputs, first, *middle, keras.layers.Dense(3, dtype="float64")])
+
+
+def batches():
+    rng = np.random.default_rng(1)
+    return [(rng.normal(size=(size, 4)), rng.integers(0, 3, size)) for size in SIZES]
+
+
+class Counted:
+    """A loss that counts how often its forward pass is computed, without a side effect in TF."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, model, batch):
+        def look(x):
+            self.count += 1
+            return x
+
+        x, y = batch
+        seen = tf.numpy_function(look, [x], tf.float64, stateful=False)
+        seen.set_shape(x.shape)
+        return cross_entropy(y, model(seen))
+
+
+def counted(model=None, **options):
+    loss, model = Counted(), model or network()
+    hessian = sd.HessianOperator(model, loss, batches(), **options)
+    hessian @ np.ones(hessian.shape[0])
+    loss.count = 0
+    return model, loss, hessian
+
+
+def dense_truth(model, data):
+    """Return the Hessian of the mean over all examples, by TensorFlow's own Jacobian."""
+    variables = [variable.value for variable in model.trainable_variables]
+    x, y = (np.concatenate(parts) for parts in zip(*data, strict=True))
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape() as inner:
+            value = cross_entropy(y, model(x))
+        gradient = tf.concat(
+            [tf.reshape(part, [-1]) for part in inner.gradient(value, variables)], axis=0
+        )
+    blocks = outer.jacobian(gradient, variables, experimental_use_pfor=False)
+    return np.concatenate([np.reshape(block, (len(gradient), -1)) for block in blocks], axis=1)
+
+
+@pytest.mark.parametrize("kind", [sd.HessianOperator, sd.GaussNewtonOperator])
+def test_both_parts_give_the_bits_of_the_whole(kind, monkeypatch):
+    model, v = network(), np.random.default_rng(2).normal(size=43)
+    cut = kind(model, LOSS, batches())
+    found = [cut @ v, cut @ v]
+    assert cut._residuals._kept
+    monkeypatch.setattr(products, "linearize", lambda traced: None)
+    whole = kind(model, LOSS, batches())
+    for product in found:
+        np.testing.assert_allclose(product, whole @ v, rtol=1e-14, atol=1e-15)
+    assert not whole._residuals._kept
+
+
+def test_the_forward_pass_is_computed_once():
+    _, loss, hessian = counted()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        hessian @ rng.normal(size=hessian.shape[0])
+    assert loss.count == 0
+
+
+def test_blocks_share_what_single_vectors_left_behind():
+    _, loss, hessian = counted()
+    block = np.random.default_rng(0).normal(size=(hessian.shape[0], 20))
+    together = hessian @ block
+    assert loss.count == 0
+    alone = np.stack([hessian @ column for column in block.T], axis=1)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-14)
+
+
+def test_blocks_wider_than_a_graph_compute_it_once_though_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(products, "_MAX_OPERATIONS", 1)
+    _, loss, hessian = counted(memory_share=0)
+    assert hessian._width == 1
+    hessian @ np.eye(hessian.shape[0], 4)
+    assert loss.count == len(SIZES)
+
+
+def test_what_does_not_fit_is_computed_each_time_with_the_same_bits():
+    _, _, hessian = counted()
+    _, loss, streamed = counted(memory_share=0)
+    v = np.random.default_rng(0).normal(size=hessian.shape[0])
+    np.testing.assert_array_equal(streamed @ v, hessian @ v)
+    assert loss.count == len(SIZES)
+
+
+@pytest.mark.parametrize("change", ["assign", "in place", "one number", "of a variable left out"])
+def test_changed_weights_are_noticed(change):
+    model = network()
+    options = {"variables": "dense_1"} if change == "of a variable left out" else {}
+    model.layers[1].name = "dense_1"
+    _, loss, hessian = counted(model, **options)
+    kernel = model.layers[0].kernel.value
+    if change == "one number":
+        kernel[2, 1].assign(np.nextafter(kernel[2, 1].numpy(), np.inf))
+    elif change == "in place":
+        kernel.assign_add(0.1 * tf.ones_like(kernel))
+    else:
+        kernel.assign(0.5 * kernel)
+    truth = dense_truth(model, batches())[-hessian.shape[0] :, -hessian.shape[0] :]
+    np.testing.assert_allclose(hessian.to_dense(), truth, rtol=0, atol=1e-14)
+    assert loss.count == len(SIZES)
+    hessian @ np.ones(hessian.shape[0])
+    assert loss.count == len(SIZES)
+
+
+def test_changed_moving_averages_are_noticed():
+    normalization = keras.layers.BatchNormalization(dtype="float64")
+    model, _, hessian = counted(network(normalization))
+    normalization.moving_mean.assign(np.linspace(-1, 1, 5))
+    np.testing.assert_allclose(
+        hessian.to_dense(), dense_truth(model, batches()), rtol=0, atol=1e-14
+    )
+
+
+def test_other_data_are_not_mixed_up():
+    model, first, second = network(), batches(), [(x + 1, y) for x, y in batches()]
+    hessian = sd.HessianOperator(model, LOSS, first)
+    hessian @ np.ones(hessian.shape[0])
+    other = hessian.with_dataset(second)
+    for operator, data in ((other, second), (hessian, first), (other, second)):
+        np.testing.assert_allclose(
+            operator.to_dense(), dense_truth(model, data), rtol=0, atol=1e-14
+        )
+    assert hessian.num_traces == other.num_traces
+
+
+def noisy(model, batch):
+    x, y = batch
+    return cross_entropy(y, model(x + tf.random.normal(tf.shape(x), dtype=x.dtype)))
+
+
+def printing(model, batch):
+    x, y = batch
+    tf.print("computed", output_stream="file:///dev/null")
+    return cross_entropy(y, model(x))
+
+
+def asserting(model, batch):
+    x, y = batch
+    tf.debugging.assert_less(tf.reduce_max(x), tf.constant(100.0, tf.float64))
+    return cross_entropy(y, model(x))
+
+
+@pytest.mark.parametrize("loss", [noisy, printing, asserting])
+def test_graphs_with_side_effects_are_run_whole(loss):
+    hessian = sd.HessianOperator(network(), loss, batches())
+    hessian @ np.ones(hessian.shape[0])
+    assert not hessian._residuals._kept
+
+
+def test_noise_is_drawn_anew_for_each_product():
+    hessian = sd.HessianOperator(network(), noisy, batches())
+    v = np.ones(hessian.shape[0])
+    assert np.abs(hessian @ v - hessian @ v).max() > 1e-6
+
+
+def test_too_much_for_one_batch_is_run_whole(monkeypatch):
+    monkeypatch.setattr(linearization, "MAX_BATCH_BYTES", 100)
+    _, loss, hessian = counted()
+    hessian @ np.ones(hessian.shape[0])
+    assert loss.count == len(SIZES)
+    assert not hessian._residuals._kept
+
+
+def test_nothing_is_kept_where_not_all_fits(monkeypatch):
+    monkeypatch.setattr(products, "MAX_BYTES", 2000)
+    _, loss, hessian = counted()
+    hessian @ np.ones(hessian.shape[0])
+    assert loss.count == len(SIZES)
+    assert not hessian._residuals._kept
+
+
+def recurrent(kind, steps=6, **options):
+    keras.utils.set_random_seed(0)
+    layer = kind(5, dtype="float64", **options)
+    inputs = keras.Input((steps, 4), dtype="float64")
+    return keras.Sequential([inputs, layer, keras.layers.Dense(3, dtype="float64")])
+
+
+def sequences():
+    rng = np.random.default_rng(1)
+    return [(rng.normal(size=(size, 6, 4)), rng.integers(0, 3, size)) for size in SIZES]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_recurrent_layers_are_written_out_and_put_back(kind):
+    model, in_a_loop = (recurrent(getattr(keras.layers, kind), steps) for steps in (6, None))
+    operators = [sd.HessianOperator(each, LOSS, sequences()) for each in (model, in_a_loop)]
+    v = np.random.default_rng(0).normal(size=operators[0].shape[0])
+    first, second = (operator @ v for operator in operators)
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-14)
+    assert [bool(operator._residuals._kept) for operator in operators] == [True, False]
+    assert not model.layers[0].unroll
+
+
+def test_long_sequences_stay_loops(monkeypatch):
+    monkeypatch.setattr("spectral_density.curvature.frameworks._MAX_STEPS", 5)
+    hessian = sd.HessianOperator(recurrent(keras.layers.GRU), LOSS, sequences())
+    hessian @ np.ones(hessian.shape[0])
+    assert not hessian._residuals._kept
