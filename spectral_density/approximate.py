@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.accuracy import Ending
+from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
 from spectral_density.linalg.lanczos import (
     GROUP_BYTES,
@@ -74,10 +75,9 @@ def estimate_spectrum(
     as shares of the range of the eigenvalues. The first draw or two make steps until the
     distribution at this order differs from that at half of it by no more than half the tolerance,
     or by what the width of the band leaves. Then draws of that order are added until this and the
-    area of half the 95 % band of the cumulative distribution are no more than the tolerance
-    together; the true distance is then within it for nearly all seeds (about 90 % where there are
-    but two distinct eigenvalues). `Spectrum.ended_by` says whether that was met or which bound came
-    first. Of an operator with far outliers the range is large, so its bulk takes a small tolerance.
+    share of the draws are no more than the tolerance together; the true distance is then within it
+    for nearly all seeds. `Spectrum.ended_by` says whether that was met or which bound came first.
+    Of an operator with far outliers the range is large, so its bulk takes a small tolerance.
 
     Args:
         operator: symmetric, shape (n, n): any `LinearOperator`, array or sparse matrix.
@@ -293,6 +293,7 @@ class _Draws:
             "reorthogonalize": options["reorthogonalize"],
             "basis_dtype": options["basis_dtype"],
             "checkpoint": options["checkpoint"],
+            "workers": workers_of(operator),
         }
         self._bar = bar
         self._callback = callback
@@ -319,7 +320,7 @@ class _Draws:
 
     def next_group(self, order: int, num_draws: int) -> int:
         """Return how many of the next draws advance together; those that a checkpoint began do."""
-        begun = groups_begun(self.checkpoint).get(self.num_draws)
+        begun = groups_begun(self.checkpoint, self._grouping["workers"]).get(self.num_draws)
         if begun is not None:
             return begun - self.num_draws
         return len(self.groups(order, num_draws)[0]) if num_draws else 0

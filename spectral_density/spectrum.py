@@ -293,7 +293,8 @@ class Spectrum:
         """Estimated Wasserstein-1 distance from the truth, as a share of the range.
 
         The share of the order is the distance between the distributions at this order and at half
-        of it; that of the draws is the area of half the 95 % band of the cumulative distribution.
+        of it; that of the draws is the area of half the 95 % band of the cumulative distribution,
+        or the 99 % limit of the distance where that is more.
         """
         return Accuracy(
             order_error(self.alpha, self.beta, self.size),
