@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,8 +34,16 @@ except ImportError:  # Windows: there a second run in the same directory is not 
 FORMAT = 1
 """Version of the layout of the files."""
 
-
 _CHECKSUMS = "checksums of vectors"
+
+# What the hashes of a problem are of, where their names do not say it.
+_HASHED = {
+    "operator hash": "entries of the matrix",
+    "operator weights": "weights of the model",
+    "operator data": "data",
+    "operator batch weights": "weights of the batches",
+    "start": "start vectors",
+}
 
 
 T = TypeVar("T")
@@ -404,7 +413,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _compare(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     old, new = _flat(recorded), _flat(asked)
     different = [
-        f"{name} is {_short(new.get(name))} and was {_short(old.get(name))}"
+        _difference(name, old.get(name), new.get(name))
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
@@ -425,6 +434,19 @@ def _flat(problem: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _difference(name: str, old: Any, new: Any) -> str:
+    """Say what differs: what is known by its hash has nothing more to show than that it does."""
+    if _is_hash(old) and _is_hash(new):
+        return f"the {_HASHED.get(name, name)} differ"
+    return f"{name} is {_short(new)} and was {_short(old)}"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", value) is not None
+
+
 def _short(value: Any) -> str:
+    if value is None or _is_hash(value):
+        return "given" if value else "not given"
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -16,8 +16,9 @@ from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.linalg.arguments import integer, number, product_precision, stream
 from spectral_density.linalg.eigen import top_eigenpairs
+from spectral_density.linalg.estimates import Estimate
+from spectral_density.linalg.sampling import DEFAULT_LIMIT, GROWTH
 from spectral_density.linalg.threads import blas_threads
-from spectral_density.linalg.traces import DEFAULT_LIMIT, GROWTH, Estimate
 
 # Vectors that are multiplied at once, fewer where 16 of them would take more than a gigabyte.
 _WIDTH = 16

@@ -1,7 +1,9 @@
 """Runs that are killed, extended, damaged or mixed up, and what is left of them."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density import ConvergenceWarning, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
+from spectral_density.linalg import lockstep_groups
 
 SIZE = 60
 
@@ -140,6 +143,32 @@ def test_groups_that_were_begun_stay_together(tmp_path):
         lanczos(a, 5, num_draws=2, checkpoint=tmp_path)
 
 
+def test_workers_learn_from_the_chief_which_groups_were_begun(tmp_path):
+    lanczos(matrix(), 5, num_draws=4, draws_at_once=3, checkpoint=tmp_path / "of the chief")
+
+    class Chief:
+        is_chief = True
+
+        def on_chief(self, function):
+            self.told = function()
+            return self.told
+
+    class Other:
+        is_chief = False
+
+        def on_chief(self, function):
+            return chief.told
+
+    chief, asked = Chief(), {"num_draws": 6, "draws_at_once": 2}
+    expected = [range(3), range(3, 4), range(4, 6)]
+    on_chief = lockstep_groups(
+        SIZE, 5, **asked, checkpoint=tmp_path / "of the chief", workers=chief
+    )
+    # The directory is on the chief's disk alone.
+    elsewhere = lockstep_groups(SIZE, 5, **asked, checkpoint=tmp_path / "none", workers=Other())
+    assert on_chief == elsewhere == expected
+
+
 def test_a_run_to_full_order_with_breakdowns_resumes(tmp_path):
     a = diagonal_operator(distinct_eigenvalues(3, 20))
     expected = lanczos(a, 20)
@@ -165,8 +194,43 @@ def test_a_checkpoint_of_another_problem_is_refused_by_name(tmp_path, change, na
 
 def test_a_checkpoint_of_another_matrix_is_refused(tmp_path):
     lanczos(matrix(), 4, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match=r"operator hash is .* and was"):
+    with pytest.raises(
+        CheckpointError, match=r"of another problem: the entries of the matrix differ"
+    ):
         lanczos(matrix(1), 4, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weights", "the weights of the model differ"),
+        ("data", "the data differ"),
+        ("batch weights", "the weights of the batches differ"),
+        ("labels", "the operator labels differ"),
+    ],
+)
+def test_what_differs_is_said_in_words_and_not_by_its_hash(tmp_path, name, said):
+    def problem(word):
+        return {"operator": {name: hashlib.sha256(word).hexdigest(), "loss": {"axis": 1}}}
+
+    RunDirectory(tmp_path, problem(b"before")).__exit__(None, None, None)
+    with pytest.raises(CheckpointError) as caught:
+        RunDirectory(tmp_path, problem(b"after"))
+    assert str(caught.value) == (
+        f"the checkpoint {tmp_path} is of another problem: {said}. "
+        "Use another directory, or the same problem."
+    )
+
+
+def test_other_start_vectors_are_told_from_none(tmp_path):
+    lanczos(matrix(), 4, checkpoint=tmp_path / "one", start=np.ones(SIZE))
+    with pytest.raises(CheckpointError, match="problem: the start vectors differ"):
+        lanczos(matrix(), 4, checkpoint=tmp_path / "one", start=np.arange(float(SIZE)))
+    with pytest.raises(CheckpointError, match="start is not given and was given"):
+        lanczos(matrix(), 4, checkpoint=tmp_path / "one")
+    lanczos(matrix(), 4, checkpoint=tmp_path / "two")
+    with pytest.raises(CheckpointError, match="start is given and was not given"):
+        lanczos(matrix(), 4, checkpoint=tmp_path / "two", start=np.ones(SIZE))
 
 
 def test_a_function_is_told_from_another_by_one_product(tmp_path):
@@ -215,6 +279,35 @@ def test_a_step_that_was_half_written_counts_for_nothing(tmp_path):
         file.write(b"\x01" * 100)
     (group / "state.npz.new").write_bytes(b"half a fil")
     same(lanczos(matrix(), 10, checkpoint=tmp_path), lanczos(matrix(), 10))
+
+
+def test_vectors_are_on_the_disk_before_the_state_that_counts_them(tmp_path, monkeypatch):
+    synchronize, rename = os.fsync, os.replace
+    done = []
+
+    def fsync(descriptor):
+        done.append(os.fstat(descriptor).st_ino)
+        synchronize(descriptor)
+
+    def replace(new, old):
+        done.append((os.stat(new).st_ino, old.name))
+        rename(new, old)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    lanczos(matrix(), 3, checkpoint=tmp_path)
+    folder = tmp_path / "draws-0-1"
+    vectors, directory = ((folder / name).stat().st_ino for name in ("vectors.bin", "."))
+    renames = [
+        place
+        for place, entry in enumerate(done)
+        if isinstance(entry, tuple) and "state" in entry[1]
+    ]
+    assert len(renames) >= 3
+    for place in renames:
+        state = done[place][0]
+        assert done[place - 2 : place] == [vectors, state]
+        assert done[place + 1] == directory
 
 
 def test_a_full_disk_keeps_the_last_good_step(tmp_path, monkeypatch):
@@ -304,21 +397,58 @@ EIGEN_OPTIONS = {
 }
 
 
+def spaced_matrix():
+    """A matrix whose ends take a few restarts to find, and not more."""
+    return dense_symmetric(np.linspace(-1, 2, 30) ** 3)
+
+
 @pytest.mark.parametrize("options", EIGEN_OPTIONS.values(), ids=EIGEN_OPTIONS)
-def test_eigenpairs_go_on_from_the_first_a_middle_and_the_last_step(tmp_path, options):
-    a = matrix()
+def test_eigenpairs_go_on_from_every_step(tmp_path, options):
+    a = spaced_matrix()
+    states = []
+
+    def keep(state):
+        shutil.copytree(tmp_path / "run", tmp_path / str(len(states) + 1))
+        states.append({name: array.copy() for name, array in state.arrays().items()})
+
+    expected = top_eigenpairs(a, **options, checkpoint=tmp_path / "run", callback=keep)
+    # Each step leads from the files of the one before to the same bits, so all of them do.
+    assert states[-1]["restarts"] >= 1
+    assert states[-1]["rounds"] >= 2
+    for step, state in enumerate(states[1:], 1):
+        seen = []
+
+        def one_step(found, seen=seen):
+            seen.append({name: array.copy() for name, array in found.arrays().items()})
+            raise Stop
+
+        with pytest.raises(Stop):
+            top_eigenpairs(a, **options, checkpoint=tmp_path / str(step), callback=one_step)
+        for name, array in state.items():
+            np.testing.assert_array_equal(seen[0][name], array, f"{name} at step {step + 1}")
+    same_pairs(top_eigenpairs(a, **options, checkpoint=tmp_path / str(len(states))), expected)
+
+
+@pytest.mark.parametrize("options", EIGEN_OPTIONS.values(), ids=EIGEN_OPTIONS)
+@pytest.mark.parametrize("place", ["first", "second", "middle", "last but one", "last"])
+def test_eigenpairs_of_a_stopped_run_end_as_if_undisturbed(tmp_path, options, place):
+    a = spaced_matrix()
     steps = []
     expected = top_eigenpairs(a, **options, callback=lambda state: steps.append(state.steps))
-    for stop in sorted({1, len(steps) // 2, len(steps)}):
-        with pytest.raises(Stop):
-            top_eigenpairs(
-                a, **options, checkpoint=tmp_path / str(stop), callback=stop_after_steps(stop)
-            )
-        found = top_eigenpairs(a, **options, checkpoint=tmp_path / str(stop))
-        np.testing.assert_array_equal(found.values, expected.values)
-        np.testing.assert_array_equal(found.vectors, expected.vectors)
-        assert found.num_products == expected.num_products
-        assert len(list((tmp_path / str(stop)).glob("generation-*"))) == 1
+    count = len(steps)
+    stops = {"first": 1, "second": 2, "middle": count // 2, "last but one": count - 1}
+    with pytest.raises(Stop):
+        top_eigenpairs(
+            a, **options, checkpoint=tmp_path, callback=stop_after_steps(stops.get(place, count))
+        )
+    same_pairs(top_eigenpairs(a, **options, checkpoint=tmp_path), expected)
+    assert len(list(tmp_path.glob("generation-*"))) == 1
+
+
+def same_pairs(found, expected):
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+    assert found.num_products == expected.num_products
 
 
 def stop_after_steps(steps):

@@ -1,14 +1,8 @@
 """Algorithms on any symmetric operator `A @ v`: NumPy and SciPy only, never TensorFlow."""
 
 from spectral_density.linalg.arguments import product_precision
-from spectral_density.linalg.eigen import (
-    ConvergenceWarning,
-    Eigenpairs,
-    EigenState,
-    PowerIteration,
-    power_iteration,
-    top_eigenpairs,
-)
+from spectral_density.linalg.eigen import ConvergenceWarning, Eigenpairs, top_eigenpairs
+from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
 from spectral_density.linalg.functions import (
     QuadratureEstimate,
     effective_dimension,
@@ -22,6 +16,8 @@ from spectral_density.linalg.lanczos import (
     lockstep_groups,
     start_vector,
 )
+from spectral_density.linalg.nystrom import Nystrom, nystrom
+from spectral_density.linalg.power import PowerIteration, power_iteration
 from spectral_density.linalg.preconditioners import (
     LowRankPreconditioner,
     NystromPreconditioner,
@@ -41,23 +37,15 @@ from spectral_density.linalg.quadrature import (
     simple_nodes,
 )
 from spectral_density.linalg.randomized import (
-    Nystrom,
     RandomizedEigh,
     RandomizedSVD,
-    RangeBasis,
-    nystrom,
     randomized_eigh,
     randomized_svd,
-    range_finder,
 )
+from spectral_density.linalg.range_finder import RangeBasis, range_finder
 from spectral_density.linalg.solvers import Solution, SolverStep, Status, solve
-from spectral_density.linalg.traces import (
-    DiagonalEstimate,
-    Estimate,
-    diagonal,
-    frobenius_norm,
-    trace,
-)
+from spectral_density.linalg.thick_restart import EigenState
+from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
 
 __all__ = [
     "WEIGHT_FLOOR",

@@ -30,9 +30,75 @@ def as_real_square(operator: Any) -> LinearOperator:
             "The operator must be a LinearOperator, a NumPy array or a SciPy sparse matrix, got "
             f"{type(operator).__name__}."
         ) from error
+    return _refuse_complex(linear)
+
+
+def as_real_operator(operator: Any, symmetric: Any) -> tuple[LinearOperator, bool]:
+    """Return an operator of any shape as a real `LinearOperator`, and whether it is symmetric.
+
+    Args:
+        operator: `LinearOperator`, array or sparse matrix.
+        symmetric: None looks at the entries where there are any, and takes a square operator
+            without entries to be symmetric.
+
+    Raises:
+        TypeError: if it is not real, or none of these.
+        ValueError: if it is stated to be symmetric and is not square.
+    """
+    if not (symmetric is None or isinstance(symmetric, (bool, np.bool_))):
+        raise TypeError(f"symmetric must be True, False or None, got {symmetric!r}.")
+    shape: tuple[int, ...] = getattr(operator, "shape", ())
+    if len(shape) == 2 and shape[0] != shape[1]:
+        if symmetric:
+            raise ValueError(f"An operator of shape {tuple(shape)} is not symmetric.")
+        return _refuse_complex(aslinearoperator(operator)), False
+    linear = as_real_square(operator)
+    if symmetric is None:
+        has_entries = isinstance(operator, np.ndarray) or scipy.sparse.issparse(operator)
+        return linear, not has_entries or _has_symmetric_entries(operator)
+    return linear, bool(symmetric)
+
+
+def _refuse_complex(linear: LinearOperator) -> LinearOperator:
     if linear.dtype is not None and np.dtype(linear.dtype).kind not in "fiubV":
         raise TypeError(f"The operator must be real, got dtype {linear.dtype}.")
     return linear
+
+
+def _has_symmetric_entries(matrix: Any) -> bool:
+    """Whether a square array or sparse matrix is its own transpose but for rounding."""
+    if not matrix.shape[0]:
+        return True
+    eps = product_precision(matrix)
+    matrix = matrix.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # the products will say what is not finite
+        return bool(abs(matrix - matrix.T).max() <= 100 * eps * abs(matrix).max())
+
+
+def has_adjoint(operator: LinearOperator) -> bool:
+    """Whether the adjoint can multiply; SciPy reports it missing as one error or another."""
+    try:
+        operator.rmatvec(np.zeros(operator.shape[0]))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def rank_within(rank: Any, operator: LinearOperator, name: str = "rank") -> int:
+    """Return a rank that an operator can have.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is less than 1 or more than the operator has rows or columns.
+    """
+    rank = integer(rank, name, 1)
+    most = min(operator.shape)
+    if rank > most:
+        raise ValueError(
+            f"{name} is {rank}, but an operator of shape {tuple(operator.shape)} has no rank above "
+            f"{most}. Use {name} <= {most}."
+        )
+    return rank
 
 
 def integer(value: Any, name: str, least: int, most: int | None = None) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import CheckpointError, VectorLog, open_run, workers_of
+from spectral_density.checkpoint import CheckpointError, VectorLog, Workers, open_run, workers_of
 from spectral_density.linalg.arguments import (
     array_hash,
     as_real_square,
@@ -203,6 +203,7 @@ def lanczos(
         reorthogonalize=reorthogonalize,
         basis_dtype=dtype,
         checkpoint=checkpoint,
+        workers=workers_of(operator),
     )
 
     width = max(map(len, groups))
@@ -348,10 +349,12 @@ def lockstep_groups(
     reorthogonalize: str = "full",
     basis_dtype: Any = "float64",
     checkpoint: str | os.PathLike[str] | None = None,
+    workers: Workers | None = None,
 ) -> list[range]:
     """Return the draws that advance together, group by group; see `lanczos` for the arguments.
 
-    Groups that a checkpoint has begun stay as they are.
+    Groups that a checkpoint has begun stay as they are. Of `workers` that compute a run together
+    the chief alone looks for them, and all must call this.
 
     Raises:
         ValueError: if the last of the draws is in the middle of a group begun.
@@ -361,7 +364,7 @@ def lockstep_groups(
             size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
         )
     draws_at_once = integer(draws_at_once, "draws_at_once", 1)
-    begun = groups_begun(checkpoint)
+    begun = groups_begun(checkpoint, workers)
     groups, draw, end = [], first_draw, first_draw + num_draws
     while draw < end:
         ahead = min((first for first in begun if first > draw), default=end)
@@ -377,12 +380,22 @@ def lockstep_groups(
     return groups
 
 
-def groups_begun(path: str | os.PathLike[str] | None) -> dict[int, int]:
-    """Return the groups of a checkpoint: the first draw to the one after the last."""
+def groups_begun(
+    path: str | os.PathLike[str] | None, workers: Workers | None = None
+) -> dict[int, int]:
+    """Return the groups of a checkpoint: the first draw to the one after the last.
+
+    Of several workers only the chief may have the directory: it tells the others.
+    """
     if path is None:
         return {}
-    found = (entry.name.split("-") for entry in Path(path).glob("draws-*-*"))
-    return {int(first): int(end) for _, first, end in found}
+    folder = Path(path)
+
+    def here() -> dict[int, int]:
+        found = (entry.name.split("-") for entry in folder.glob("draws-*-*"))
+        return {int(first): int(end) for _, first, end in found}
+
+    return here() if workers is None else workers.on_chief(here)
 
 
 def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+
+from spectral_density.linalg.threads import blas_threads
 
 
 def euclidean_norm(vector: np.ndarray) -> float:
-    """Return ||v||."""
-    largest = float(np.abs(vector).max(initial=0.0))
-    return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
+    """Return ||v||, by one pass over the vector and one BLAS thread where its squares allow it."""
+    with blas_threads(vector.size):
+        if vector.dtype.kind == "f":
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                squares = float(np.vdot(vector, vector))
+            # What underflows is below the rounding of such a sum.
+            if _least_square(vector.dtype) < squares < np.inf:
+                return float(np.sqrt(squares))
+        largest = float(np.abs(vector).max(initial=0.0))
+        return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
+
+
+def inner(left: np.ndarray, right: np.ndarray) -> float:
+    """Return left'right of two vectors, by one BLAS thread."""
+    with blas_threads(left.size):
+        return float(left @ right)
 
 
 def column_norms(block: np.ndarray) -> np.ndarray:
@@ -17,3 +34,10 @@ def column_norms(block: np.ndarray) -> np.ndarray:
     if not largest:
         return np.zeros(block.shape[1])
     return largest * np.linalg.norm(block / largest, axis=0)
+
+
+@cache
+def _least_square(dtype: np.dtype) -> float:
+    """Return the least sum of squares whose summands may underflow without being missed."""
+    limits = np.finfo(dtype)
+    return float(limits.tiny / limits.eps)

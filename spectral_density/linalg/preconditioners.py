@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import number
-from spectral_density.linalg.randomized import nystrom
+from spectral_density.linalg.nystrom import nystrom
 from spectral_density.linalg.threads import blas_threads
 
 # How far from orthonormal columns may be: float32 eigenvectors pass, raw random blocks do not.

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 # OpenBLAS's threads go on spinning for some 20 ms after a product, on the cores that the threads of
 # the operator want next: at n = 100,000 a Lanczos step took half as long again. Vectors longer
@@ -22,9 +22,7 @@ def blas_threads(size: int) -> AbstractContextManager[Any]:
 
     It depends on the size alone, so that results repeat. What was set before is set again after.
     """
-    if size >= ONE_THREAD_BELOW:
-        return nullcontext()
-    return _controller().limit(limits=1, user_api="blas")
+    return nullcontext() if size >= ONE_THREAD_BELOW else _OneThread()
 
 
 def each_in_a_thread(work: Callable[..., None], size: int, *arguments: Iterable[Any]) -> None:
@@ -41,6 +39,23 @@ def each_in_a_thread(work: Callable[..., None], size: int, *arguments: Iterable[
             list(pool.map(work, *arguments))
 
 
+class _OneThread(AbstractContextManager[None]):
+    """One thread for BLAS, as `ThreadpoolController.limit` sets it, at a quarter of its time.
+
+    A step of training enters it between all products, for vector work that itself takes as long.
+    """
+
+    def __enter__(self) -> None:
+        found = [(library, library.get_num_threads()) for library in _blas_libraries()]
+        self._before = [(library, count) for library, count in found if count != 1]
+        for library, _ in self._before:
+            library.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        for library, count in self._before:
+            library.set_num_threads(count)
+
+
 @cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
+def _blas_libraries() -> list[LibController]:
+    return ThreadpoolController().select(user_api="blas").lib_controllers

@@ -667,3 +667,23 @@ def test_normalization_has_all_its_second_derivatives(layer):
             variable.assign(piece)
         gradients.append(hessian.gradient())
     np.testing.assert_allclose(product, (gradients[0] - gradients[1]) / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_says_in_words_whether_the_weights_or_the_data_differ(tmp_path):
+    from spectral_density import lanczos
+    from spectral_density.checkpoint import CheckpointError
+
+    model = set_random_weights(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+    x, y = np.eye(6, 4, dtype=np.float32), np.arange(6) % 3
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def run(labels):
+        hessian = HessianOperator(model, loss, [(x, labels)])
+        return lanczos(hessian, 2, checkpoint=tmp_path, check=False)
+
+    run(y)
+    with pytest.raises(CheckpointError, match=r"of another problem: the data differ\."):
+        run(y[::-1].copy())
+    model.layers[0].bias.assign_add([0.0, 1e-6, 0.0])
+    with pytest.raises(CheckpointError, match=r"problem: the weights of the model differ\."):
+        run(y)

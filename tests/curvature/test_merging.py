@@ -192,3 +192,10 @@ def test_with_dataset_refuses_an_empty_one():
     hessian = sd.HessianOperator(network(), LOSS, examples([6]))
     with pytest.raises(ValueError, match="empty"):
         hessian.with_dataset([])
+
+
+def test_a_parcel_weighs_what_its_batches_weigh():
+    # Losses that are known to be sums need no such weight, and whatever does shall find it.
+    merged = sd.HessianOperator(network(), LOSS, examples([5, 5, 3]))
+    assert [float(weight) for _, weight in merged._weighted_batches()] == [13.0]
+    assert merged.batches.num_examples == 13.0

@@ -19,13 +19,10 @@ from cases import (
 )
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from spectral_density.linalg import eigen
-from spectral_density.linalg.eigen import (
-    ConvergenceWarning,
-    EigenState,
-    power_iteration,
-    top_eigenpairs,
-)
+from spectral_density.linalg import thick_restart
+from spectral_density.linalg.eigen import ConvergenceWarning, top_eigenpairs
+from spectral_density.linalg.power import power_iteration
+from spectral_density.linalg.thick_restart import EigenState
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -159,7 +156,7 @@ def test_the_probability_of_a_miss_is_a_bound(monkeypatch):
     operator = diagonal_operator(eigenvalues)
     missed = {}
     for probability in (0.5, 1e-4):
-        monkeypatch.setattr(eigen, "MISS_PROBABILITY", probability)
+        monkeypatch.setattr(thick_restart, "MISS_PROBABILITY", probability)
         results = [top_eigenpairs(operator, 2, "LA", tolerance=1e-4, seed=s) for s in range(30)]
         missed[probability] = np.mean([abs(r.values[1] - 2.0) > 1e-3 for r in results])
     assert missed[1e-4] == 0

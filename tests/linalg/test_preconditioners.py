@@ -7,13 +7,14 @@ from cases import dense_symmetric, diagonal_operator
 from scipy.sparse.linalg import LinearOperator
 from threadpoolctl import threadpool_limits
 
+from spectral_density.linalg.nystrom import nystrom
 from spectral_density.linalg.preconditioners import (
     LowRankPreconditioner,
     NystromPreconditioner,
     low_rank_preconditioner,
     nystrom_preconditioner,
 )
-from spectral_density.linalg.randomized import nystrom, randomized_eigh
+from spectral_density.linalg.randomized import randomized_eigh
 from spectral_density.linalg.solvers import METHODS, solve
 
 pytestmark = pytest.mark.filterwarnings("error")

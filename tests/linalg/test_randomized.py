@@ -14,12 +14,9 @@ from cases import (
 )
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from spectral_density.linalg.randomized import (
-    nystrom,
-    randomized_eigh,
-    randomized_svd,
-    range_finder,
-)
+from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.randomized import randomized_eigh, randomized_svd
+from spectral_density.linalg.range_finder import range_finder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -674,3 +671,18 @@ def test_a_matrix_that_is_nothing_but_rounding_is_no_error():
     operator = LinearOperator((n, n), matvec=matmat, matmat=matmat, dtype=np.float64)
     assert randomized_svd(operator, 5).singular_values.max() < 1e-2
     assert np.abs(randomized_eigh(operator, 5).values).max() < 1e-2
+
+
+def test_the_shift_is_taken_off_again():
+    eigenvalues = np.arange(1.0, 21.0)
+    operator = diagonal_operator(eigenvalues)
+    # Products that may be rounded as coarsely take a shift that shows, and these are not rounded.
+    operator.product_dtype = np.dtype(np.float16)
+    found = nystrom(operator, 20)
+    eps = np.finfo(np.float16).eps
+    assert found.shift == pytest.approx(eps * np.linalg.norm(eigenvalues), rel=1e-10)
+    # The test vectors span everything, so that the approximation of A + shift I is that itself.
+    np.testing.assert_allclose(found.values, eigenvalues[::-1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        (found.vectors * found.values) @ found.vectors.T, np.diag(eigenvalues), rtol=0, atol=1e-9
+    )

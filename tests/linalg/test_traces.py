@@ -9,14 +9,10 @@ from cases import dense_symmetric, diagonal_operator, log_uniform_bulk
 from scipy.sparse.linalg import LinearOperator
 from scipy.stats import t as student
 
-from spectral_density.linalg.traces import (
-    BLOCK_COLUMNS,
-    DiagonalEstimate,
-    Estimate,
-    diagonal,
-    frobenius_norm,
-    trace,
-)
+from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
+from spectral_density.linalg.sampling import BLOCK_COLUMNS, ROUNDING_UNITS
+from spectral_density.linalg.sketch import RESIDUAL, gaussians
+from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -156,15 +152,21 @@ def test_the_sketch_pays_for_norms_and_diagonals_too(function, method):
     assert better <= plain / 50
 
 
-def test_xtrace_is_the_average_of_leave_one_out_estimates():
-    matrix = dense_symmetric(np.linspace(-1, 2, 40))
-    probes = []
+def recording(matrix):
+    """The matrix as an operator, and the list of blocks that it was multiplied with."""
+    blocks = []
     operator = LinearOperator(
         matrix.shape,
         matvec=lambda v: matrix @ v,
-        matmat=lambda b: probes.append(b) or matrix @ b,
+        matmat=lambda b: blocks.append(b) or matrix @ b,
         dtype=float,
     )
+    return operator, blocks
+
+
+def test_xtrace_is_the_average_of_leave_one_out_estimates():
+    matrix = dense_symmetric(np.linspace(-1, 2, 40))
+    operator, probes = recording(matrix)
     found = trace(operator, num_products=12, seed=5)
     w = probes[0]
     samples = []
@@ -179,13 +181,7 @@ def test_the_covariances_of_xtrace_are_those_of_the_leave_two_out_estimates():
     matrix = dense_symmetric(np.linspace(1, 2, 40) ** 3)
     matrix[:4] *= 3
     matrix[:, :4] *= 3
-    probes = []
-    operator = LinearOperator(
-        matrix.shape,
-        matvec=lambda v: matrix @ v,
-        matmat=lambda b: probes.append(b) or matrix @ b,
-        dtype=float,
-    )
+    operator, probes = recording(matrix)
     for function, form in ((trace, matrix), (frobenius_norm, matrix @ matrix)):
         probes.clear()
         found = function(operator, num_products=12, method="xtrace", seed=7)
@@ -373,7 +369,7 @@ def test_the_seed_alone_decides_and_global_random_state_stays(function, method):
 def test_the_width_of_blocks_does_not_matter(function, method, monkeypatch):
     matrix = dense_symmetric(SPECTRA["i^-1"][:200])
     wide = function(matrix, method=method, num_products=50)
-    monkeypatch.setattr("spectral_density.linalg.traces.BLOCK_COLUMNS", 3)
+    monkeypatch.setattr("spectral_density.linalg.sampling.BLOCK_COLUMNS", 3)
     narrow = function(matrix, method=method, num_products=50)
     np.testing.assert_allclose(values_of(narrow), values_of(wide), rtol=1e-10)
     np.testing.assert_allclose(errors_of(narrow), errors_of(wide), rtol=1e-8)
@@ -506,3 +502,26 @@ def test_a_matrix_that_is_nothing_but_rounding_has_a_norm(method):
 
 def test_a_matrix_that_is_nothing_but_rounding_has_a_trace():
     assert abs(trace(rounding_only(), num_products=32).value) < 1e-2
+
+
+def test_the_standard_errors_of_the_diagonal_are_those_of_a_line_through_zero():
+    a = dense_symmetric(log_uniform_bulk(30))
+    found = diagonal(a, method="hutchinson", num_products=5, seed=3)
+    probes = gaussians(30, 3, range(5), RESIDUAL)
+    images = probes @ a
+    squares = (probes**2).sum(axis=0)
+    slopes = (probes * images).sum(axis=0) / squares
+    variances = ((images - slopes * probes) ** 2).sum(axis=0) / (5 - 1) / squares
+    np.testing.assert_allclose(found.values, slopes, rtol=1e-9)
+    np.testing.assert_allclose(found.standard_errors, np.sqrt(variances), rtol=1e-9)
+    assert found.degrees_of_freedom == 4
+
+
+def test_rounding_is_all_the_error_there_is_of_a_multiple_of_the_identity():
+    operator = diagonal_operator(np.full(400, 2.0), np.float32)
+    rounding = ROUNDING_UNITS * np.finfo(np.float32).eps
+    options = {"method": "hutchinson", "num_products": 20}
+    assert trace(operator, **options).standard_error == pytest.approx(800 * rounding, rel=1e-3)
+    assert frobenius_norm(operator, **options).standard_error == pytest.approx(
+        40 * rounding, rel=1e-3
+    )

@@ -1,0 +1,295 @@
+"""What two passes over the data say: one judgement for each question."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.losses import FunctionObjective, KerasObjective
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.preflight.culprits import batch_norms, culprits
+from spectral_density.curvature.preflight.halves import Halves, plain
+from spectral_density.curvature.preflight.outputs import gradient_reaches, mistaken_outputs
+from spectral_density.curvature.preflight.passes import Passes, difference
+from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
+
+# Less than this, and without a cause to be found in the model, is a doubt and no proof.
+_DOUBT = 1e-3
+
+
+class Examination:
+    """The questions to one operator, asked in turn."""
+
+    def __init__(self, operator: CurvatureOperator, seed: int):
+        self.operator = operator
+        self.passes = Passes(operator, seed)
+        self.checks: list[Check] = []
+        self.unused: tuple[str, ...] = ()
+        self.limit = max(_DOUBT, 3 * self.passes.rounding)
+
+    def report(self) -> PreflightReport:
+        """Make the passes, as far as there is a point in it, and judge them."""
+        if self._variables_finite() and self._first_pass() and self._depends():
+            self.passes.make_second()
+            self._judge()
+        cost = round(self.passes.num_products, 3)
+        return PreflightReport(repr(self.operator), tuple(self.checks), self.unused, cost)
+
+    def _first_pass(self) -> bool:
+        passes = self.passes
+        passes.make_first()
+        if passes.stopped:
+            self._add("data", "failed", None, f"the data changes: {passes.stopped}")
+            return False
+        return self._products_finite()
+
+    def _judge(self) -> None:
+        passes = self.passes
+        again = passes.along_u if passes.halves is None else sum(passes.halves.products)
+        split_figure = difference(again, passes.first)
+        figure = 0.0 if passes.halves else split_figure
+        streams = not self.operator.batches.kept
+        # On a stream of other data the rest is the product with another matrix.
+        if not (streams and (passes.changed or passes.stopped)):
+            figure = max(figure, difference(passes.rest_again, passes.rest))
+        random: list[str] = []
+        writers: list[str] = []
+        if max(figure, split_figure) > passes.rounding:
+            passes.measure_rounding()
+        if max(figure, split_figure) > passes.rounding:
+            random, writers = culprits(self.operator, passes.entry)
+            figure = max(figure, passes.unrepeated())
+        repeats = figure <= passes.rounding
+        self._judge_data(repeats)
+        self._judge_repeat(figure, random, writers)
+        self._judge_split(split_figure, repeats, random, writers)
+        self._judge_symmetry(repeats)
+        self._judge_outputs()
+        self._list_variables()
+
+    def _status(self, figure: float, cause: bool) -> Status:
+        if figure <= self.passes.rounding:
+            return "passed"
+        return "failed" if cause or figure > self.limit else "doubtful"
+
+    def _judge_data(self, repeats: bool) -> None:
+        passes = self.passes
+        batches = self.operator.batches
+        # A shuffle that gave the same batches twice has a single one, or a single order.
+        unsteady = [stage for stage in batches.unsteady if "shuffle" not in stage]
+        if not (passes.changed or passes.stopped):
+            message = "the dataset gives the same batches again."
+            if unsteady and not batches.kept:
+                message = (
+                    f"the dataset gave the same batches again, and need not: {'; '.join(unsteady)}"
+                    " lets them come in another order, so that runs do not repeat to the bit."
+                )
+            status: Status = "doubtful" if unsteady and not batches.kept else "passed"
+            self._add("data", status, 0.0, message)
+            return
+        found = f"{passes.changed} of {len(batches)} batches are others when iterated afresh"
+        if passes.stopped:
+            found = f"{passes.stopped.rstrip('.')}; {found}"
+        fixed = (
+            "Is it shuffled (fix the order: reshuffle_each_iteration=False, or no shuffle), are "
+            "examples drawn at random or dropped by drop_remainder, augmented at random, or made "
+            "by a generator with a state of its own?"
+        )
+        if batches.unsteady:
+            fixed = f"The pipeline has {'; '.join(batches.unsteady)}. {fixed}"
+        share = passes.changed / len(batches)
+        if batches.kept:
+            self._add(
+                "data",
+                "doubtful",
+                share,
+                f"the data changes: {found}. This operator keeps the batches it saw and is a fixed "
+                f"matrix; the next operator, or one that streams, is another. {fixed}",
+            )
+            return
+        figure = difference(passes.fresh_first + passes.rest_again, passes.first + passes.rest)
+        same = figure <= passes.rounding and not passes.stopped
+        effect = (
+            f"and the product is the same to {figure:.1g}: the same examples in another order."
+            if same
+            else f"and the product changes by {figure:.2g}: each pass is another matrix."
+        )
+        # Where the model is random there is no telling what the data adds.
+        self._add(
+            "data",
+            "doubtful" if same or (not repeats and not passes.stopped) else "failed",
+            figure,
+            f"the data changes: {found}, {effect} {fixed}",
+        )
+
+    def _judge_repeat(self, figure: float, random: list[str], writers: list[str]) -> None:
+        status = self._status(figure, bool(random))
+        if status == "passed":
+            self._add("repeatable", "passed", figure, "the same product twice is the same.")
+            return
+        message = f"the same product twice differs by {figure:.2g} of its norm. "
+        if random:
+            message += (
+                f"It is random: {', '.join(random)}. Call the model with training=False, or take "
+                "the randomness out."
+            )
+        elif writers:
+            message += (
+                f"It depends on a state that each call changes: {', '.join(writers)}. Call the "
+                "model with training=False."
+            )
+        else:
+            message += (
+                "No random operation was found in the graph: look for py_function, or for "
+                "operations that are not deterministic (tf.config.experimental."
+                "enable_op_determinism)."
+            )
+        self._add("repeatable", status, figure, message)
+
+    def _judge_split(
+        self, figure: float, repeats: bool, random: list[str], writers: list[str]
+    ) -> None:
+        passes = self.passes
+        if passes.halves is None or not repeats:
+            why = passes.why_whole or "the product does not repeat"
+            self._add("split", "skipped", None, f"not judged: {why}.")
+            return
+        status = self._status(figure, bool(writers))
+        if status == "passed":
+            self._add("split", status, figure, "a batch has the product of its two halves.")
+            return
+        message = f"cutting a batch in halves changes its product by {figure:.2g} of its norm. "
+        self._add(
+            "split",
+            status,
+            figure,
+            message + self._why_not_split(passes.halves, random, writers),
+        )
+
+    def _why_not_split(self, halves: Halves, random: list[str], writers: list[str]) -> str:
+        passes = self.passes
+        (a, b), (share_a, share_b) = halves
+        if isinstance(self.operator.objective, FunctionObjective):
+            if difference(share_a * a + share_b * b, passes.first) <= passes.rounding:
+                return (
+                    'The loss is a mean over the batch, declared as a sum: pass reduction="mean".'
+                )
+            if difference(a / share_a + b / share_b, passes.first) <= passes.rounding:
+                return 'The loss is a sum over the batch, declared as a mean: pass reduction="sum".'
+        if random:
+            return f"Random numbers depend on the place in the batch: {', '.join(random)}."
+        if writers:
+            return (
+                f"Examples depend on the others in their batch through {', '.join(writers)} in "
+                "training mode: call the model with training=False."
+            )
+        norms = batch_norms(self.operator.objective.model)
+        hint = f" The model holds {', '.join(norms)}: in training mode?" if norms else ""
+        return (
+            "The loss of an example depends on the others in its batch (batch statistics, "
+            "contrastive losses), or it is neither a mean nor a sum over examples, or batch_weight "
+            f"is not the weight of a batch.{hint}"
+        )
+
+    def _judge_symmetry(self, repeats: bool) -> None:
+        passes = self.passes
+        if not repeats:
+            self._add("symmetric", "skipped", None, "not judged: the product does not repeat.")
+            return
+        operator = self.operator
+        products = [
+            np.asarray(product, np.float64) / operator._divisor
+            for product in (passes.along_u, passes.along_v)
+        ]
+        if operator._penalized:
+            for product, rows in zip(products, (passes.u, passes.v), strict=True):
+                product += np.array(operator._penalty_products_fn(rows)[0])[0]
+        u, v = (np.array(rows, np.float64)[0] for rows in (passes.u, passes.v))
+        scale = max(float(np.linalg.norm(product)) for product in products)
+        gap = abs(float(v @ products[0] - u @ products[1]))
+        # Of unit vectors at random the gap is ||A - A'||_F / n, and ||Au|| is ||A||_F / sqrt(n).
+        figure = gap / scale * len(u) ** 0.5 if scale else 0.0
+        if figure > passes.rounding:
+            passes.measure_rounding()
+        status = self._status(figure, cause=False)
+        message = (
+            "u'Av = v'Au."
+            if status == "passed"
+            else f"u'Av and v'Au differ: A - A' is about {figure:.2g} of A by norm. Look for "
+            "tf.custom_gradient, tf.stop_gradient or py_function: the gradient of a gradient is "
+            "no second derivative then."
+        )
+        self._add("symmetric", status, figure, message)
+
+    def _judge_outputs(self) -> None:
+        objective = self.operator.objective
+        if not isinstance(objective, KerasObjective):
+            return
+        doubts, worst = mistaken_outputs(objective, plain(self.operator, self.passes.entry))
+        if doubts:
+            self._add("outputs", "doubtful", worst, " ".join(doubts))
+        else:
+            self._add("outputs", "passed", None, "the outputs are what the loss expects.")
+
+    def _variables_finite(self) -> bool:
+        parameters = self.operator.parameters
+        spoiled = [
+            name
+            for name, variable in zip(parameters.names, parameters.variables, strict=True)
+            if not np.isfinite(np.asarray(tf.cast(variable, tf.float64))).all()
+        ]
+        if spoiled:
+            self._add(
+                "finite", "failed", None, f"NaN or infinity in the weights: {', '.join(spoiled)}."
+            )
+        return not spoiled
+
+    def _products_finite(self) -> bool:
+        passes = self.passes
+        operator = self.operator
+        arguments = ("product", operator._product_fn(1), passes.u, passes.zeros())
+        try:
+            for total in (passes.first, passes.rest):
+                operator._check_finite(total, *arguments)
+        except FloatingPointError as error:
+            self._add("finite", "failed", None, str(error))
+            return False
+        self._add("finite", "passed", None, "variables and products are finite.")
+        return True
+
+    def _depends(self) -> bool:
+        if not self.operator._depends:
+            self.unused = self.operator.parameters.names
+            self._add(
+                "variables",
+                "failed",
+                None,
+                "the loss does not depend on any of the variables chosen: "
+                f"{', '.join(self.unused)}. Does loss_fn use the model it is given?",
+            )
+        return self.operator._depends
+
+    def _list_variables(self) -> None:
+        """List the variables without a gradient; only those without a product need a look."""
+        passes = self.passes
+        operator = self.operator
+        parameters = operator.parameters
+        silent = [
+            i
+            for i, where in enumerate(parameters.slices)
+            if not (passes.first[where].any() or passes.rest[where].any())
+        ]
+        if silent:
+            variables = [parameters.variables[i] for i in silent]
+            has = gradient_reaches(operator, passes.entry, passes.weight, variables)
+            pairs = zip(silent, has, strict=True)
+            self.unused = tuple(parameters.names[i] for i, reached in pairs if not reached)
+        message = (
+            f"the loss does not use {', '.join(self.unused)}; their rows are zero."
+            if self.unused
+            else "the loss uses every variable."
+        )
+        self._add("variables", "passed", None, message)
+
+    def _add(self, name: str, status: Status, figure: float | None, message: str) -> None:
+        self.checks.append(Check(name, status, figure, message))

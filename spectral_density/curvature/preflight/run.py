@@ -1,0 +1,152 @@
+"""Is this operator really one fixed, symmetric, finite matrix? Two passes over the data tell."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from spectral_density.curvature.batches import batch_hash
+from spectral_density.curvature.frameworks import tf_variable
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.preflight.examination import Examination
+from spectral_density.curvature.preflight.report import (
+    PreflightError,
+    PreflightReport,
+    Status,
+)
+from spectral_density.curvature.replicas import Replicas
+from spectral_density.linalg.arguments import integer
+
+_PACKAGE = __name__.partition(".")[0] + "."
+
+# The doubts that a user knows of, and the state in which an operator was found to be no worse.
+_warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, str], PreflightReport]] = (
+    WeakKeyDictionary()
+)
+
+
+def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
+    r"""Find out whether an operator is one fixed, symmetric, finite matrix.
+
+    Two passes over the data with a random vector u. The second goes on in the state that the first
+    left (seed generators have moved on), over the dataset iterated afresh, with its first batch
+    cut in halves; a product of one half with another vector v is all that is added. Only where
+    something differs are there more products with the first batch, to find out why.
+
+    - finite: variables and products hold no NaN or infinity.
+    - data: the dataset iterated again gives the same batches. Where it does not and the batches
+      are kept in memory, the matrix is fixed all the same, and another one for the next operator:
+      a doubt. Where they stream it fails, unless the product is the same (shuffled only), or the
+      batches are and the pipeline does not promise it (`deterministic=False`): a doubt too.
+    - repeatable: the second pass has the product of the first.
+    - split: the first batch has the product that its two halves have together.
+    - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
+      ||A - A'||_F / ||A||_F, which is sqrt(n) times the gap relative to ||Au|| ||v||.
+    - outputs: a loss of probabilities gets no logits, one of logits no probabilities. A doubt.
+    - variables: which variables the loss does not depend on. Fails only where that is all of them.
+
+    Differences are relative norms; rounding is 1e-5 in float32, 1e-11 in float64, more in half
+    precision or where products cancel, which is then measured.
+
+    Args:
+        operator: Hessian, Gauss-Newton or Fisher operator.
+        seed: of the two vectors.
+
+    Returns:
+        The report; nothing is raised or warned of, see `CurvatureOperator.check`.
+
+    Raises:
+        TypeError: if the operator is of another kind.
+    """
+    if not isinstance(operator, CurvatureOperator):
+        raise TypeError(
+            "preflight looks into a model, a loss and a dataset, so it takes a HessianOperator, "
+            f"GaussNewtonOperator or FisherOperator, got {type(operator).__name__}."
+        )
+    seed = integer(seed, "seed", 0)
+    with operator._put_back():
+        if operator._replicas is not None:
+            return _of_all_replicas(operator, operator._replicas, seed)
+        return Examination(operator, seed).report()
+
+
+def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int) -> PreflightReport:
+    """Look into the batches of each replica where it is, and put the reports together."""
+    parts = operator._of_replicas()
+
+    def report(local: int) -> tuple[float, PreflightReport] | None:
+        count = len(parts[local].batches.parcels)
+        return (count, Examination(parts[local], seed).report()) if count else None
+
+    # Models that write a state share it.
+    one_by_one = bool(operator._state)
+    found = replicas.gather(replicas.together(lambda: replicas.each(report, one_by_one)))
+    counted = [entry for entries in found for entry in entries if entry is not None]
+    reports = [report for _, report in counted]
+    worst: Sequence[Status] = ("failed", "doubtful", "passed", "skipped")
+    names = dict.fromkeys(check.name for report in reports for check in report.checks)
+    checks = []
+    for name in names:
+        same = [check for report in reports for check in report.checks if check.name == name]
+        first = min(same, key=lambda check: worst.index(check.status))
+        figures = [check.figure for check in same if check.figure is not None]
+        checks.append(replace(first, figure=max(figures, default=None)))
+    unused = set.intersection(*(set(report.unused_variables) for report in reports))
+    cost = sum(count * report.num_products for count, report in counted) / len(operator.batches)
+    in_order = tuple(name for name in operator.parameters.names if name in unused)
+    return PreflightReport(repr(operator), tuple(checks), in_order, round(cost, 3))
+
+
+def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
+    """Raise if an operator is unsound; warn, once for each operator, if it is doubtful.
+
+    An operator that was found sound, or doubtful, is not looked into again while the weights of its
+    model stay as they are: algorithms that check it one after the other pay once. `preflight`
+    always looks afresh.
+
+    Args:
+        operator: see `preflight`.
+        seed: see `preflight`.
+
+    Raises:
+        PreflightError: naming what failed, with its figure.
+
+    Warns:
+        UserWarning: naming the doubts.
+    """
+    seed = integer(seed, "seed", 0)
+    state = seed, _weights_hash(operator)
+    if operator in _checked and _checked[operator][0] == state:
+        return _checked[operator][1]
+    report = preflight(operator, seed=seed)
+    if report.failed:
+        raise PreflightError(report)
+    _checked[operator] = state, report
+    already = _warned.setdefault(operator, set())
+    new = [doubt for doubt in report.doubtful if doubt.name not in already]
+    if new:
+        already.update(doubt.name for doubt in new)
+        text = "\n".join(f"- {doubt.message}" for doubt in new)
+        level = _level_of_caller()
+        warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=level)
+    return report
+
+
+def _weights_hash(operator: CurvatureOperator) -> str:
+    model_variables = getattr(operator.objective.model, "variables", ())
+    return batch_hash([*operator.parameters.variables, *map(tf_variable, model_variables)])
+
+
+def _level_of_caller() -> int:
+    """Return the stack level, as seen by the caller of this, of the first frame that is a user's.
+
+    Algorithms check their operators, and a warning should show the line that started them.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level

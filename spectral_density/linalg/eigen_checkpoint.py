@@ -1,0 +1,100 @@
+"""The state of a search for eigenpairs on disk."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
+from spectral_density.linalg.arguments import (
+    array_hash,
+    block_product,
+    identifies,
+    is_same_form,
+    product_precision,
+    signature,
+)
+from spectral_density.linalg.thick_restart import EigenState
+
+
+class SavedState:
+    """The state on disk: rows of the basis are appended until a restart changes them all.
+
+    Each such generation has a log of its own, and the one before it is removed once the new one
+    has a state.
+    """
+
+    def __init__(self, run: RunDirectory, size: int) -> None:
+        self._run = run
+        self._size = size
+        self._logs = ExitStack()
+        self._log: VectorLog | None = None
+        self._newest = -1
+        self._key: tuple[int, ...] | None = None
+
+    def __enter__(self) -> SavedState:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._logs.close()
+
+    def load(self, operator: LinearOperator) -> EigenState | None:
+        """Return the state of the newest generation that has one, if it is of this operator."""
+        found = [int(name.split("-")[1]) for name in self._run.names("generation-*")]
+        for generation in sorted(found, reverse=True):
+            self._log = self._open(generation)
+            if not self._log.num_vectors:
+                continue
+            rows = np.stack([self._log.read(index) for index in range(self._log.num_vectors)])
+            state = EigenState.from_arrays({**self._log.arrays, "basis": rows})
+            self._key = self._generation(state)
+            if not identifies(signature(operator)):
+                found_value = rows[0] @ block_product(operator, rows[0])
+                value = np.ldexp(state.projected[0, 0], state.exponent)
+                norm = float(np.ldexp(state.norm, state.exponent))
+                if not is_same_form(found_value, value, norm, product_precision(operator)):
+                    raise CheckpointError(
+                        f"the checkpoint {self._run.path} is of another operator: v'Av of its "
+                        f"first vector is {found_value:.6g} and was {value:.6g}. Use another "
+                        "directory."
+                    )
+            return state
+        return None
+
+    def save(self, state: EigenState) -> None:
+        """Make the state durable."""
+        arrays = state.arrays()
+        rows = arrays.pop("basis")
+        if self._log is None or self._generation(state) != self._key:
+            old, self._key = self._log, self._generation(state)
+            self._log = self._open(self._newest + 1)
+            self._log.append(rows, arrays)
+            if old is not None:
+                old.remove()
+        else:
+            self._log.append(rows[self._log.num_vectors :], arrays)
+
+    def _open(self, generation: int) -> VectorLog:
+        self._newest = max(generation, self._newest)
+        opened = self._run.log(f"generation-{generation}", self._size, np.float64)
+        self._logs.callback(opened.close)
+        return opened
+
+    @staticmethod
+    def _generation(state: EigenState) -> tuple[int, ...]:
+        return state.restarts, state.rounds, state.polishes
+
+
+def problem_of(
+    state: EigenState, operator: dict[str, Any], starts: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what must be the same in every run that shares a checkpoint."""
+    names = ("k", "which", "tolerance", "precision", "subspace", "block_size", "seed")
+    return {
+        "algorithm": "top_eigenpairs",
+        "operator": operator,
+        "start": None if starts is None else array_hash(starts),
+    } | {name: getattr(state, name) for name in names}

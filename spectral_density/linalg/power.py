@@ -1,0 +1,132 @@
+"""The power method, the baseline that `top_eigenpairs` is held against."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spectral_density._progress import progress_bar
+from spectral_density.linalg.arguments import (
+    as_real_square,
+    block_product,
+    integer,
+    product_precision,
+    stream,
+)
+from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance, start_columns
+from spectral_density.linalg.threads import blas_threads
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PowerIteration:
+    """The eigenpair of largest magnitude as the power method finds it."""
+
+    value: float  # Rayleigh quotient v' A v
+    vector: np.ndarray  # (n,), of length 1
+    residual: float  # ||A v - value v||: some eigenvalue of A is at most this far away
+    converged: bool  # residual <= tolerance * ||A v||
+    num_products: int
+
+    def __repr__(self) -> str:
+        """Name the value and how good it is, never the vector."""
+        state = "converged" if self.converged else "not converged"
+        return (
+            f"PowerIteration({self.value:.9g}, residual {self.residual:.1e}, {state}, "
+            f"{self.num_products:,} products)"
+        )
+
+
+def power_iteration(
+    operator: Any,
+    /,
+    *,
+    tolerance: float | None = None,
+    max_products: int = 1000,
+    start: np.ndarray | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> PowerIteration:
+    """Find the eigenvalue of largest magnitude by the power method.
+
+    The classical baseline: the error falls by |lambda_2 / lambda_1| a product, where
+    `top_eigenpairs` gains as much in the square root of the number of products. Two eigenvalues of
+    largest magnitude and opposite sign keep it from converging, which is noticed and said.
+
+    Args:
+        operator: symmetric and real, shape (n, n): `LinearOperator`, array or sparse matrix.
+        tolerance: residual over ||A v|| at which it has converged; None is eps^(3/4) of the
+            products, see `top_eigenpairs`.
+        max_products: products at most.
+        start: start vector instead of a random one, shape (n,).
+        seed: seed of the random start.
+        progress: show a progress bar; None shows it in terminals and notebooks only.
+
+    Returns:
+        PowerIteration with `value`, `vector` and true `residual`. Where it has not converged, the
+        best so far with `converged` false, and a `ConvergenceWarning`.
+
+    Raises:
+        TypeError: if the operator or its products are not real, or an argument has a wrong type.
+        ValueError: if the operator is not square, or an argument is out of its range.
+        FloatingPointError: if a product with the operator is not finite.
+
+    References:
+        Golub, Van Loan (2013), Matrix Computations, section 8.2.1.
+    """
+    operator = as_real_square(operator)
+    size = integer(operator.shape[0], "The number of rows", 1)
+    tolerance = residual_tolerance(tolerance, product_precision(operator))
+    max_products = integer(max_products, "max_products", 1)
+    seed = integer(seed, "seed", 0)
+    if start is None:
+        vector = stream(seed, 0).standard_normal(size)
+        vector /= np.linalg.norm(vector)
+    else:
+        vector = start_columns(start, size, 1)[:, 0].copy()
+    before = None
+    with progress_bar(max_products, "Power iteration", progress) as bar:
+        for count in range(1, max_products + 1):
+            product = np.array(block_product(operator, vector, f"at step {count}"))
+            bar.update(1)
+            with blas_threads(size):
+                exponent = int(np.frexp(np.abs(product).max())[1])
+                product = np.ldexp(product, -exponent)
+                norm = float(np.linalg.norm(product))
+                value = float(vector @ product)
+                residual = float(np.linalg.norm(product - value * vector))
+                converged = residual <= tolerance * norm
+                if not converged:
+                    product /= norm
+                # Two products lead back to where they began, and one far away.
+                alternates = (
+                    before is not None
+                    and residual > tolerance**0.5 * norm
+                    and bool(np.linalg.norm(product - before) <= tolerance)
+                )
+            if converged or alternates or count == max_products:
+                break
+            before, vector = vector, product
+    result = PowerIteration(
+        value=float(np.ldexp(value, exponent)),
+        vector=vector,
+        residual=float(np.ldexp(residual, exponent)),
+        converged=converged,
+        num_products=count,
+    )
+    if not converged:
+        why = f"has not converged in {count} products"
+        remedy = "raise max_products, or use top_eigenpairs, which needs fewer"
+        if alternates:
+            magnitude = np.ldexp(norm, exponent)
+            why = f"cannot converge: both {magnitude:.6g} and {-magnitude:.6g} are eigenvalues"
+            remedy = 'use top_eigenpairs with which="BE" or "LM"'
+        warnings.warn(
+            f"power_iteration {why}. The residual is {result.residual:.2g} where "
+            f"{np.ldexp(tolerance * norm, exponent):.2g} was asked for: {remedy}.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return result

@@ -1,0 +1,164 @@
+"""An orthonormal basis of the range of an operator that grows by random probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from spectral_density.linalg.arguments import rounding_share, stream
+from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.threads import blas_threads
+
+# An operator whose products differ from their transpose by more than this is not symmetric; it is
+# far above what float32 networks show.
+ASYMMETRY = 1e-3
+
+# What probes are for, the last part of the key of their random streams.
+SKETCH, RESIDUAL, _FRESH = 0, 1, 2
+
+# A direction is lost to rounding where Gram-Schmidt leaves this share of it in the basis.
+_LOST = 0.1
+_EPS = float(np.finfo(np.float64).eps)
+
+
+class Sketch:
+    """An orthonormal basis of the range of A W, and A within it, that grow by more probes W.
+
+    The probes are not kept: they are drawn again when they are needed. Vectors are rows.
+    """
+
+    def __init__(self, products: Products, seed: int, *, keep_images: bool) -> None:
+        self.products = products
+        self.seed = seed
+        self.keep_images = keep_images
+        self.basis = np.zeros((0, products.size))  # Q'
+        self.images = np.zeros((0, products.size))  # (A Q)', without rows where it is not kept
+        self.triangle = np.zeros((0, 0))  # R of A W = Q R
+        self.compressed = np.zeros((0, 0))  # Q'AQ
+        self.image_norms = np.zeros(0)  # of the columns of A Q
+
+    @property
+    def rank(self) -> int:
+        """Number of probes, and of columns of the basis."""
+        return len(self.basis)
+
+    def extend(self, rank: int) -> None:
+        """Add probes up to a number; two products each."""
+        known = self.rank
+        self.basis = padded(self.basis, rank, self.products.size)
+        if self.keep_images:
+            self.images = padded(self.images, rank, self.products.size)
+        self.triangle = padded(self.triangle, rank, rank)
+        self.compressed = padded(self.compressed, rank, rank)
+        for draws in self.products.blocks(known, rank):
+            begin, end = draws.start, draws.stop
+            probes = gaussians(self.products.size, self.seed, draws, SKETCH)
+            images = self.products(probes)
+            with blas_threads(self.products.size):
+                rows = _orthonormal(images, self.basis[:begin], partial(self._fresh, draws))
+                self.basis[begin:end] = rows
+                self.triangle[:end, begin:end] = self.basis[:end] @ images.T
+            images = self.products(rows)
+            with blas_threads(self.products.size):
+                forms = self.basis[:end] @ images.T
+            self.compressed[:begin, begin:end] = forms[:begin]
+            self.compressed[begin:end, :begin] = forms[:begin].T
+            self.compressed[begin:end, begin:end] = (forms[begin:] + forms[begin:].T) / 2
+            self.image_norms = np.append(self.image_norms, np.linalg.norm(images, axis=1))
+            self._check_symmetry(forms[begin:])
+            if self.keep_images:
+                self.images[begin:end] = images
+
+    def _fresh(self, draws: range) -> np.ndarray:
+        return gaussians(self.products.size, self.seed, draws, _FRESH)
+
+    def _check_symmetry(self, corner: np.ndarray) -> None:
+        off = float(np.linalg.norm(corner - corner.T))
+        size = float(np.linalg.norm(self.image_norms))
+        if off <= max(ASYMMETRY, 10 * self.products.rounding) * size:
+            return
+        # A matrix that is zero but for rounding is not symmetric, and its estimate not wrong.
+        if off > 10 * rounding_share(self.products.operator, self.basis[-1]) * size:
+            raise ValueError(
+                f"The operator is not symmetric: u'Av and v'Au differ by {off / size:.1e} of "
+                "||A|| on average. Pass (A + A') / 2, which has the same trace and diagonal."
+            )
+
+    def left_out(self) -> tuple[np.ndarray, int]:
+        """Return unit vectors s_i as columns, and the dimension of each complement.
+
+        Q (I - s_i s_i') Q' projects on the range of all images but the i-th. Where the images are
+        dependent none of them is missed, and all s_i are 0.
+        """
+        rank = self.rank
+        u, values, vt = np.linalg.svd(self.triangle)
+        if values[-1] <= rank * _EPS * values[0]:
+            return np.zeros((rank, rank)), self.products.size - rank
+        inverse = u @ ((values[-1] / values)[:, np.newaxis] * vt)
+        return inverse / np.linalg.norm(inverse, axis=0), self.products.size - rank + 1
+
+    def probes_inside(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return Q'W, shape (rank, rank), and the squared norms of the probes."""
+        inside = np.empty((self.rank, self.rank))
+        squares = np.empty(self.rank)
+        for draws in self.products.blocks(0, self.rank):
+            probes = gaussians(self.products.size, self.seed, draws, SKETCH)
+            where = slice(draws.start, draws.stop)
+            inside[:, where] = self.basis @ probes.T
+            squares[where] = row_dots(probes, probes)
+        return inside, squares
+
+
+def _orthonormal(
+    vectors: np.ndarray, basis: np.ndarray, fresh: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return orthonormal rows that extend orthonormal ones by the span of others.
+
+    Args:
+        vectors: shape (b, n); they may be dependent or zero.
+        basis: orthonormal rows, shape (k, n).
+        fresh: returns random rows, shape (b, n), for directions that do not exist.
+    """
+
+    def off_basis(columns: np.ndarray) -> np.ndarray:
+        return columns - basis.T @ (basis @ columns)
+
+    columns = off_basis(vectors.T)
+    rows = np.linalg.qr(columns)[0]
+    # What is left of a dependent vector is rounding, and that can lie in the basis itself.
+    lost = np.linalg.norm(basis @ rows, axis=0) > _LOST
+    if lost.any():
+        columns[:, lost] = fresh()[lost].T
+        rows = np.linalg.qr(off_basis(columns))[0]
+    return np.linalg.qr(off_basis(rows))[0].T
+
+
+def gaussians(size: int, seed: int, draws: range, purpose: int) -> np.ndarray:
+    """Return standard normal probes as rows; each has its own stream."""
+    return np.stack([stream(seed, draw, purpose).standard_normal(size) for draw in draws])
+
+
+def complement(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return rows without their parts along the orthonormal rows of a basis."""
+    return rows - (rows @ basis.T) @ basis
+
+
+def sketch_rank(num_products: int, known: int, others: int) -> int:
+    """Return the rank that takes two thirds of the products, and never a probe from the others."""
+    return max(known, min(num_products // 3, (num_products - others) // 2))
+
+
+def row_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the inner product of each row with its counterpart."""
+    return np.einsum("kn,kn->k", a, b)
+
+
+def padded(array: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return a copy with zeros below and at the right; the array itself if it has that shape."""
+    if array.shape == (rows, columns):
+        return array
+    result = np.zeros((rows, columns))
+    result[: array.shape[0], : array.shape[1]] = array
+    return result

@@ -1,0 +1,236 @@
+"""Estimators of a trace: Hutchinson, Hutch++ and XTrace."""
+
+from __future__ import annotations
+
+from math import hypot
+
+import numpy as np
+
+from spectral_density.linalg.estimates import Estimate
+from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.sketch import (
+    RESIDUAL,
+    SKETCH,
+    Sketch,
+    complement,
+    gaussians,
+    padded,
+    row_dots,
+    sketch_rank,
+)
+from spectral_density.linalg.threads import blas_threads
+
+# Pairs of left-out directions nearer than this are one: all images but one are dependent.
+_SAME_DIRECTION = 1e-4
+
+
+class Hutchinson:
+    """n w'Aw / w'w, or with `squared` n ||Aw||^2 / w'w, averaged over probes."""
+
+    least = 2
+
+    def __init__(
+        self, products: Products, seed: int, *, squared: bool = False, grows: bool = False
+    ) -> None:
+        self.products = products
+        self.seed = seed
+        self.squared = squared
+        self.samples = np.zeros(0)
+        self.sizes = np.zeros(0)  # ||Aw|| / ||w||, what rounding is relative to
+
+    def extend(self, num_products: int) -> None:
+        """Make the sample as large as that many products allow."""
+        for draws in self.products.blocks(len(self.samples), num_products):
+            probes = gaussians(self.products.size, self.seed, draws, SKETCH)
+            images = self.products(probes)
+            square = row_dots(probes, probes)
+            image_square = row_dots(images, images)
+            forms = image_square if self.squared else row_dots(probes, images)
+            self.samples = np.append(self.samples, self.products.size * forms / square)
+            self.sizes = np.append(self.sizes, np.sqrt(image_square / square))
+
+    def result(self) -> Estimate:
+        """Return the estimate so far."""
+        size = float(self.sizes.mean())
+        rounding = self.products.size * self.products.rounding * size
+        if self.squared:
+            rounding *= 2 * size
+        return _from_samples(self.samples, rounding, self.products.count, self.squared)
+
+
+class HutchPlusPlus:
+    """The exact trace in the range of a sketch, plus Hutchinson's estimate in its complement."""
+
+    least = 4
+
+    def __init__(self, products: Products, seed: int, *, grows: bool = False) -> None:
+        self.products = products
+        self.seed = seed
+        self.sketch = Sketch(products, seed, keep_images=grows)
+        # For residual probes u, orthogonal to the first columns of Q (those at their time):
+        self.forms = np.zeros(0)  # u'Au
+        self.squares = np.zeros(0)  # u'u
+        self.inside = np.zeros((0, 0))  # Q'u, zero along those first columns
+        self.crossed = np.zeros((0, 0))  # Q'Au, the same rows as zero
+        self.stages: list[tuple[range, int]] = []  # residual draws, number of those columns
+
+    def extend(self, num_products: int) -> None:
+        """Make the sample as large as that many products allow."""
+        known = self.sketch.rank
+        count = len(self.forms)
+        rank = sketch_rank(num_products, known, max(count, 2))
+        self.sketch.extend(rank)
+        self.inside = padded(self.inside, rank, count)
+        self.crossed = padded(self.crossed, rank, count)
+        for draws, columns in self.stages:
+            for part in self.products.blocks(draws.start, draws.stop):
+                probes = self._residual_probes(part, columns)
+                where = slice(known, rank), slice(part.start, part.stop)
+                with blas_threads(self.products.size):
+                    self.inside[where] = self.sketch.basis[known:] @ probes.T
+                    self.crossed[where] = self.sketch.images[known:] @ probes.T
+        draws = range(count, num_products - 2 * rank)
+        for part in self.products.blocks(draws.start, draws.stop):
+            probes = self._residual_probes(part, rank)
+            images = self.products(probes)
+            self.forms = np.append(self.forms, row_dots(probes, images))
+            self.squares = np.append(self.squares, row_dots(probes, probes))
+        self.inside = padded(self.inside, rank, len(self.forms))
+        self.crossed = padded(self.crossed, rank, len(self.forms))
+        self.stages.append((draws, rank))
+
+    def _residual_probes(self, draws: range, columns: int) -> np.ndarray:
+        probes = gaussians(self.products.size, self.seed, draws, RESIDUAL)
+        with blas_threads(self.products.size):
+            return complement(probes, self.sketch.basis[:columns])
+
+    def result(self) -> Estimate:
+        """Return the estimate so far."""
+        compressed = self.sketch.compressed
+        forms = (
+            self.forms
+            - 2 * _column_dots(self.inside, self.crossed)
+            + _column_dots(self.inside, compressed @ self.inside)
+        )
+        squares = self.squares - _column_dots(self.inside, self.inside)
+        samples = np.trace(compressed) + (self.products.size - self.sketch.rank) * forms / squares
+        rounding = self.products.rounding * float(self.sketch.image_norms.sum())
+        return _from_samples(samples, rounding, self.products.count)
+
+
+class XTrace:
+    """Hutch++ for every probe, with the range of the images of all others.
+
+    Let Y = A W = Q R and let s_i be the unit vector along column i of R^-T, which is orthogonal to
+    all columns of R but the i-th. Then Q (I - s_i s_i') Q' projects on the range of Y without its
+    column i, and every estimate follows from small matrices: with F = A, or A'A if `squared`,
+    those are R, Q'W, Q'FQ and Q'FW.
+    """
+
+    least = 6  # three probes: leaving out two must leave one
+
+    def __init__(
+        self, products: Products, seed: int, *, squared: bool = False, grows: bool = False
+    ) -> None:
+        self.products = products
+        self.squared = squared
+        self.sketch = Sketch(products, seed, keep_images=squared)
+
+    def extend(self, num_products: int) -> None:
+        """Make the sample as large as that many products allow."""
+        self.sketch.extend(num_products // 2)
+
+    def result(self) -> Estimate:
+        """Return the estimate so far."""
+        sketch = self.sketch
+        left_out, dimension = sketch.left_out()
+        inside, squares = sketch.probes_inside()
+        triangle, norms = sketch.triangle, sketch.image_norms
+        if self.squared:
+            form = sketch.images @ sketch.images.T
+            crossed = sketch.compressed @ triangle
+            whole = _column_dots(triangle, triangle)
+            rounding = 2 * self.products.rounding * float((norms**2).sum())
+        else:
+            form = sketch.compressed
+            crossed = triangle
+            whole = _column_dots(inside, triangle)
+            rounding = self.products.rounding * float(norms.sum())
+        # The probe i without its part in the range of the other images is u = w - Q kept.
+        kept = inside - left_out * _column_dots(left_out, inside)
+        pulled = crossed - form @ kept  # Q'Fu
+        forms = whole - _column_dots(kept, crossed + pulled)  # u'Fu
+        squares = squares - _column_dots(kept, kept)  # u'u
+        captured = np.trace(form) - _column_dots(left_out, form @ left_out)
+        samples = captured + dimension * forms / squares
+
+        pairs = _leave_two_out(left_out, form, inside, pulled, forms, squares, captured, dimension)
+        # Given all other probes each sample is right on average, so a product of two samples'
+        # errors has the mean of that of their changes when the other's probe goes.
+        changes = samples - pairs
+        np.fill_diagonal(changes, 0.0)
+        spread = float(((samples - samples.mean()) ** 2).sum())
+        shared = float((changes * changes.T).sum())
+        k = len(samples)
+        error = float(np.sqrt(max(spread + shared, spread / 2) / (k * (k - 1))))
+        return _estimate(
+            float(samples.mean()), error, rounding, k - 1, self.products.count, self.squared
+        )
+
+
+def _leave_two_out(
+    left_out: np.ndarray,
+    form: np.ndarray,
+    inside: np.ndarray,
+    pulled: np.ndarray,
+    forms: np.ndarray,
+    squares: np.ndarray,
+    captured: np.ndarray,
+    dimension: int,
+) -> np.ndarray:
+    """Return the sample of probe i in column i with image j, too, out of the range, in row j.
+
+    Beside s_i the direction b is out, which is s_j made orthogonal to s_i: the probe u has Qb b'Q'w
+    more, its complement a dimension more, and the range b'Q'FQb less. The arguments are those of
+    the samples themselves, see `XTrace`.
+    """
+    cosines = left_out.T @ left_out
+    sines = np.sqrt(np.clip(1 - cosines**2, 0.0, None))
+    distinct = (sines > _SAME_DIRECTION) & (np.diag(cosines) > 0)
+
+    def along_b(products: np.ndarray) -> np.ndarray:
+        """Return b'x for columns x from all s_j'x."""
+        numerator = products - cosines * np.diag(products)
+        return np.divide(numerator, sines, out=np.zeros_like(numerator), where=distinct)
+
+    within = left_out.T @ form @ left_out
+    own = np.diag(within)
+    numerator = own[:, np.newaxis] - cosines * (2 * within - cosines * own)
+    dropped = np.divide(numerator, sines**2, out=np.zeros_like(numerator), where=distinct)
+    beta = along_b(left_out.T @ inside)
+    pair_forms = forms + 2 * beta * along_b(left_out.T @ pulled) + beta**2 * dropped
+    return captured - dropped + (dimension + distinct) * pair_forms / (squares + beta**2)
+
+
+def _from_samples(
+    samples: np.ndarray, rounding: float, num_products: int, squared: bool = False
+) -> Estimate:
+    """Average independent estimates."""
+    error = float(samples.std(ddof=1)) / np.sqrt(len(samples))
+    degrees = len(samples) - 1
+    return _estimate(float(samples.mean()), error, rounding, degrees, num_products, squared)
+
+
+def _estimate(
+    value: float, sampling: float, rounding: float, degrees: int, num_products: int, squared: bool
+) -> Estimate:
+    """Put an estimate together; with `squared`, that of the root."""
+    error = hypot(sampling, rounding)
+    if squared:
+        value = float(np.sqrt(max(value, 0.0)))
+        error = error / (2 * value) if value else float(np.sqrt(error))
+    return Estimate(value, error, num_products, degrees_of_freedom=degrees)
+
+
+def _column_dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("kn,kn->n", a, b)
