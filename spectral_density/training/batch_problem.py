@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -25,7 +26,7 @@ from spectral_density.training.problem import (
 )
 from spectral_density.training.steps import Work
 
-Observer = Callable[[Any, Any, tf.Tensor, tf.Tensor], None]
+Observer = Callable[[Any, Any, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 
 
 class BatchProblem(Problem):
@@ -55,12 +56,14 @@ class BatchProblem(Problem):
             l2: factor of the squares of all weights in the loss.
             hessian_data: batches for the matrix, None for those of the gradient.
             hessian_batch_size: examples of the matrix, None for as many as this batch has.
-            observe: called in the graph of the gradient with batch, outputs, loss and count.
+            observe: called in the graph of the gradient with batch, outputs, loss and count; what
+                it returns is in `observed`.
         """
         self.objective = objective
         self.work = Work(1.0)
         self._l2 = l2
         self._observe = observe
+        self.observed: dict[str, tf.Tensor] = {}  # by the last gradient
         self.parameters = select(objective.model)
         self.weights = Weights(self.parameters)
         with losses_put_back(objective.model):
@@ -107,15 +110,13 @@ class BatchProblem(Problem):
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
         """See `Problem`."""
         self.work.gradient_examples += self._rows
-        with losses_put_back(self.objective.model):
-            loss, gradient = self._evaluate(_without_none(self._batch))
+        loss, gradient, self.observed = self._evaluate(_without_none(self._batch))
         return float(loss), np.asarray(gradient).astype(np.float64)
 
     def loss(self) -> float:
         """See `Problem`."""
         self.work.loss_examples += self._rows
-        with losses_put_back(self.objective.model):
-            return float(self._value(_without_none(self._batch)))
+        return float(self._value(_without_none(self._batch)))
 
     def curvature(self) -> CountedOperator:
         """See `Problem`."""
@@ -129,39 +130,44 @@ class BatchProblem(Problem):
         return counted_parts(self.operator, self.work, 2 * self._l2, in_blocks=True)
 
     def _hessian_batch(self) -> Any:
-        batch = self._recent if self._hessian_batches is None else next(self._hessian_batches)
-        return _without_none(batch)
+        if self._hessian_batches is not None:
+            return _without_none(next(self._hessian_batches))
+        return _without_none(_at_most(self._recent, self._hessian_rows))
 
     def _filled(self, batch: Any) -> Any:
-        """Return as many of the last examples as the matrix is made of, these ones first."""
-        wanted = self._hessian_rows
-        if self._rows == wanted or not _has_rows(batch, self._rows):
-            return batch
-        if self._rows > wanted:
-            return rows_of(batch, 0, wanted)
-        if self._recent is None:
+        """Return at least as many of the last examples as the matrix is made of, these ones first.
+
+        What is too many is cut off where a matrix is made, which is not at every step.
+        """
+        enough = self._rows >= self._hessian_rows or self._recent is None
+        if enough or not _has_rows(batch, self._rows):
             return batch
         joined = tf.nest.map_structure(
             lambda new, old: None if new is None else tf.concat([new, old], axis=0),
             batch,
             self._recent,
         )
-        return rows_of(joined, 0, wanted)
+        return _at_most(joined, self._hessian_rows)
 
     # In the graph --------------------------------------------------------------------------------
 
-    def _traced_evaluate(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    # What a layer holds as its losses changes where a call is traced, and only there.
+
+    def _traced_evaluate(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         variables = self.parameters.variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            value, outputs, count = self._cost(batch)
-        gradient = self.parameters.join(tape.gradient(value, variables))
-        if self._observe is not None:
-            self._observe(unpack(batch), outputs, value, count)
-        return value, gradient
+        with losses_put_back(self.objective.model):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                value, outputs, count = self._cost(batch)
+            gradient = self.parameters.join(tape.gradient(value, variables))
+            observed = {}
+            if self._observe is not None:
+                observed = self._observe(unpack(batch), outputs, value, count)
+        return value, gradient, observed
 
     def _traced_value(self, batch: Any) -> tf.Tensor:
-        return self._cost(batch)[0]
+        with losses_put_back(self.objective.model):
+            return self._cost(batch)[0]
 
     def _cost(self, batch: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:
         """Return the objective of a batch, the model's outputs, and the number of examples."""
@@ -221,13 +227,22 @@ def _make_operator(
 
 def _compiled(method: Callable[..., Any], batch: Any) -> Any:
     """Compile a function of batches like this one, with any number of rows."""
+    # TensorFlow counts retracing by code object, so that the first steps of several models would be
+    # warned of; a partial has no code object and is counted by itself.
+    own = partial(method)
     parts = tf.nest.flatten(batch)
     if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
-        return tf.function(method, autograph=False, reduce_retracing=True)
+        return tf.function(own, autograph=False, reduce_retracing=True)
     signature = tf.nest.map_structure(
         lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch
     )
-    return tf.function(method, autograph=False, input_signature=[signature])
+    return tf.function(own, autograph=False, input_signature=[signature])
+
+
+def _at_most(batch: Any, wanted: int) -> Any:
+    """Return the first rows of a batch, all that it has where these are no more, or no rows."""
+    rows = count_examples(batch)
+    return rows_of(batch, 0, wanted) if rows > wanted and _has_rows(batch, rows) else batch
 
 
 def _has_rows(batch: Any, rows: int) -> bool:

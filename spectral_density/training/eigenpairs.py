@@ -10,6 +10,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import block_product, stream
 from spectral_density.linalg.lanczos import lanczos
+from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.linalg.randomized import randomized_eigh
 from spectral_density.linalg.threads import blas_threads
 
@@ -39,11 +40,12 @@ class LowRank:
         return (self.vectors @ along.astype(self.vectors.dtype) - gradient) / gamma
 
     def rounded(self) -> LowRank:
-        """Return the same with vectors in float32, for products that are no better.
+        """Return the same with vectors and images in float32, for products that are no better.
 
         Two passes over the vectors are what a step between refreshes consists of.
         """
-        return replace(self, vectors=self.vectors.astype(np.float32))
+        images = None if self.images is None else self.images.astype(np.float32, copy=False)
+        return replace(self, vectors=self.vectors.astype(np.float32, copy=False), images=images)
 
 
 def randomized_eigenpairs(
@@ -79,16 +81,18 @@ def tracked_eigenpairs(operator: LinearOperator, images: np.ndarray) -> LowRank:
     """Return Ritz pairs in the space of the last eigenvectors' images, from one block product.
 
     The matrix has changed little since, so that one step of subspace iteration follows it. What is
-    kept for the next refresh are products with this one's matrix.
+    kept for the next refresh are products with this one's matrix. All is in the images' precision.
     """
     with blas_threads(len(images)):
         basis = _nearly_orthonormal(images)
     products = block_product(operator, basis, "while tracking eigenvectors")
     with blas_threads(len(images)):
-        core = basis.T @ products
+        products = products.astype(basis.dtype, copy=False)
+        core = (basis.T @ products).astype(np.float64)
         values, weights = np.linalg.eigh((core + core.T) / 2)
         order = np.argsort(-np.abs(values), kind="stable")
-        return _low_rank(values[order], basis @ weights[:, order], products @ weights[:, order])
+        weights = weights[:, order]
+        return _low_rank(values[order], _combined(basis, weights), _combined(products, weights))
 
 
 def adaptive_eigenpairs(
@@ -119,7 +123,7 @@ def adaptive_eigenpairs(
         Halko, Martinsson, Tropp (2011), SIAM Rev. 53:217, section 4.4 (growing to a tolerance).
         Dembo, Eisenstat, Steihaug (1982), SIAM J. Numer. Anal. 19:400 (the condition).
     """
-    size, norm = len(gradient), float(np.linalg.norm(gradient))
+    size, norm = len(gradient), euclidean_norm(gradient)
     width = min(_BLOCK_SIZE, max_rank)
     random = stream(seed, _KEY).standard_normal((size, width - 1))
     with blas_threads(size):
@@ -154,7 +158,7 @@ def significant(pairs: LowRank, parts: Sequence[LinearOperator], signal_to_noise
         signal_to_noise: least |mean| / standard deviation of the Rayleigh quotients over the parts.
 
     References:
-        O'Leary-Roseberry, Alger, Ghattas (2020), arXiv 2002.02881, section 3.
+        O'Leary-Roseberry, Alger, Ghattas (2020), arXiv 2002.02881.
     """
     quotients = rayleigh_quotients(parts, pairs.vectors)
     means, spreads = quotients.mean(axis=0), quotients.std(axis=0, ddof=1)
@@ -186,15 +190,21 @@ def _nearly_orthonormal(block: np.ndarray) -> np.ndarray:
     By a Cholesky factor of the Gram matrix, at a fraction of what Householder's QR takes; of such
     columns, scaled to one length, the Gram matrix is well conditioned.
     """
-    sizes = np.linalg.norm(block, axis=0)
-    if sizes.min() <= _NEGLIGIBLE * sizes.max():
+    wide = block.astype(np.float64, copy=False)
+    gram = wide.T @ wide
+    sizes = np.sqrt(np.diag(gram))
+    if sizes.min() <= max(_NEGLIGIBLE * sizes.max(), np.finfo(block.dtype).tiny):
         return _orthonormal(block)
-    block = block / sizes
-    gram = block.T @ block
+    gram /= np.outer(sizes, sizes)
     if np.linalg.eigvalsh(gram)[0] < _WELL_CONDITIONED:
         return _orthonormal(block)
     factor = np.linalg.cholesky(gram)
-    return block @ np.linalg.inv(factor).T
+    return _combined(block, np.linalg.inv(factor).T / sizes[:, np.newaxis])
+
+
+def _combined(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return block @ weights in the block's dtype, column by column as products take and give."""
+    return (weights.T.astype(block.dtype) @ block.T).T
 
 
 def _extension(block: np.ndarray, basis: np.ndarray, room: int) -> np.ndarray:

@@ -13,6 +13,8 @@ from spectral_density.training.steps import TrainingStatus
 
 # Adaptive damping never falls below this share of what it began at.
 _LEAST_DAMPING = 1e-12
+# Changes of the loss within this many roundings of it are none.
+_ROUNDINGS = 10
 
 
 @dataclass
@@ -31,6 +33,19 @@ class Ray:
     def predicted(self, length: float) -> float:
         """Return by how much the quadratic model falls at w + t d."""
         return -length * (self.slope + 0.5 * length * self.curvature)
+
+    def agreement(self, length: float) -> float:
+        """Return rho, by how much the loss falls at w + t d over what the model foretold.
+
+        Where both are within the rounding of the loss, rho is about 1: what is left to gain cannot
+        be seen, and is no reason to refuse a step that the gradient asks for. It is minus infinity
+        where no step is worth taking: a loss that is not finite, or a model that does not fall.
+        """
+        fall, promised = self.loss - self.loss_at(length), self.predicted(length)
+        if not (np.isfinite(fall) and promised > 0):
+            return -np.inf
+        rounding = _ROUNDINGS * np.finfo(np.float64).eps * abs(self.loss)
+        return (fall + rounding) / (promised + rounding)
 
 
 @dataclass(frozen=True)
@@ -183,7 +198,7 @@ class TrustRegion(Globalization):
 
     References:
         Nocedal, Wright (2006), Numerical Optimization, algorithm 4.1.
-        Conn, Gould, Toint (2000), Trust-Region Methods, section 6.1.
+        Conn, Gould, Toint (2000), Trust-Region Methods (and for rho within rounding).
     """
 
     def __init__(
@@ -236,9 +251,7 @@ class TrustRegion(Globalization):
         # The learning rate shortens the step within the region, and is none of its business.
         inside = min(ray.norm, self._radius)
         length = ray.first * inside / ray.norm
-        fall, promised = ray.loss - ray.loss_at(length), ray.predicted(length)
-        # A loss that is not finite falls by nothing that could be accepted.
-        ratio = fall / promised if np.isfinite(fall) and promised > 0 else -np.inf
+        ratio = ray.agreement(length)
         if ratio < self.shrink_below:
             self._radius = self.shrink * inside
         elif ratio > self.grow_above and inside >= (1 - 1e-6) * self._radius:
@@ -256,7 +269,7 @@ class LevenbergMarquardt(Globalization):
     With rho as in `TrustRegion`, damping is raised where rho is low and lowered where it is high.
     It begins at the curvature along the gradient and falls slowly: the first steps are short, and
     the eigenvalues that a Krylov method reaches in few iterations come first. A step that does not
-    lower the loss is rejected, the weights put back bit for bit.
+    lower the loss, beyond its rounding, is rejected, the weights put back bit for bit.
 
     References:
         Martens (2010), Deep learning via Hessian-free optimization, ICML, section 4.1.
@@ -316,8 +329,7 @@ class LevenbergMarquardt(Globalization):
     def choose(self, ray: Ray) -> StepChoice:
         """See `Globalization`."""
         damping = self._damping or 0.0
-        fall, promised = ray.loss - ray.loss_at(ray.first), ray.predicted(ray.first)
-        ratio = fall / promised if np.isfinite(fall) and promised > 0 else -np.inf
+        ratio = ray.agreement(ray.first)
         if ratio <= 0:
             self._damping = self.reject * damping
             return StepChoice(0.0, TrainingStatus.REJECTED, True)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_density.linalg.arguments import integer, number
-from spectral_density.linalg.norms import euclidean_norm
+from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Status
 from spectral_density.training.globalization import Globalization, Ray, StepChoice, as_globalization
-from spectral_density.training.problem import CountedOperator, Problem
+from spectral_density.training.problem import CountedOperator, Held, Problem
 from spectral_density.training.steps import TrainingStatus, TrainingStep
 
 CURVATURES = ("hessian", "gauss_newton")
@@ -41,11 +41,13 @@ class SecondOrderMethod(ABC):
     Attributes:
         learning_rate: step length along the direction, or the first one that is tried. May be set
             between steps, as Keras's callbacks do.
-        globalization: how far to step.
+        globalization: how far to step: "fixed", "spectral", "armijo", "trust_region",
+            "levenberg_marquardt", or an object with options.
         curvature: "hessian" or "gauss_newton", the matrix `SecondOrderModel` makes.
-        hessian_data: batches for the matrix, None for those of the gradient.
-        hessian_batch_size: how many examples the matrix is made of, None for as many as the
-            gradient's first batch has.
+        hessian_data: batches for the matrix, one for each time it is made; None for those of the
+            gradient.
+        hessian_batch_size: how many of the gradient's examples the matrix is made of, None for as
+            many as its first batch has.
         last_step: what the last step did, None before the first.
     """
 
@@ -84,7 +86,7 @@ class SecondOrderMethod(ABC):
         self.globalization.reset()
         self.last_step: TrainingStep | None = None
         self._num_steps = 0
-        self._before: list[Any] | None = None  # the weights before a step nobody checked
+        self._before: Held | None = None  # the weights before a step nobody checked
 
     @abstractmethod
     def _direction(self, problem: Problem, loss: float, gradient: np.ndarray) -> Direction:
@@ -119,7 +121,7 @@ class SecondOrderMethod(ABC):
         self.last_step = self._record(problem, status)
         return self.last_step
 
-    def _step(self, problem: Problem, held: list[Any], gradient_tolerance: float) -> TrainingStatus:
+    def _step(self, problem: Problem, held: Held, gradient_tolerance: float) -> TrainingStatus:
         loss, gradient = problem.loss_and_gradient()
         self._figures["loss"] = loss
         if not np.isfinite(loss):
@@ -137,7 +139,7 @@ class SecondOrderMethod(ABC):
             direction = self._direction(problem, loss, gradient)
         except FloatingPointError:
             return TrainingStatus.CURVATURE_NOT_FINITE
-        slope = float(gradient @ direction.vector)
+        slope = inner(gradient, direction.vector)
         self._figures |= {
             "slope": slope,
             "damping": direction.damping,
@@ -153,7 +155,7 @@ class SecondOrderMethod(ABC):
         return self._along(problem, held, loss, slope, direction)
 
     def _along(
-        self, problem: Problem, held: list[Any], loss: float, slope: float, direction: Direction
+        self, problem: Problem, held: Held, loss: float, slope: float, direction: Direction
     ) -> TrainingStatus:
         """Choose the length of the step, and take it."""
         weights, d = problem.weights, direction.vector
@@ -167,7 +169,7 @@ class SecondOrderMethod(ABC):
 
         def curvature_along() -> float:
             operator: CountedOperator = problem.curvature()
-            return float(d @ operator.matvec(d))
+            return inner(d, operator.matvec(d))
 
         ray = Ray(
             loss=loss,
@@ -175,7 +177,7 @@ class SecondOrderMethod(ABC):
             norm=euclidean_norm(d),
             curvature=direction.curvature,
             first=self.learning_rate,
-            weight_norm=weights.norm(),
+            weight_norm=held.norm,
             loss_at=loss_at,
             curvature_along=curvature_along,
         )

@@ -11,6 +11,7 @@ import numpy as np
 from spectral_density._progress import progress_bar
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import integer, number
+from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.training.methods import SecondOrderMethod
 from spectral_density.training.problem import OperatorProblem
 from spectral_density.training.steps import TrainingStatus, TrainingStep
@@ -127,14 +128,23 @@ def minimize(
             if rejected > _MOST_REJECTED:
                 status = TrainingStatus.STALLED
                 break
-    loss, norm = operator.loss(), np.nan
-    if np.isfinite(loss):
-        try:
-            norm = float(np.linalg.norm(operator.gradient()))
-        except FloatingPointError:
-            norm = np.nan
+    if status is TrainingStatus.CONVERGED:
+        loss, norm = step.loss, step.gradient_norm
+    else:
+        loss, norm = _at_the_end(operator)
     if status is TrainingStatus.MAX_STEPS and norm <= gradient_tolerance:
         status = TrainingStatus.CONVERGED
     return Minimization(
         status, loss, norm, tuple(steps), problem.work.num_products, problem.work.data_passes
     )
+
+
+def _at_the_end(operator: CurvatureOperator) -> tuple[float, float]:
+    """Return the loss and the norm of the gradient, NaN where they are not finite."""
+    loss = operator.loss()
+    if not np.isfinite(loss):
+        return loss, np.nan
+    try:
+        return loss, euclidean_norm(operator.gradient())
+    except FloatingPointError:
+        return loss, np.nan

@@ -331,7 +331,7 @@ class _Run:
             seen = max(self._seen, rows * (self._steps or 1))
             self.problem.work.num_examples = float(seen)
         self.method.step(self.problem)
-        return self.trainer.get_metrics_result()
+        return self.problem.observed
 
     def _make_problem(self, batch: Any) -> BatchProblem:
         model = self.trainer.model
@@ -349,14 +349,16 @@ class _Run:
             observe=self._observe,
         )
 
-    def _observe(self, batch: Any, outputs: Any, loss: tf.Tensor, count: tf.Tensor) -> None:
-        """Update the metrics with a batch, in the graph of its gradient."""
+    def _observe(
+        self, batch: Any, outputs: Any, loss: tf.Tensor, count: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Update the metrics with a batch, in the graph of its gradient, and return them."""
         trainer = self.trainer
         x, y, sample_weight = batch
         trainer._loss_tracker.update_state(loss, sample_weight=count)
         if trainer._compile_loss is not None:
             trainer._compile_loss(y, outputs, sample_weight)  # the losses of several outputs
-        trainer.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        return trainer.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     def validated(self, epoch: int, logs: dict[str, Any]) -> None:
         """Keep the weights if they validated better than any before."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectral_density.curvature.quadratic import gradient_step
 from spectral_density.linalg.arguments import integer, number
-from spectral_density.linalg.norms import euclidean_norm
+from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Solution, Status, solve
 from spectral_density.training.globalization import Globalization, StepChoice
 from spectral_density.training.methods import Direction, SecondOrderMethod
@@ -44,25 +44,15 @@ class NewtonKrylov(SecondOrderMethod):
         damping: float,
         max_iterations: int,
         max_forcing: float,
-        learning_rate: float,
-        globalization: str | Globalization,
-        curvature: Literal["hessian", "gauss_newton"],
-        hessian_data: Any,
-        hessian_batch_size: int | None,
+        **shared: Any,
     ):
-        """Check the options."""
+        """Check the options; the shared ones are those of `SecondOrderMethod`."""
         self.damping = number(damping, "damping", least=0.0)
         self.max_iterations = integer(max_iterations, "max_iterations", 1)
         self.max_forcing = number(max_forcing, "max_forcing", above=0.0)
         if self.max_forcing >= 1:
             raise ValueError(f"max_forcing must be less than 1, got {max_forcing!r}.")
-        super().__init__(
-            learning_rate=learning_rate,
-            globalization=globalization,
-            curvature=curvature,
-            hessian_data=hessian_data,
-            hessian_batch_size=hessian_batch_size,
-        )
+        super().__init__(**shared)
 
     def reset(self) -> None:
         """See `SecondOrderMethod`."""
@@ -104,7 +94,7 @@ class NewtonKrylov(SecondOrderMethod):
         x = solution.x
         return Direction(
             x,
-            curvature=2 * (solution.model_value - float(gradient @ x)),
+            curvature=2 * (solution.model_value - inner(gradient, x)),
             damping=solution.damping,
             solver_status=solution.status,
         )
@@ -120,8 +110,8 @@ class NewtonKrylov(SecondOrderMethod):
         d, curvature = solution.negative_curvature, solution.curvature
         if d is None or curvature is None:
             raise ValueError(f"{solution} has no direction of negative curvature.")
-        length = abs(float(gradient @ d)) / abs(curvature)
-        within = 2 * (solution.model_value - float(gradient @ base)) if base.any() else 0.0
+        length = abs(inner(gradient, d)) / abs(curvature)
+        within = 2 * (solution.model_value - inner(gradient, base)) if base.any() else 0.0
         return Direction(
             base + length * d,
             curvature=within + length**2 * curvature,
@@ -170,12 +160,11 @@ class NewtonCG(NewtonKrylov):
             max_forcing: largest residual relative to that of a zero step.
             warm_start: factor of the last direction that CG starts from, 0 to start from zero.
             learning_rate: step length, or the first one that is tried.
-            globalization: "levenberg_marquardt", "trust_region", "armijo", "spectral", "fixed", or
-                an object.
-            curvature: the matrix that `SecondOrderModel` makes. The Gauss-Newton matrix has no
-                negative curvature, and needs fewer examples.
-            hessian_data: batches for the matrix.
-            hessian_batch_size: how many of the gradient's examples the matrix is made of.
+            globalization: how far to step, see `SecondOrderMethod`.
+            curvature: see `SecondOrderMethod`. The Gauss-Newton matrix has no negative curvature,
+                and needs fewer examples.
+            hessian_data: see `SecondOrderMethod`.
+            hessian_batch_size: see `SecondOrderMethod`.
         """
         self.warm_start = number(warm_start, "warm_start", least=0.0)
         super().__init__(
@@ -218,7 +207,7 @@ class NewtonCG(NewtonKrylov):
         """Tell whether a solution that did not start from zero leads down, as one that did does."""
         if solution.status is Status.NEGATIVE_CURVATURE or solution.model_value >= 0:
             return False
-        return float(gradient @ solution.x) < 0
+        return inner(gradient, solution.x) < 0
 
     def _start(self, radius: float | None) -> np.ndarray | None:
         if self._last is None or not self.warm_start:
@@ -268,11 +257,10 @@ class NewtonMINRES(NewtonKrylov):
             follow_negative_curvature: False takes the solution whatever it is: plain Newton, which
                 is drawn to saddle points.
             learning_rate: step length, or the first one that is tried.
-            globalization: "levenberg_marquardt", "trust_region", "armijo", "spectral", "fixed", or
-                an object.
-            curvature: the matrix that `SecondOrderModel` makes.
-            hessian_data: batches for the matrix.
-            hessian_batch_size: how many of the gradient's examples the matrix is made of.
+            globalization: how far to step, see `SecondOrderMethod`.
+            curvature: see `SecondOrderMethod`.
+            hessian_data: see `SecondOrderMethod`.
+            hessian_batch_size: see `SecondOrderMethod`.
         """
         self.follow_negative_curvature = bool(follow_negative_curvature)
         super().__init__(
@@ -324,11 +312,10 @@ class NewtonGMRES(NewtonKrylov):
             max_iterations: of GMRES for each step; each takes one product and keeps one vector.
             max_forcing: largest residual relative to that of a zero step.
             learning_rate: step length, or the first one that is tried.
-            globalization: "levenberg_marquardt", "trust_region", "armijo", "spectral", "fixed", or
-                an object.
-            curvature: the matrix that `SecondOrderModel` makes.
-            hessian_data: batches for the matrix.
-            hessian_batch_size: how many of the gradient's examples the matrix is made of.
+            globalization: how far to step, see `SecondOrderMethod`.
+            curvature: see `SecondOrderMethod`.
+            hessian_data: see `SecondOrderMethod`.
+            hessian_batch_size: see `SecondOrderMethod`.
         """
         super().__init__(
             damping=damping,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import Parameters
 from spectral_density.linalg.arguments import product_dtype
+from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.training.steps import Work
 
 # Parts of the Hessian's data across which the spread of a Rayleigh quotient is taken.
@@ -21,46 +22,60 @@ NUM_PARTS = 4
 BLOCK_WIDTH = 8
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What the variables were, to put them back or to move them from there."""
+
+    values: list[tf.Tensor]  # of each variable, of its dtype
+    vector: np.ndarray  # (size,), all of them, float64
+
+    @property
+    def norm(self) -> float:
+        """The length of the vector of all weights."""
+        return euclidean_norm(self.vector)
+
+
 class Weights:
-    """The variables as one vector that can be moved, held, and put back bit for bit."""
+    """The variables as one vector that can be moved, held, and put back bit for bit.
+
+    Each variable is read and assigned by an operation of its own, which runs at once: a graph of
+    them waits for threads, on a busy machine longer than the gradient of a small network takes.
+    """
 
     def __init__(self, parameters: Parameters):
         """Take the variables."""
         self.parameters = parameters
-        self._assign = tf.function(self._assigned, autograph=False)
 
     @property
     def size(self) -> int:
         """Number of weights."""
         return self.parameters.size
 
-    def hold(self) -> list[tf.Tensor]:
-        """Return copies of the variables, for `put_back` and `move`."""
-        return [tf.identity(variable) for variable in self.parameters.variables]
+    def hold(self) -> Held:
+        """Return what the variables are, for `put_back` and `move`."""
+        # Not copied: what assigns to a variable whose value is held elsewhere leaves that as it is.
+        values = [variable.value() for variable in self.parameters.variables]
+        return Held(values, self.parameters.flatten(values))
 
-    def put_back(self, held: Sequence[tf.Tensor]) -> None:
+    def put_back(self, held: Held) -> None:
         """Put the variables back as they were held, bit for bit."""
-        for variable, value in zip(self.parameters.variables, held, strict=True):
-            variable.assign(value)
+        for variable, value in zip(self.parameters.variables, held.values, strict=True):
+            _assign(variable, value)
 
-    def move(self, held: Sequence[tf.Tensor], displacement: np.ndarray) -> None:
+    def move(self, held: Held, displacement: np.ndarray) -> None:
         """Put the variables to what was held plus a displacement, shape (size,)."""
-        self._assign(list(held), tf.convert_to_tensor(displacement, tf.float64))
+        moved = self.parameters.unflatten(held.vector + displacement)
+        for variable, value in zip(self.parameters.variables, moved, strict=True):
+            # The sum is rounded once, to the dtype of the variable.
+            _assign(variable, value.astype(variable.dtype.as_numpy_dtype))
 
-    def norm(self) -> float:
-        """Return the length of the vector of all weights."""
-        squares = [
-            np.sum(np.square(v.numpy(), dtype=np.float64)) for v in self.parameters.variables
-        ]
-        return float(np.sqrt(np.sum(squares)))
 
-    def _assigned(self, held: list[tf.Tensor], displacement: tf.Tensor) -> None:
-        # The sum is rounded once, to the dtype of the variable.
-        sizes = [int(np.prod(shape, dtype=np.int64)) for shape in self.parameters.shapes]
-        pieces = tf.split(displacement, sizes)
-        for variable, start, piece in zip(self.parameters.variables, held, pieces, strict=True):
-            moved = tf.cast(start, tf.float64) + tf.reshape(piece, start.shape)
-            variable.assign(tf.cast(moved, variable.dtype))
+def _assign(variable: tf.Variable, value: Any) -> None:
+    if isinstance(variable, tf.distribute.DistributedValues):
+        variable.assign(value)
+    else:
+        # What `assign` comes to, at half its time.
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
 class CountedOperator(LinearOperator):
@@ -103,7 +118,8 @@ class CountedOperator(LinearOperator):
             return self.operator.matmat(X)
         if count < BLOCK_WIDTH:
             return self.operator.matmat(np.pad(X, ((0, 0), (0, BLOCK_WIDTH - count))))[:, :count]
-        products = np.empty(X.shape)
+        # Products come column by column: they are written, and read again, as they come.
+        products = np.empty(X.shape, order="F")
         for start in range(0, count, BLOCK_WIDTH):
             # The last block overlaps the one before it.
             first = min(start, count - BLOCK_WIDTH)

@@ -8,6 +8,7 @@ import numpy as np
 
 from spectral_density.curvature.quadratic import gradient_step
 from spectral_density.linalg.arguments import integer, number
+from spectral_density.linalg.norms import inner
 from spectral_density.linalg.threads import blas_threads
 from spectral_density.training.eigenpairs import (
     LowRank,
@@ -96,12 +97,12 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
                 gradient.
             oversampling: vectors beyond `rank`.
             warm_start: whether a refresh starts from the last eigenvectors (with "fixed").
-            globalization: "fixed", "spectral", "armijo", "trust_region", or an object; None for
-                steps of the learning rate that are at most a hundredth as long as the weights,
+            globalization: how far to step, see `SecondOrderMethod`; None for steps of the learning
+                rate that are at most a hundredth as long as the weights,
                 `FixedStep(max_relative_step=0.01)`.
-            curvature: the matrix that `SecondOrderModel` makes.
-            hessian_data: batches for the matrix, one for each refresh.
-            hessian_batch_size: how many of the gradient's examples the matrix is made of.
+            curvature: see `SecondOrderMethod`.
+            hessian_data: see `SecondOrderMethod`; each refresh takes one batch.
+            hessian_batch_size: see `SecondOrderMethod`.
             seed: seed of the random vectors.
         """
         self.rank = integer(rank, "rank", 1)
@@ -151,7 +152,7 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
         return Direction(
             vector,
             # |H_r| + gamma I maps the step to -g.
-            curvature=-float(gradient @ vector),
+            curvature=-inner(gradient, vector),
             damping=gamma,
             rank=len(pairs.values),
             smallest_eigenvalue=float(pairs.values.min()) if len(pairs.values) else np.nan,

@@ -116,7 +116,7 @@ class Work:
     fact cheaper: their vectors share the forward pass.
 
     References:
-        O'Leary-Roseberry, Alger, Ghattas (2020), arXiv 2002.02881, section 4.
+        O'Leary-Roseberry, Alger, Ghattas (2020), arXiv 2002.02881.
     """
 
     num_examples: float  # of the training set

@@ -139,3 +139,72 @@ def test_directions_whose_curvature_changes_sign_between_parts_are_left_out():
     np.testing.assert_array_equal(kept.values, [10.0, -8.0])
     assert kept.norm == 10.0
     assert len(significant(pairs, parts, 0.0).values) == 2  # those whose mean is zero go anyway
+
+
+def test_signal_is_the_mean_of_the_quotients_over_their_sample_standard_deviation():
+    # Quotients 3, 1, 3, 1: mean 2, standard deviation 2 / sqrt(3) with n - 1 = 3.
+    parts = [aslinearoperator(np.diag([s, 1.0])) for s in (3.0, 1.0, 3.0, 1.0)]
+    pairs = LowRank(np.array([2.0, 1.0]), np.eye(2), 2.0)
+    ratio = np.sqrt(3.0)
+    assert len(significant(pairs, parts, 0.99 * ratio).values) == 2
+    np.testing.assert_array_equal(significant(pairs, parts, 1.01 * ratio).values, [1.0])
+
+
+def test_eigenpairs_come_with_the_largest_magnitude_first():
+    a, q = matrix(np.array([1.0, -7.0, 3.0, -2.0, 5.0]))
+    images = q[:, [3, 0, 2, 1]] * np.array([2.0, 1.0, 3.0, 7.0])
+    for dtype, atol in ((np.float64, 1e-12), (np.float32, 1e-5)):
+        pairs = tracked_eigenpairs(aslinearoperator(a), images.astype(dtype))
+        np.testing.assert_allclose(pairs.values, [-7.0, 3.0, -2.0, 1.0], rtol=1e-5)
+        np.testing.assert_allclose(a @ pairs.vectors, pairs.images, atol=10 * atol)
+        np.testing.assert_allclose(pairs.vectors.T @ pairs.vectors, np.eye(4), atol=atol)
+        assert pairs.vectors.dtype == pairs.images.dtype == dtype
+        assert pairs.norm == pytest.approx(7.0)
+    found = lanczos_eigenpairs(aslinearoperator(a), np.ones(5), 3, 2, 0)
+    np.testing.assert_allclose(found.values, [-7.0, 5.0, 3.0])
+
+
+@pytest.mark.parametrize("dependent", [0.0, 1.0, 1.0 - 1e-9])
+def test_images_that_depend_on_each_other_still_give_orthonormal_vectors(dependent):
+    a, q = matrix(np.linspace(1.0, 2.0, 30))
+    images = q[:, :3].copy()
+    images[:, 2] = dependent * images[:, 1] + np.sqrt(1 - dependent**2) * 1e-3 * images[:, 2]
+    if dependent == 0.0:
+        images[:, 2] = 0.0
+    pairs = tracked_eigenpairs(aslinearoperator(a), images)
+    np.testing.assert_allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-10)
+    assert np.isfinite(pairs.values).all()
+
+
+def test_rounded_eigenpairs_take_half_the_memory():
+    a, _ = matrix(np.linspace(1.0, 30.0, 30))
+    pairs = randomized_eigenpairs(aslinearoperator(a), 4, 4, 0)
+    rounded = pairs.rounded()
+    assert rounded.vectors.dtype == rounded.images.dtype == np.float32
+    np.testing.assert_allclose(rounded.vectors, pairs.vectors, atol=1e-6)
+    gradient = np.random.default_rng(0).normal(size=30)
+    step = rounded.saddle_free_step(gradient, 0.5)
+    assert step.dtype == np.float64
+    np.testing.assert_allclose(step, pairs.saddle_free_step(gradient, 0.5), rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_not_orthogonal_are_orthonormalized():
+    a, q = matrix(np.linspace(1.0, 2.0, 30))
+    mixing = np.array([[5.0, 2.0, 1.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.1]])
+    pairs = tracked_eigenpairs(aslinearoperator(a), q[:, :3] @ mixing)
+    np.testing.assert_allclose(pairs.vectors.T @ pairs.vectors, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(pairs.values, np.linspace(1.0, 2.0, 30)[2::-1], rtol=1e-12)
+
+
+def test_the_adaptive_space_is_judged_by_the_saddle_free_step():
+    # Damping that cancels the most negative Ritz value: only a step by magnitudes is finite.
+    a, _ = matrix(np.linspace(-1.0, 1.0, N))
+    pairs = adaptive_eigenpairs(
+        aslinearoperator(a),
+        np.random.default_rng(4).normal(size=N),
+        lambda pairs: -(1 + 1e-9) * pairs.values.min(),
+        max_rank=64,
+        tolerance=10.0,
+        seed=0,
+    )
+    assert len(pairs.values) == 8

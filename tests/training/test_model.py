@@ -1,4 +1,5 @@
 import inspect
+import logging
 
 import keras
 import numpy as np
@@ -185,6 +186,75 @@ def test_the_matrix_has_as_many_examples_as_asked_for_and_is_traced_once():
         assert traces[1] == traces[-1]
         # Two for the variables that Keras's metrics make in the first.
         assert wrapped.problem._evaluate.experimental_get_tracing_count() <= 2
+
+
+def test_the_matrix_is_made_of_the_last_examples_the_newest_first():
+    x, y = data(50)
+    wrapped = trainer(saddle_free(refresh=1, hessian_batch_size=25))
+    run_once(wrapped, x, y)
+    # Batches of 20, 20 and 10: the last one is filled up with those before it.
+    (batch,) = wrapped.problem.operator.batches
+    np.testing.assert_array_equal(batch[0], np.concatenate([x[40:], x[20:35]]))
+    wrapped = trainer(saddle_free(refresh=1, hessian_batch_size=7))
+    run_once(wrapped, x, y, batch_size=25)
+    (batch,) = wrapped.problem.operator.batches
+    np.testing.assert_array_equal(batch[0], x[25:32])
+    np.testing.assert_array_equal(batch[1], y[25:32])
+
+
+def test_tensorflow_warns_of_no_retracing_however_many_models_are_trained():
+    x, y = data()
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(handler)
+    try:
+        for seed in range(7):
+            wrapped = trainer(NewtonCG(), small_model(seed=seed))
+            run_once(wrapped, x, y)
+    finally:
+        logger.removeHandler(handler)
+    assert [message for message in messages if "retracing" in message] == []
+
+
+def test_the_second_epoch_traces_nothing():
+    x, y = data()
+    wrapped = trainer(saddle_free(refresh=1, globalization="armijo"))
+    run_once(wrapped, x, y)
+
+    def traces():
+        graphs = wrapped.problem._evaluate, wrapped.problem._value
+        return [graph.experimental_get_tracing_count() for graph in graphs]
+
+    before = traces()
+    run_once(wrapped, x, y, epochs=2)
+    assert traces() == before
+
+
+def test_the_logs_of_a_step_are_the_metrics_so_far():
+    x, y = data()
+    wrapped = trainer(saddle_free(globalization=FixedStep()))
+    rows, losses = [], []
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            rows.append(dict(logs))
+            losses.append(wrapped.last_step.loss)
+
+    history = run_once(wrapped, x, y, callbacks=[Keep()])
+    np.testing.assert_allclose(
+        [row["loss"] for row in rows], np.cumsum(losses) / np.arange(1, 4), rtol=1e-6
+    )
+    assert rows[-1]["loss"] == history["loss"][0]
+    assert rows[-1]["accuracy"] == history["accuracy"][0]
+
+
+def test_layers_hold_no_symbolic_losses_after_a_step():
+    x, y = data()
+    wrapped = trainer(NewtonCG(), small_model(l2=0.1))
+    run_once(wrapped, x, y)
+    assert [float(loss) for loss in wrapped.model.losses]
 
 
 def test_the_matrix_can_have_data_of_its_own():
