@@ -118,6 +118,14 @@ def measure(
     return cells
 
 
+def bare(children: list[Child], rounds: int) -> list[str]:
+    """Return what a product costs, and what its graphs cost alone."""
+    ours = next(child for child in children if child.name == OURS)
+    answer = ours.ask("bare", rounds=5 * rounds)
+    product, alone = answer["product"], answer["bare"]
+    return [figure(product), figure(alone), f"{product / alone:.2f}"]
+
+
 def ratio(cells: dict[str, Cell]) -> str:
     peers = [cell.median for name, cell in cells.items() if name != OURS]
     if OURS not in cells or not peers or min(peers) == float("inf"):
@@ -134,7 +142,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of implementations")
     options = parser.parse_args()
     implementations = chosen(options.only)
-    rows, before = [], []
+    rows, before, overhead = [], [], []
     with at_work(implementations) as children:
         about = machine(children)
         for name in options.networks:
@@ -147,6 +155,8 @@ def main() -> None:
                     with written(problem) as path:
                         rounds = 1 if options.quick else options.rounds
                         cells = measure(children, path, matrix, order, draws, rounds)
+                        if draws == 1 and OURS in cells:
+                            overhead.append([case.title, matrix, *bare(children, rounds)])
                     title = f"{case.title}, {problem.num_parameters:,}"
                     what = [title, f"{len(problem.x):,}", matrix, str(draws)]
                     target = f"{ratio(cells)} ({TARGETS[draws]})"
@@ -158,6 +168,8 @@ def main() -> None:
     print(table([*headings, *names, "ours / fastest peer (target)"], rows))
     print("\nSeconds before the first step (tracing, compilation, checks, one short run):\n")
     print(table([*headings, *names], before))
+    print("\nOne product of ours, and its compiled graphs in a bare loop, in seconds:\n")
+    print(table(["network", "matrix", "product", "bare loop", "ratio (1.10)"], overhead))
 
 
 if __name__ == "__main__":

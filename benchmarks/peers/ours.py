@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import statistics
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,6 +21,7 @@ from child import (
 )
 
 import spectral_density as sd
+from spectral_density.curvature.products import flat
 
 LOSSES = {
     "cross-entropy": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -178,6 +181,35 @@ class Ours(Implementation):
         block = rng.standard_normal((self.operator.shape[0], draws))
         self.operator @ block
         return {"seconds": timed(lambda: self.operator @ block)[0]}
+
+    def bare(self, rounds: int) -> Answer:
+        """Time products with a vector, and their compiled graphs in a bare loop, in turn."""
+        operator = self.operator
+        vector = np.random.default_rng(0).standard_normal(operator.shape[0])
+        operator @ vector
+        rows = operator._rows(vector[None])
+        zeros = tf.zeros(rows.shape, tf.float64)
+        calls = []
+        for number, (batch, weight) in enumerate(operator._weighted_batches()):
+            fixed = batch, weight, operator._scales
+            graph = operator._products.whole(1)
+            cut = operator._products._linearized(graph, *fixed, rows, zeros)
+            if cut is None:
+                calls.append(partial(graph, *fixed, rows))
+            else:
+                kept = operator._residuals.kept(number, 1)[1]
+                calls.append(partial(cut.products, kept, flat(fixed), rows))
+
+        def loop() -> np.ndarray:
+            total = zeros
+            for call in calls:
+                (total,) = call(total)
+            return total.numpy()
+
+        loop()
+        turns = [(timed(lambda: operator @ vector)[0], timed(loop)[0]) for _ in range(rounds)]
+        product, bare = (statistics.median(column) for column in zip(*turns, strict=True))
+        return {"product": product, "bare": bare}
 
     def eigenvalues(self, k: int, effort: float, seed: int = 0) -> Answer:
         """Run `sd.top_eigenpairs`; effort is the tolerance, 0 its default."""

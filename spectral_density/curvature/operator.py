@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -417,9 +418,7 @@ class CurvatureOperator(LinearOperator):
             products = totals[:1] + totals[1 + with_gradient :]
             gradient = totals[1 : 1 + with_gradient]
             for chunk, found in zip(chunks, products, strict=True):
-                nothing = tf.zeros(chunk.shape, tf.float64)
-                multiply = self._product_fn(chunk.shape[0])
-                self._check_finite(found, "product", multiply, chunk, nothing)
+                self._check_finite(found, "product", partial(self._product_of_batch, chunk))
             for total in totals:
                 total /= self._divisor
             if self._penalized:
@@ -500,6 +499,12 @@ class CurvatureOperator(LinearOperator):
     def _product_fn(self, width: int, local: int | None = None) -> Any:
         """Return the compiled products of a batch with blocks of a width."""
         return self._products.whole(width, self._local if local is None else local)
+
+    def _product_of_batch(
+        self, rows: tf.Tensor, batch: Any, weight: tf.Tensor, scales: tf.Tensor
+    ) -> tf.Tensor:
+        zeros = tf.zeros(rows.shape, tf.float64)
+        return self._product_fn(rows.shape[0])(batch, weight, scales, rows, zeros)
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
         """Return vectors as the rows of a tensor in the dtype of the products."""

@@ -98,19 +98,27 @@ class Products:
             sums: for each chunk that of its products, (width, num_params), and if wanted that of
                 the gradient, (num_params,).
         """
-        flat = _flat(batch)
+        inputs = flat(batch)
         known: dict[tuple[str, ...], list[tf.Tensor]] = {}
         added = []
         for chunk, before in zip(chunks, sums, strict=True):
-            whole = self.whole(chunk.shape[0])
+            width = chunk.shape[0]
+            whole = self.whole(width)
             # The gradient is no matter of the vectors.
-            cut = None if len(before) > 1 else self._linearized(whole, *batch, chunk, *before)
+            if len(before) > 1:
+                added.append(whole(*batch, chunk, *before))
+                continue
+            cut, kept = residuals.kept(number, width)
+            if cut is None:
+                cut = self._linearized(whole, *batch, chunk, *before)
             if cut is None:
                 added.append(whole(*batch, chunk, *before))
                 continue
-            if cut.names not in known:
-                known[cut.names] = residuals.of(number, cut, flat)
-            added.append(cut.products(known[cut.names], flat, chunk, *before))
+            if kept is None:
+                if cut.names not in known:
+                    known[cut.names] = residuals.of(number, width, cut, inputs)
+                kept = known[cut.names]
+            added.append(cut.products(kept, inputs, chunk, *before))
         return added
 
     def _trace(
@@ -118,7 +126,7 @@ class Products:
     ) -> list[tf.Tensor]:
         self.num_traces += 1
         outputs = self._add(batch, weight, scales, rows, *sums)
-        fixed = _flat((batch, weight, scales))
+        fixed = flat((batch, weight, scales))
         self._traced[id(rows.graph)] = TracedProducts(fixed, [rows, *sums], outputs)
         return outputs
 
@@ -142,31 +150,47 @@ class Residuals:
         self._num_batches = num_batches
         self._room = min(room, MAX_BYTES)
         self._fit: bool | None = None
-        self._kept: dict[int, tuple[tuple[str, ...], list[tf.Tensor]]] = {}
+        self._of_batches: dict[int, tuple[tuple[str, ...], list[tf.Tensor]]] = {}
+        self._cuts: dict[tuple[int, int], Linearization] = {}
         self._weights: dict[int, tuple[Linearization, list[tf.Tensor]]] = {}
 
-    def of(self, number: int, cut: Linearization, flat: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Return the residuals of a batch: those kept, if they are of such a graph, or new ones."""
-        names, kept = self._kept.get(number, ((), []))
-        if names == cut.names:
-            return kept
+    def __len__(self) -> int:
+        """Return the number of batches whose residuals are kept."""
+        return len(self._of_batches)
+
+    def kept(
+        self, number: int, width: int
+    ) -> tuple[Linearization, list[tf.Tensor]] | tuple[None, None]:
+        """Return the two parts and the residuals of a batch and a width, if they are kept."""
+        cut = self._cuts.get((number, width))
+        return (None, None) if cut is None else (cut, self._of_batches[number][1])
+
+    def of(
+        self, number: int, width: int, cut: Linearization, inputs: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Return the residuals of a batch that are not kept yet, and keep them if there is room."""
         if self._fit is None:
             self._fit = cut.nbytes * self._num_batches <= self._room
         if not self._fit:
-            return cut.residuals(flat)
+            return cut.residuals(inputs)
         if id(cut) not in self._weights:
             self._weights[id(cut)] = cut, cut.weights()
-        residuals = cut.residuals(flat)
-        self._kept[number] = cut.names, residuals
-        return residuals
+        # Those of another width are the same; where they are not, the last ones are kept.
+        if number not in self._of_batches or self._of_batches[number][0] != cut.names:
+            self._of_batches[number] = cut.names, cut.residuals(inputs)
+            self._cuts = {key: each for key, each in self._cuts.items() if key[0] != number}
+        self._cuts[number, width] = cut
+        return self._of_batches[number][1]
 
     def forget_if_weights_changed(self) -> None:
         """Drop all that is kept unless every variable has the value that it was computed with."""
         if not all(cut.have(before) for cut, before in self._weights.values()):
-            self._kept.clear()
+            self._of_batches.clear()
+            self._cuts.clear()
             self._weights.clear()
 
 
-def _flat(structure: Any) -> list[tf.Tensor]:
+def flat(structure: Any) -> list[tf.Tensor]:
+    """Return the tensors of a structure: those of composite ones, and none for None."""
     leaves = tf.nest.flatten(structure, expand_composites=True)
     return [leaf for leaf in leaves if leaf is not None]
