@@ -56,16 +56,21 @@ class Linearization:
         residuals: compiled function of the flat batch, weight and scales: what the second part
             needs of the first.
         products: compiled function of residuals, flat batch, weight and scales, vectors and sums.
-        weights: function that returns the values of the variables that residuals depend on.
-        have: function that tells whether these variables have such values still.
+        variables: handles of those that residuals depend on, with the types they are read in.
     """
 
     names: tuple[str, ...]
     nbytes: int
     residuals: Callable[..., list[tf.Tensor]]
     products: Callable[..., list[tf.Tensor]]
-    weights: Callable[[], list[tf.Tensor]]
-    have: Callable[[list[tf.Tensor]], tf.Tensor]
+    variables: list[tuple[tf.Tensor, tf.DType]]
+
+    def weights(self) -> list[np.ndarray]:
+        """Return the values of the variables, not copied: assigning to them leaves these alone."""
+        return [
+            tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy()
+            for handle, dtype in self.variables
+        ]
 
 
 def linearize(traced: TracedProducts) -> Linearization | None:
@@ -88,8 +93,8 @@ def linearize(traced: TracedProducts) -> Linearization | None:
     changing = [tensor.name for tensor in traced.changing]
     first = _Part(graph, cut.known, names)
     second = _Part(graph, cut.linear, [tensor.name for tensor in traced.outputs])
-    reads = first.reads()
-    if reads is None:
+    variables = first.variables()
+    if variables is None:
         return None
 
     def residuals(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -105,20 +110,12 @@ def linearize(traced: TracedProducts) -> Linearization | None:
         given.update(zip(changing, others, strict=True))
         return second.imported(given)
 
-    def weights() -> list[tf.Tensor]:
-        return [tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype) for handle, dtype in reads]
-
-    def have(values: list[tf.Tensor]) -> tf.Tensor:
-        pairs = zip(weights(), values, strict=True)
-        return tf.reduce_all([tf.reduce_all(tf.equal(now, before)) for now, before in pairs])
-
     return Linearization(
         names=tuple(names),
         nbytes=nbytes,
         residuals=_compiled(residuals),
         products=_compiled(products),
-        weights=_compiled(weights),
-        have=_compiled(have),
+        variables=variables,
     )
 
 
@@ -253,7 +250,7 @@ class _Part:
             name="",
         )
 
-    def reads(self) -> list[tuple[tf.Tensor, tf.DType]] | None:
+    def variables(self) -> list[tuple[tf.Tensor, tf.DType]] | None:
         """Return the handles of the variables that are read, with the types they are read in.
 
         None where a variable is reached in another way.

@@ -7,6 +7,7 @@ from functools import partial
 from threading import RLock
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import ExactMoments, recurrences_written_out
@@ -152,7 +153,7 @@ class Residuals:
         self._fit: bool | None = None
         self._of_batches: dict[int, tuple[tuple[str, ...], list[tf.Tensor]]] = {}
         self._cuts: dict[tuple[int, int], Linearization] = {}
-        self._weights: dict[int, tuple[Linearization, list[tf.Tensor]]] = {}
+        self._weights: dict[int, tuple[Linearization, list[np.ndarray]]] = {}
 
     def __len__(self) -> int:
         """Return the number of batches whose residuals are kept."""
@@ -184,7 +185,12 @@ class Residuals:
 
     def forget_if_weights_changed(self) -> None:
         """Drop all that is kept unless every variable has the value that it was computed with."""
-        if not all(cut.have(before) for cut, before in self._weights.values()):
+        same = (
+            np.array_equal(now, then)
+            for cut, before in self._weights.values()
+            for now, then in zip(cut.weights(), before, strict=True)
+        )
+        if not all(same):
             self._of_batches.clear()
             self._cuts.clear()
             self._weights.clear()
