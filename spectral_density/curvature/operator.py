@@ -387,8 +387,10 @@ class CurvatureOperator(LinearOperator):
         Sums over batches are made in the graph: adding there costs half of what it costs outside.
         """
         n = self.parameters.size
-        number_of_chunks = -(-block.shape[1] // self._width)
-        chunks = [self._rows(part.T) for part in np.array_split(block, number_of_chunks, axis=1)]
+        chunks = [
+            self._rows(block[:, start : start + self._width].T)
+            for start in range(0, block.shape[1], self._width)
+        ]
         shapes = [tuple(chunk.shape) for chunk in chunks]
 
         def begin(local: int) -> Adding:
