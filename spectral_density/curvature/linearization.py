@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# What one batch leaves behind. A larger part is not kept: the graph is run as a whole.
-MAX_BATCH_BYTES = 2**28
+# What one batch leaves behind. With less or more than this the graph is run as a whole: computing
+# so little again takes no time, and keeping so much takes too much memory.
+MIN_BATCH_BYTES, MAX_BATCH_BYTES = 2**16, 2**28
 
 # Operations that read a variable: the only ones with a state that may be run at another time.
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
@@ -74,7 +75,7 @@ class Linearization:
 
 
 def linearize(traced: TracedProducts) -> Linearization | None:
-    """Return the graph in two parts; None where it cannot be cut, or too much would be kept.
+    """Return the graph in two parts; None where it cannot be cut, or need not be.
 
     Cut are graphs without side effects whose residuals are plain tensors of known shapes. Loops
     that only read their inputs stay whole.
@@ -86,7 +87,7 @@ def linearize(traced: TracedProducts) -> Linearization | None:
     if not all(map(_is_plain, cut.residuals)):
         return None
     nbytes = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in cut.residuals)
-    if nbytes > MAX_BATCH_BYTES:
+    if not MIN_BATCH_BYTES <= nbytes <= MAX_BATCH_BYTES:
         return None
     names = [tensor.name for tensor in cut.residuals]
     fixed = [tensor.name for tensor in traced.fixed]

@@ -29,6 +29,11 @@ def batches():
     return [(rng.normal(size=(size, 4)), rng.integers(0, 3, size)) for size in SIZES]
 
 
+@pytest.fixture(autouse=True)
+def small_batches_too(monkeypatch):
+    monkeypatch.setattr(linearization, "MIN_BATCH_BYTES", 0)
+
+
 class Counted:
     """A loss that counts how often its forward pass is computed, without a side effect in TF."""
 
@@ -191,6 +196,14 @@ def test_noise_is_drawn_anew_for_each_product():
     hessian = sd.HessianOperator(network(), noisy, batches())
     v = np.ones(hessian.shape[0])
     assert np.abs(hessian @ v - hessian @ v).max() > 1e-6
+
+
+def test_too_little_is_computed_again(monkeypatch):
+    monkeypatch.setattr(linearization, "MIN_BATCH_BYTES", 10**4)
+    _, loss, hessian = counted()
+    hessian @ np.ones(hessian.shape[0])
+    assert loss.count == len(SIZES)
+    assert not hessian._residuals
 
 
 def test_too_much_for_one_batch_is_run_whole(monkeypatch):
