@@ -74,7 +74,7 @@ class Cell:
         """Seconds, marked where the product is another one, or why there are none."""
         if not self.seconds:
             return self.remark
-        return figure(self.median) + (f" ({self.differs:.1%} off)" * (self.differs > SAME))
+        return figure(self.median) + (f" ({self.differs:.2%} off)" * (self.differs > SAME))
 
 
 def measure(
