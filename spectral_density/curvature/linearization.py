@@ -67,7 +67,7 @@ class Linearization:
     variables: list[tuple[tf.Tensor, tf.DType]]
 
     def weights(self) -> list[np.ndarray]:
-        """Return the values of the variables, not copied: assigning to them leaves these alone."""
+        """Return copies of the values that the variables have now."""
         return [
             tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy()
             for handle, dtype in self.variables

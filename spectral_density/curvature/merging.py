@@ -49,6 +49,9 @@ _LOSSES = """
     binary_crossentropy categorical_crossentropy sparse_categorical_crossentropy
     mean_squared_error mean_absolute_error huber log_cosh kl_divergence poisson hinge squared_hinge
 """
+_WITH_BODIES = """
+    While StatelessWhile If StatelessIf Case StatelessCase PartitionedCall StatefulPartitionedCall
+"""
 
 
 def examples_are_separate(objective: Objective) -> bool:
@@ -70,6 +73,9 @@ def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
 
     It depends on the model alone, not on the memory that is free: another split has other bits.
     """
+    # What goes on within loops and calls of functions is not in sight.
+    if any(operation.type in _WITH_BODIES.split() for operation in graph.get_operations()):
+        return 0
     shapes = [
         (output.dtype.size, output.shape.as_list())
         for operation in graph.get_operations()
@@ -88,8 +94,6 @@ def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
 def _is_separate(layer: Any) -> bool:
     if not _is_one_of(type(layer), _LAYERS) or layer.activity_regularizer is not None:
         return False
-    if getattr(layer, "stateful", False):
-        return False
     # Sums of more examples are larger, and half precision has no room for them.
     if layer.compute_dtype not in ("float32", "float64", "int32", "int64"):
         return False
@@ -97,7 +101,8 @@ def _is_separate(layer: Any) -> bool:
     if not all(map(_is_kerass, filter(None, activations))):
         return False
     # An axis of 0 is that of the examples.
-    return 0 not in np.ravel(getattr(layer, "axis", -1))
+    axes = getattr(layer, "axis", -1), getattr(layer, "_attention_axes", None) or -1
+    return not any(0 in np.ravel(axis) for axis in axes)
 
 
 def _is_sum(loss: Any) -> bool:

@@ -200,24 +200,17 @@ def test_noise_is_drawn_anew_for_each_product():
     assert np.abs(hessian @ v - hessian @ v).max() > 1e-6
 
 
-def test_too_little_is_computed_again(monkeypatch):
-    monkeypatch.setattr(linearization, "MIN_BATCH_BYTES", 10**4)
-    _, loss, hessian = counted()
-    hessian @ np.ones(hessian.shape[0])
-    assert loss.count == len(SIZES)
-    assert not hessian._residuals
-
-
-def test_too_much_for_one_batch_is_run_whole(monkeypatch):
-    monkeypatch.setattr(linearization, "MAX_BATCH_BYTES", 100)
-    _, loss, hessian = counted()
-    hessian @ np.ones(hessian.shape[0])
-    assert loss.count == len(SIZES)
-    assert not hessian._residuals
-
-
-def test_nothing_is_kept_where_not_all_fits(monkeypatch):
-    monkeypatch.setattr(products, "MAX_BYTES", 2000)
+@pytest.mark.parametrize(
+    ("room", "limit"),
+    [
+        ("spectral_density.curvature.linearization.MIN_BATCH_BYTES", 10**4),
+        ("spectral_density.curvature.linearization.MAX_BATCH_BYTES", 100),
+        ("spectral_density.curvature.products.MAX_BYTES", 2000),
+    ],
+    ids=["too little in a batch", "too much in a batch", "too much in all"],
+)
+def test_outside_of_the_limits_nothing_is_kept(room, limit, monkeypatch):
+    monkeypatch.setattr(room, limit)
     _, loss, hessian = counted()
     hessian @ np.ones(hessian.shape[0])
     assert loss.count == len(SIZES)

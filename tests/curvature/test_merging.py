@@ -57,6 +57,48 @@ def test_merged_batches_give_the_matrix_of_the_batches(kind, weighted, memory_sh
     np.testing.assert_allclose(merged.loss(), split.loss(), rtol=1e-14)
 
 
+def sequence_network(*middle, steps=3):
+    keras.utils.set_random_seed(0)
+    inputs = outputs = keras.Input((steps, 4), dtype="float64")
+    for layer in middle:
+        attends = isinstance(layer, keras.layers.MultiHeadAttention)
+        outputs = layer(outputs, outputs) if attends else layer(outputs)
+    if len(outputs.shape) == 3:
+        outputs = keras.layers.GlobalAveragePooling1D(dtype="float64")(outputs)
+    return keras.Model(inputs, keras.layers.Dense(3, dtype="float64")(outputs))
+
+
+def sequences(sizes):
+    rng = np.random.default_rng(1)
+    return [(rng.normal(size=(size, 3, 4)), rng.integers(0, 3, size)) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.LSTM(3, dtype="float64"),
+        keras.layers.GRU(3, return_sequences=True, dtype="float64"),
+        keras.layers.SimpleRNN(3, go_backwards=True, dtype="float64"),
+        keras.layers.MultiHeadAttention(2, 3, dtype="float64"),
+    ],
+    ids=["LSTM", "GRU", "SimpleRNN", "attention"],
+)
+def test_merged_sequences_give_the_matrix_of_the_batches(layer, monkeypatch):
+    model, data = sequence_network(layer), sequences([5, 5, 3])
+    v = np.random.default_rng(2).normal(size=sum(w.numpy().size for w in model.trainable_weights))
+    merged = sd.HessianOperator(model, LOSS, data)
+    split = alone(monkeypatch, lambda: sd.HessianOperator(model, LOSS, data))
+    assert [len(op.batches.parcels) for op in (merged, split)] == [1, 3]
+    np.testing.assert_allclose(merged @ v, split @ v, rtol=0, atol=1e-14)
+
+
+def test_loops_keep_their_batches():
+    # How much a step holds is not to be seen from outside of a loop.
+    recurrent = keras.layers.LSTM(3, dtype="float64")
+    hessian = sd.HessianOperator(sequence_network(recurrent, steps=None), LOSS, sequences([5, 5]))
+    assert len(hessian.batches.parcels) == 2
+
+
 def test_one_graph_serves_ragged_batches():
     hessian = sd.HessianOperator(network(), LOSS, examples([5, 5, 3]))
     for _ in range(3):
