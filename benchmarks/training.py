@@ -6,7 +6,7 @@ Two networks on MNIST, three seeds each, which set the first weights and the ord
 digit-classification CNN (86,282 parameters, cross-entropy) and an autoencoder, 784-32-784
 (50,992 parameters, mean squared error). SGD, RMSprop and Adam have the best of five learning rates,
 by validation accuracy or final loss with the first seed; the second-order methods have their
-defaults. Gradient and matrix are of 128 examples, or as the brackets say: 512 and 128.
+defaults. Gradient and matrix are of 128 examples, or as the brackets say: 512 and 64.
 
 All have the same work: a data pass is the gradient of every training example once, and a Hessian
 product counts as two gradients of its examples (`sd.training.Work`). Blocks of products are
@@ -57,7 +57,7 @@ SECOND_ORDER: dict[str, tuple[Callable[..., SecondOrderMethod], dict[str, Any], 
     "saddle-free": (LowRankSaddleFreeNewton, {}, 128, 128),
     "saddle-free, adaptive": (LowRankSaddleFreeNewton, {"range_finder": "adaptive"}, 128, 128),
     "Newton-CG": (NewtonCG, {}, 128, 128),
-    "Newton-CG [512/128]": (NewtonCG, {}, 512, 128),
+    "Newton-CG [512/64]": (NewtonCG, {}, 512, 64),
     "Newton-MINRES": (NewtonMINRES, {}, 128, 128),
     "Newton-GMRES": (NewtonGMRES, {}, 128, 128),
 }

@@ -21,7 +21,6 @@ from child import (
 )
 
 import spectral_density as sd
-from spectral_density.curvature.products import flat
 
 LOSSES = {
     "cross-entropy": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -194,11 +193,8 @@ class Ours(Implementation):
             fixed = batch, weight, operator._scales
             graph = operator._products.whole(1)
             cut = operator._products._linearized(graph, *fixed, rows, zeros)
-            if cut is None:
-                calls.append(partial(graph, *fixed, rows))
-            else:
-                kept = operator._residuals.kept(number, 1)[1]
-                calls.append(partial(cut.products, kept, flat(fixed), rows))
+            kept = operator._residuals.kept(number, 1)[1]
+            calls.append(partial(cut.products, kept, fixed, rows))
 
         def loop() -> np.ndarray:
             total = zeros

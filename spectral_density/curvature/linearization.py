@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,17 +53,22 @@ class Linearization:
     Attributes:
         names: of the residuals in the graph.
         nbytes: of the residuals of one batch.
-        residuals: compiled function of the flat batch, weight and scales: what the second part
-            needs of the first.
-        products: compiled function of residuals, flat batch, weight and scales, vectors and sums.
+        residuals: function of the batch, its weight and the scales, as one tuple: what the second
+            part needs of the first.
+        products: function of residuals, the same tuple, vectors and sums.
         variables: handles of those that residuals depend on, with the types they are read in.
     """
 
     names: tuple[str, ...]
     nbytes: int
-    residuals: Callable[..., list[tf.Tensor]]
+    residuals: Callable[[tuple[Any, ...]], list[tf.Tensor]]
     products: Callable[..., list[tf.Tensor]]
     variables: list[tuple[tf.Tensor, tf.DType]]
+
+    @classmethod
+    def of_nothing(cls, whole: Callable[..., list[tf.Tensor]]) -> Linearization:
+        """Return the graph that is not cut, as the second part."""
+        return cls((), 0, lambda batch: [], lambda kept, batch, *others: whole(*batch, *others), [])
 
     def weights(self) -> list[np.ndarray]:
         """Return copies of the values that the variables have now."""
@@ -111,18 +115,32 @@ def linearize(traced: TracedProducts) -> Linearization | None:
         given.update(zip(changing, others, strict=True))
         return second.imported(given)
 
+    inputs = [tf.TensorSpec.from_tensor(tensor) for tensor in traced.fixed]
+    between = [tf.TensorSpec.from_tensor(tensor) for tensor in cut.residuals]
+    others = [tf.TensorSpec.from_tensor(tensor) for tensor in traced.changing]
+    compiled_residuals = _compiled(residuals, inputs)
+    compiled_products = _compiled(products, between, inputs, *others)
     return Linearization(
         names=tuple(names),
         nbytes=nbytes,
-        residuals=_compiled(residuals),
-        products=_compiled(products),
+        residuals=lambda batch: compiled_residuals(flat(batch)),
+        products=lambda kept, batch, *others: compiled_products(kept, flat(batch), *others),
         variables=variables,
     )
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    # TensorFlow counts retracing by code object, and each graph has functions of its own.
-    return tf.function(partial(function), autograph=False)
+def flat(structure: Any) -> list[tf.Tensor]:
+    """Return the tensors of a structure: those of composite ones, and none for None."""
+    leaves = tf.nest.flatten(structure, expand_composites=True)
+    return [leaf for leaf in leaves if leaf is not None]
+
+
+def _compiled(function: Callable[..., Any], *specs: Any) -> Any:
+    """Return the graph of a function of tensors such as these.
+
+    A `tf.function` finds out anew in each call which of its graphs to run, in half a millisecond.
+    """
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
 
 
 class _Cut:

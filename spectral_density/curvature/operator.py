@@ -101,6 +101,8 @@ class CurvatureOperator(LinearOperator):
         self._gradient_fns = [compiled(self._traced_gradient, objective) for _ in replicas]
         self._loss_fns = [compiled(self._batch_value, objective) for _ in replicas]
         self._sums_fn = compiled(objective.sums, objective)
+        self._denominators_fn = compiled(self._traced_denominators, objective)
+        self._is_tried = False
         self._penalty_products_fn = compiled(self._penalty_products, objective)
         self._penalized = False
         self._state: list[tf.Variable] | None = None
@@ -112,7 +114,8 @@ class CurvatureOperator(LinearOperator):
         """Return the same matrix over other data.
 
         Graphs are shared with this operator, and traced only for batches of a new form: training
-        makes one such operator a step. The dataset is passed over once, in forward passes.
+        makes one such operator a step. The dataset is passed over once, to be counted; what is
+        wrong with its labels shows in the first product.
 
         Args:
             dataset: as for this operator.
@@ -121,6 +124,7 @@ class CurvatureOperator(LinearOperator):
             ValueError: if it is empty, infinite or used up after one pass.
         """
         other = copy(self)
+        other._is_tried = True
         other._read(dataset)
         return other
 
@@ -535,7 +539,7 @@ class CurvatureOperator(LinearOperator):
                     variable.assign(value)
 
     def _survey(self, batch: Any, weight: float) -> None:
-        """Check the first batch; add up the denominators of each."""
+        """Check the first batch; try the loss of each, and add up the denominators."""
         weight = tf.constant(weight, tf.float64)
         if self._state is None:
             with losses_put_back(self.objective.model):
@@ -545,7 +549,10 @@ class CurvatureOperator(LinearOperator):
             self._width = width_of_chunks(graph)
             self._at_once = self._examples_at_once(batch, graph)
         with self._put_back():
-            denominators = self._sums_fn(batch, weight)[1]
+            if self._is_tried:
+                denominators = self._denominators_fn(batch, weight)
+            else:
+                denominators = self._sums_fn(batch, weight)[1]
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
 
@@ -581,6 +588,10 @@ class CurvatureOperator(LinearOperator):
         """Return the share of a batch in the loss, times the divisor, as a scalar."""
         sums, _ = self.objective.sums(batch, weight)
         return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
+
+    def _traced_denominators(self, batch: Any, weight: tf.Tensor) -> tf.Tensor:
+        """Return the denominators alone: TensorFlow leaves out what they do not depend on."""
+        return self.objective.sums(batch, weight)[1]
 
     def _traced_products(
         self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, *sums: tf.Tensor

@@ -11,7 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import ExactMoments, recurrences_written_out
-from spectral_density.curvature.linearization import Linearization, TracedProducts, linearize
+from spectral_density.curvature.linearization import (
+    Linearization,
+    TracedProducts,
+    flat,
+    linearize,
+)
 from spectral_density.curvature.losses import Objective
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
@@ -67,7 +72,7 @@ class Products:
         self._objective = objective
         self._whole: dict[tuple[int, int], Any] = {}
         self._traced: dict[int, TracedProducts] = {}
-        self._cut: dict[int, Linearization | None] = {}
+        self._cut: dict[int, Linearization] = {}
         self.num_traces = 0
         self.depends = False
 
@@ -99,27 +104,26 @@ class Products:
             sums: for each chunk that of its products, (width, num_params), and if wanted that of
                 the gradient, (num_params,).
         """
-        inputs = flat(batch)
         known: dict[tuple[str, ...], list[tf.Tensor]] = {}
+
+        def left_behind(cut: Linearization) -> list[tf.Tensor]:
+            """Return the residuals of the batch, computed once for all chunks."""
+            if cut.names not in known:
+                known[cut.names] = cut.residuals(batch)
+            return known[cut.names]
+
         added = []
         for chunk, before in zip(chunks, sums, strict=True):
             width = chunk.shape[0]
-            whole = self.whole(width)
             # The gradient is no matter of the vectors.
             if len(before) > 1:
-                added.append(whole(*batch, chunk, *before))
+                added.append(self.whole(width)(*batch, chunk, *before))
                 continue
             cut, kept = residuals.kept(number, width)
-            if cut is None:
-                cut = self._linearized(whole, *batch, chunk, *before)
-            if cut is None:
-                added.append(whole(*batch, chunk, *before))
-                continue
-            if kept is None:
-                if cut.names not in known:
-                    known[cut.names] = residuals.of(number, width, cut, inputs)
-                kept = known[cut.names]
-            added.append(cut.products(kept, inputs, chunk, *before))
+            if cut is None or kept is None:
+                cut = self._linearized(self.whole(width), *batch, chunk, *before)
+                kept = residuals.of(number, width, cut, left_behind)
+            added.append(cut.products(kept, batch, chunk, *before))
         return added
 
     def _trace(
@@ -131,10 +135,12 @@ class Products:
         self._traced[id(rows.graph)] = TracedProducts(fixed, [rows, *sums], outputs)
         return outputs
 
-    def _linearized(self, whole: Any, *arguments: Any) -> Linearization | None:
-        key = id(whole.get_concrete_function(*arguments).graph)
+    def _linearized(self, whole: Any, *arguments: Any) -> Linearization:
+        concrete = whole.get_concrete_function(*arguments)
+        key = id(concrete.graph)
         if key not in self._cut:
-            self._cut[key] = linearize(self._traced[key])
+            cut = linearize(self._traced.pop(key))
+            self._cut[key] = Linearization.of_nothing(concrete) if cut is None else cut
         return self._cut[key]
 
 
@@ -164,21 +170,30 @@ class Residuals:
     ) -> tuple[Linearization, list[tf.Tensor]] | tuple[None, None]:
         """Return the two parts and the residuals of a batch and a width, if they are kept."""
         cut = self._cuts.get((number, width))
-        return (None, None) if cut is None else (cut, self._of_batches[number][1])
+        if cut is None:
+            return None, None
+        return cut, self._of_batches[number][1] if cut.names else []
 
     def of(
-        self, number: int, width: int, cut: Linearization, inputs: list[tf.Tensor]
+        self,
+        number: int,
+        width: int,
+        cut: Linearization,
+        left_behind: Callable[[Linearization], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
-        """Return the residuals of a batch that are not kept yet, and keep them if there is room."""
-        if self._fit is None:
+        """Return what a graph leaves behind of a batch, and keep it if there is room."""
+        if self._fit is None and cut.names:
             self._fit = cut.nbytes * self._num_batches <= self._room
-        if not self._fit:
-            return cut.residuals(inputs)
+        if not self._room or (cut.names and not self._fit):
+            return left_behind(cut)
+        if not cut.names:
+            self._cuts[number, width] = cut
+            return []
         if id(cut) not in self._weights:
             self._weights[id(cut)] = cut, cut.weights()
         # Those of another width are the same; where they are not, the last ones are kept.
         if number not in self._of_batches or self._of_batches[number][0] != cut.names:
-            self._of_batches[number] = cut.names, cut.residuals(inputs)
+            self._of_batches[number] = cut.names, left_behind(cut)
             self._cuts = {key: each for key, each in self._cuts.items() if key[0] != number}
         self._cuts[number, width] = cut
         return self._of_batches[number][1]
@@ -194,9 +209,3 @@ class Residuals:
             self._of_batches.clear()
             self._cuts.clear()
             self._weights.clear()
-
-
-def flat(structure: Any) -> list[tf.Tensor]:
-    """Return the tensors of a structure: those of composite ones, and none for None."""
-    leaves = tf.nest.flatten(structure, expand_composites=True)
-    return [leaf for leaf in leaves if leaf is not None]

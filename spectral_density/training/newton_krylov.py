@@ -143,7 +143,7 @@ class NewtonCG(NewtonKrylov):
         self,
         *,
         damping: float = 0.0,
-        max_iterations: int = 5,
+        max_iterations: int = 6,
         max_forcing: float = 0.1,
         warm_start: float = 0.95,
         learning_rate: float = 0.5,
