@@ -72,9 +72,14 @@ def two_workers(what, folder, checkpoints=(None, None), die_at=None):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    written, _ = two_workers("compare", tmp_path_factory.mktemp("workers") / "compare")
-    return written
+def undisturbed(tmp_path_factory):
+    """What both workers wrote, and what they said."""
+    return two_workers("compare", tmp_path_factory.mktemp("workers") / "compare")
+
+
+@pytest.fixture(scope="module")
+def compared(undisturbed):
+    return undisturbed[0]
 
 
 CASES = (
@@ -136,10 +141,13 @@ def test_what_goes_wrong_on_one_worker_ends_the_wait_of_the_other(compared):
     assert "empty" in other["raised"]["empty"]
 
 
-def test_a_worker_that_dies_is_an_error_on_the_other_and_the_checkpoint_resumes(tmp_path):
-    undisturbed, said = two_workers("spectrum", tmp_path / "undisturbed")
-    bits = {figures["bits"] for figures in undisturbed}
+def test_a_worker_that_dies_is_an_error_on_the_other_and_the_checkpoint_resumes(
+    undisturbed, tmp_path
+):
+    written, said = undisturbed
+    bits = {figures["spectrum"]["bits"] for figures in written}
     assert len(bits) == 1
+    assert {figures["spectrum"]["steps"] for figures in written} == {12}
     assert "Lanczos" in said[0]
     assert "Lanczos" not in said[1]  # only the chief shows progress
 

@@ -32,8 +32,14 @@ os.environ.update(
     SD_PRODUCTS="6",
     SD_DEVIATIONS="1",
 )
+import gc
+
+import keras
 import tensorflow_datasets as tfds
 
+# Look for garbage seldom, as in conftest.py: tracing makes millions of objects.
+gc.freeze()
+gc.set_threshold(50_000, 20, 10)
 mock = tfds.testing.mock_data(num_examples=64)
 mock.__enter__()
 """

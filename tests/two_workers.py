@@ -4,6 +4,7 @@ python two_workers.py compare|spectrum INDEX PORT PORT OUT [CHECKPOINT] [--die-a
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ import tensorflow as tf  # noqa: E402
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
 from models import (  # noqa: E402
+    NUM_EXAMPLES,
     classification,
     mlp,
     regularized,
@@ -85,10 +87,13 @@ def compare():
     found = figures["bits"] = {}
     block = vectors(31, 3)
 
-    def both(name, make, everything=False):
-        one, two = make(alone), make(shared)
+    def both(name, make, everything=False, one=None, scale=1):
+        """Compare; what is the same matrix on one device, up to `scale`, is traced there once."""
+        one, two = one or make(alone), make(shared)
         product, gradient = two.product_and_gradient(block[:, 0])
-        expected, expected_gradient = one.product_and_gradient(block[:, 0])
+        expected, expected_gradient = (
+            scale * part for part in one.product_and_gradient(block[:, 0])
+        )
         errors[name] = [
             relative_error(product, expected),
             relative_error(gradient, expected_gradient),
@@ -104,15 +109,22 @@ def compare():
             found[name] += bits(products, two.gradient())
         return one, two
 
-    one, two = both("weights", lambda model: HessianOperator(model, LOSS, DATA), everything=True)
-    figures["fingerprints agree"] = one.fingerprint() == two.fingerprint()
+    weighted, two = both(
+        "weights", lambda model: HessianOperator(model, LOSS, DATA), everything=True
+    )
+    figures["fingerprints agree"] = weighted.fingerprint() == two.fingerprint()
     figures["verdict"] = two.check().verdict
     figures["reductions"] = [count_reductions(two, columns) for columns in (1, 3, 20)]
     figures["repr"] = repr(two)
-    both("streamed", lambda model: HessianOperator(model, LOSS, DATA, memory_share=0))
+    both("streamed", lambda model: HessianOperator(model, LOSS, DATA, memory_share=0), one=weighted)
     both("one batch", lambda model: HessianOperator(model, LOSS, DATA[:1]))
-    both("mean of a function", lambda model: HessianOperator(model, mean_loss, PLAIN))
-    both("sum", lambda model: HessianOperator(model, sum_loss, PLAIN, reduction="sum"))
+    mean, _ = both("mean of a function", lambda model: HessianOperator(model, mean_loss, PLAIN))
+    both(
+        "sum",
+        lambda model: HessianOperator(model, sum_loss, PLAIN, reduction="sum"),
+        one=mean,
+        scale=NUM_EXAMPLES,
+    )
     both("ggn", lambda model: GaussNewtonOperator(model, LOSS, DATA))
     both("fisher", lambda model: FisherOperator(model, LOSS, DATA, kind="monte_carlo"))
 
@@ -123,8 +135,7 @@ def compare():
         return tf.data.Dataset.from_tensor_slices((x[slice(*cut)], y[slice(*cut)])).batch(3)
 
     dealt = strategy.distribute_datasets_from_function(mine)
-    data = {id(alone): PLAIN, id(shared): dealt}
-    both("dealt", lambda model: HessianOperator(model, LOSS, data[id(model)]))
+    both("dealt", lambda model: HessianOperator(model, LOSS, dealt), one=mean)
 
     plain = regularized("float64")
     with strategy.scope():
@@ -138,11 +149,12 @@ def compare():
 
     hessian = HessianOperator(shared, LOSS, DATA)
     pairs = top_eigenpairs(hessian, 2)
-    expected = top_eigenpairs(HessianOperator(alone, LOSS, DATA), 2)
+    expected = top_eigenpairs(weighted, 2)
     errors["eigenvalues"] = [relative_error(pairs.values, expected.values)]
     found["eigenpairs"] = bits(pairs.values, pairs.vectors)
     basis, tridiagonal = approximate_hessian(shared, mean_loss, PLAIN, 4)
     found["approximate"] = bits(basis.numpy(), tridiagonal.numpy())
+    figures["spectrum"] = spectrum()
     figures["raised"] = refusals(shared)
     return figures
 
@@ -235,6 +247,9 @@ def spectrum():
 
 
 if __name__ == "__main__":
+    # Look for garbage seldom, as in conftest.py: tracing makes millions of objects.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures = {"compare": compare, "spectrum": spectrum}[asked.what]()

@@ -1,4 +1,5 @@
 import re
+from functools import cache
 
 import keras
 import numpy as np
@@ -35,6 +36,12 @@ def symmetric(n=N, seed=0):
 
 def small(dtype="float64", **options):
     return HessianOperator(mlp(dtype), SPARSE, split(classification()), **options)
+
+
+@cache
+def unchanged():
+    """An operator for tests that change nothing of it: its graphs are traced once."""
+    return small()
 
 
 def assert_is_the_block(block, dense):
@@ -170,7 +177,7 @@ def test_a_product_that_is_not_finite_is_an_error():
     ],
 )
 def test_names_choose_what_they_choose_in_variables(rows, where):
-    hessian = small()
+    hessian = unchanged()
     number = np.arange(31)[where]
     block = SubmatrixOperator(hessian, rows)
     np.testing.assert_array_equal(block.rows, number)
@@ -182,7 +189,7 @@ def test_names_choose_what_they_choose_in_variables(rows, where):
 
 
 def test_layers_and_variables_themselves_choose_their_rows():
-    hessian = small()
+    hessian = unchanged()
     model = hessian.objective.model
     for rows in (model.layers[1], list(model.layers[1].trainable_variables)):
         np.testing.assert_array_equal(SubmatrixOperator(hessian, rows).rows, np.arange(16, 31))
@@ -193,7 +200,7 @@ def test_layers_and_variables_themselves_choose_their_rows():
 
 def test_the_block_between_two_layers_is_that_of_the_dense_matrix():
     dense = truth("mlp").hessian[:16, 16:]
-    assert_is_the_block(SubmatrixOperator(small(), "hidden", "logits"), dense)
+    assert_is_the_block(SubmatrixOperator(unchanged(), "hidden", "logits"), dense)
 
 
 def test_a_block_of_vectors_takes_one_pass_over_the_data():
@@ -207,7 +214,7 @@ def test_a_block_of_vectors_takes_one_pass_over_the_data():
 
 
 def test_sums_and_multiples_of_operators_have_layers_too():
-    hessian = small()
+    hessian = unchanged()
     dense = 3 * truth("mlp").hessian[16:, 16:]
     assert_is_the_block(SubmatrixOperator(hessian + 2 * hessian, "logits"), dense)
     assert list(layer_operators(hessian - hessian)) == ["hidden", "logits"]
@@ -245,14 +252,14 @@ def test_blocks_follow_the_weights():
 
 
 def test_a_block_works_with_scipy():
-    block = SubmatrixOperator(small(), "hidden")
+    block = SubmatrixOperator(unchanged(), "hidden")
     values = np.linalg.eigvalsh(truth("mlp").hessian[:16, :16])
     found = eigsh(block, k=2, which="LA", return_eigenvectors=False, v0=np.ones(16))
     np.testing.assert_allclose(found, values[-2:], rtol=1e-8)
 
 
 def test_its_name_says_what_it_is_a_block_of():
-    assert repr(SubmatrixOperator(small(), "logits")).startswith(
+    assert repr(SubmatrixOperator(unchanged(), "logits")).startswith(
         "SubmatrixOperator(15 x 15 of HessianOperator("
     )
 
@@ -269,7 +276,7 @@ def layer_names_and_sizes(model, x, y, **options):
 
 
 def test_layer_operators_are_the_diagonal_blocks_in_order():
-    blocks = layer_operators(small())
+    blocks = layer_operators(unchanged())
     assert list(blocks) == ["hidden", "logits"]
     true = truth("mlp").hessian
     assert relative_error(blocks["hidden"].to_dense(), true[:16, :16]) < 1e-10

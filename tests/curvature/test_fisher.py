@@ -38,6 +38,11 @@ LOSSES = {
 }
 
 
+# Compared on random vectors, where one wrong entry shows too: a graph for each column of the dense
+# matrix takes ten times as long to trace.
+BLOCK = vectors(31)
+
+
 def fisher_of(kind, loss=SPARSE, data=None, *, sizes=SPLIT, dtype="float64", **options):
     data = classification() if data is None else data
     return FisherOperator(mlp(dtype), loss, split(data, sizes), kind=kind, **options)
@@ -76,15 +81,14 @@ def test_type_2_is_the_expectation_over_the_models_own_labels_and_equals_g(name,
     loss, y, averaged = LOSSES[name]
     data = (X, y) if weights is None else (X, y, weights)
     model = mlp("float64")
-    matrix = FisherOperator(model, loss, split(data)).to_dense()
-    ggn = GaussNewtonOperator(model, loss, split(data)).to_dense()
-    assert relative_error(matrix, ggn) <= 1e-14
-    expected = np.zeros_like(matrix)
+    product = FisherOperator(model, loss, split(data)) @ BLOCK
+    assert relative_error(product, GaussNewtonOperator(model, loss, split(data)) @ BLOCK) <= 1e-14
+    expected = np.zeros((31, 31))
     shares = shares_of(weights)
     for labels, probability in all_labels(name, model(X).numpy()):
         gradients = gradients_of_values(model, loss, X, labels)
         expected += averaged * weighted(gradients, shares * probability)
-    assert relative_error(matrix, expected) <= 1e-10
+    assert relative_error(product, expected @ BLOCK) <= 1e-10
 
 
 def all_labels(name, z):
@@ -152,7 +156,7 @@ def test_empirical_with_the_denominator_of_the_loss(reduction, total):
     data = (*classification(), weights_of_examples())
     gradients = gradients_of_values(mlp("float64"), SPARSE, *classification())
     expected = weighted(gradients, weights_of_examples().astype(np.float64) / total)
-    assert relative_error(fisher_of("empirical", loss, data).to_dense(), expected) <= 1e-10
+    assert relative_error(fisher_of("empirical", loss, data) @ BLOCK, expected @ BLOCK) <= 1e-10
 
 
 def test_empirical_of_masked_sequences_adds_the_steps_of_an_example():
@@ -204,17 +208,18 @@ def test_empirical_takes_any_loss_of_one_value_per_example():
         return tf.reduce_sum(tf.math.cosh(y_true - y_pred), axis=-1)
 
     gradients = gradients_of_values(mlp("float64"), own, X, REAL.astype(np.float64))
-    expected = weighted(gradients, np.full(NUM_EXAMPLES, 1 / NUM_EXAMPLES))
-    assert relative_error(fisher_of("empirical", own, (X, REAL)).to_dense(), expected) <= 1e-10
+    expected = weighted(gradients, np.full(NUM_EXAMPLES, 1 / NUM_EXAMPLES)) @ BLOCK
+    of_values = fisher_of("empirical", own, (X, REAL))
+    assert relative_error(of_values @ BLOCK, expected) <= 1e-10
     pair = (
         lambda model, batch: model(batch["x"]),
         lambda z, batch: own(tf.cast(batch["y"], z.dtype), z),
     )
     data = {"x": X, "y": REAL}
     fisher = fisher_of("empirical", pair, data)
-    assert relative_error(fisher.to_dense(), expected) <= 1e-10
-    assert fisher.loss() == pytest.approx(fisher_of("empirical", own, (X, REAL)).loss())
-    summed = fisher_of("empirical", pair, data, reduction="sum").to_dense()
+    assert relative_error(fisher @ BLOCK, expected) <= 1e-10
+    assert fisher.loss() == pytest.approx(of_values.loss())
+    summed = fisher_of("empirical", pair, data, reduction="sum") @ BLOCK
     assert relative_error(summed, NUM_EXAMPLES * expected) <= 1e-10
 
 
@@ -228,7 +233,7 @@ def test_empirical_is_the_same_with_the_softmax_in_the_model():
     )
     data = split(classification())
     fisher = FisherOperator(model, "sparse_categorical_crossentropy", data, kind="empirical")
-    assert relative_error(fisher.to_dense(), fisher_of("empirical").to_dense()) <= 1e-6
+    assert relative_error(fisher @ BLOCK, fisher_of("empirical") @ BLOCK) <= 1e-6
 
 
 # Monte Carlo -------------------------------------------------------------------------------------
@@ -248,7 +253,7 @@ def test_monte_carlo_is_the_mean_over_its_own_sampled_labels(name, weights):
         averaged / 3 * weighted(gradients_of_values(model, loss, X, sample), shares)
         for sample in labels
     )
-    assert relative_error(fisher.to_dense(), expected) <= 1e-10
+    assert relative_error(fisher @ BLOCK, expected @ BLOCK) <= 1e-10
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -279,12 +284,12 @@ def test_monte_carlo_is_one_fixed_matrix_for_each_seed():
 @pytest.mark.parametrize("name", LOSSES)
 def test_monte_carlo_approaches_type_2_with_the_root_of_the_samples(name):
     loss, y, _ = LOSSES[name]
-    exact = fisher_of("type2", loss, (X, y), sizes=(NUM_EXAMPLES,)).to_dense()
+    block = vectors(31, 4)
+    exact = fisher_of("type2", loss, (X, y), sizes=(NUM_EXAMPLES,)) @ block
     errors = [
         relative_error(
-            fisher_of(
-                "monte_carlo", loss, (X, y), sizes=(NUM_EXAMPLES,), num_samples=samples
-            ).to_dense(),
+            fisher_of("monte_carlo", loss, (X, y), sizes=(NUM_EXAMPLES,), num_samples=samples)
+            @ block,
             exact,
         )
         for samples in (20, 2000)
@@ -311,7 +316,8 @@ def test_regularization_adds_its_hessian_and_the_rest_is_positive_semidefinite(k
     )
     matrix = plain.to_dense()
     added = np.diag(np.r_[np.full(9, 0.1), np.zeros(11)])
-    np.testing.assert_allclose(penalized.to_dense() - matrix, added, atol=1e-7)
+    block = vectors(20)
+    np.testing.assert_allclose((penalized @ block) - matrix @ block, added @ block, atol=1e-7)
     values = np.linalg.eigvalsh(matrix)
     assert np.abs(matrix - matrix.T).max() <= 1e-14 * values[-1]
     assert values[0] >= -1e-14 * values[-1]

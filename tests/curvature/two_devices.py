@@ -3,6 +3,7 @@
 TensorFlow fixes the number of devices when it begins, so this is a process of its own.
 """
 
+import gc
 import json
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from models import (
     CASES,
+    NUM_EXAMPLES,
     batch_norm,
     classification,
     mlp,
@@ -60,6 +62,10 @@ def sum_loss(model, batch):
     return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], model(batch[0])))
 
 
+def counted_loss(model, batch):
+    return LOSS(batch[1], model(batch[0])) * len(batch[1])
+
+
 def coupled_loss(model, batch):
     """A loss that no other cut into batches has."""
     return tf.reduce_sum(model(batch[0])) ** 2
@@ -77,14 +83,14 @@ class Figures:
         with self.strategy.scope():
             return build(*arguments)
 
-    def compare(self, name, one, two, everything=False):
-        """Hold an operator of two replicas against one of a single device.
+    def compare(self, name, one, two, everything=False, scale=1):
+        """Hold an operator of two replicas against `scale` times one of a single device.
 
         Tracing takes the time, so that blocks are computed by one operator only.
         """
         v = vectors(one.shape[0], 3)
         product, gradient = two.product_and_gradient(v[:, 0])
-        expected, expected_gradient = one.product_and_gradient(v[:, 0])
+        expected, expected_gradient = (scale * part for part in one.product_and_gradient(v[:, 0]))
         self.errors[name] = [
             relative_error(product, expected),
             relative_error(gradient, expected_gradient),
@@ -111,32 +117,38 @@ class Figures:
         one_batch = split(classification(), (13,))
         stream = tf.data.Dataset.from_tensor_slices(classification()).batch(5)
 
-        def case(name, make):
-            self.compare(name, *map(make, models))
+        def case(name, make, one=None, **options):
+            self.compare(name, one or make(models[0]), make(models[1]), **options)
 
-        case("mean of a function", lambda m: HessianOperator(m, mean_loss, PLAIN))
-        case("sum of a function", lambda m: HessianOperator(m, sum_loss, PLAIN, reduction="sum"))
+        # What is the same matrix on a single device is traced there once.
+        h, g = (kind(models[0], LOSS, PLAIN) for kind in (HessianOperator, GaussNewtonOperator))
+        case("mean of a function", lambda m: HessianOperator(m, mean_loss, PLAIN), h)
+        case(
+            "sum of a function",
+            lambda m: HessianOperator(m, sum_loss, PLAIN, reduction="sum"),
+            h,
+            scale=NUM_EXAMPLES,
+        )
         case("coupled", lambda m: HessianOperator(m, coupled_loss, PLAIN, reduction="sum"))
-        case("one batch", lambda m: HessianOperator(m, LOSS, one_batch))
-        case("streamed", lambda m: HessianOperator(m, LOSS, stream, memory_share=0))
+        case("one batch", lambda m: HessianOperator(m, LOSS, one_batch), h)
+        case("streamed", lambda m: HessianOperator(m, LOSS, stream, memory_share=0), h)
         case("one layer", lambda m: HessianOperator(m, LOSS, PLAIN, variables="hidden"))
-        case("ggn", lambda m: GaussNewtonOperator(m, LOSS, PLAIN))
+        case("ggn", lambda m: GaussNewtonOperator(m, LOSS, PLAIN), g)
         pair = (lambda m, batch: m(batch[0]), lambda outputs, batch: LOSS(batch[1], outputs))
-        case("ggn of a pair", lambda m: GaussNewtonOperator(m, pair, PLAIN))
-        for kind in ("type2", "empirical", "monte_carlo"):
+        case("ggn of a pair", lambda m: GaussNewtonOperator(m, pair, PLAIN), g)
+        case("type2", lambda m: FisherOperator(m, LOSS, PLAIN, kind="type2", seed=3), g)
+        for kind in ("empirical", "monte_carlo"):
             case(kind, lambda m, kind=kind: FisherOperator(m, LOSS, PLAIN, kind=kind, seed=3))
-        case("other data", lambda m: HessianOperator(m, LOSS, one_batch).with_dataset(PLAIN))
+        case("other data", lambda m: HessianOperator(m, LOSS, one_batch).with_dataset(PLAIN), h)
         dealt = self.strategy.experimental_distribute_dataset(stream)
-        data = {id(models[0]): stream, id(models[1]): dealt}
-        case("distributed dataset", lambda m: HessianOperator(m, mean_loss, data[id(m)]))
-        case("distributed, fisher", lambda m: FisherOperator(m, LOSS, data[id(m)], seed=3))
+        case("distributed dataset", lambda m: HessianOperator(m, mean_loss, dealt), h)
+        case("distributed, fisher", lambda m: FisherOperator(m, LOSS, dealt, seed=3), g)
         with self.strategy.scope():
-            self.compare(
+            case(
                 "inside the scope",
-                HessianOperator(models[0], sum_loss, PLAIN, reduction="sum"),
-                HessianOperator(
-                    models[1], lambda m, b: LOSS(b[1], m(b[0])) * len(b[1]), PLAIN, reduction="sum"
-                ),
+                lambda m: HessianOperator(m, counted_loss, PLAIN, reduction="sum"),
+                h,
+                scale=NUM_EXAMPLES,
             )
 
     def algorithms(self):
@@ -245,6 +257,9 @@ def dropout_model():
 
 
 if __name__ == "__main__":
+    # Look for garbage seldom, as in conftest.py: tracing makes millions of objects.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures = Figures(two_devices())

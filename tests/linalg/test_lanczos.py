@@ -24,6 +24,7 @@ from spectral_density.linalg import (
     lanczos,
     product_precision,
     start_vector,
+    threads,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -141,6 +142,17 @@ def test_draws_do_not_depend_on_how_many_run_in_lockstep(keep_basis):
             np.testing.assert_allclose(other.basis, results[0].basis, atol=1e-9)
         else:
             assert other.basis is None
+
+
+@pytest.mark.parametrize("threads_from", [0, 10**9])
+def test_draws_have_the_same_bits_whether_threads_share_them_or_not(threads_from, monkeypatch):
+    operator = diagonal_operator(SPECTRA["semicircle"])
+    expected = [lanczos(operator, 30, seed=0, first_draw=i) for i in range(3)]
+    monkeypatch.setattr(threads, "THREADS_FROM", threads_from)
+    found = lanczos(operator, 30, num_draws=3, seed=0)
+    for draw, one in enumerate(expected):
+        np.testing.assert_array_equal(found.alpha[draw], one.alpha[0])
+        np.testing.assert_array_equal(found.beta[draw], one.beta[0])
 
 
 def test_more_draws_can_be_added_later():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from spectral_density.linalg.norms import column_norms, euclidean_norm, inner
 from spectral_density.linalg.threads import ONE_THREAD_BELOW, blas_threads
@@ -36,8 +36,16 @@ def threads():
     ]
 
 
-def test_blas_has_one_thread_within_and_what_it_had_before_without():
+@pytest.fixture
+def two_threads():
+    """Give BLAS two threads, whatever it has in this run (see conftest.py)."""
+    with threadpool_limits(2, "blas"):
+        yield
+
+
+def test_blas_has_one_thread_within_and_what_it_had_before_without(two_threads):
     before = threads()
+    assert set(before) == {2}
     with blas_threads(10):
         assert set(threads()) == {1}
         with blas_threads(10):
