@@ -16,6 +16,9 @@ from threadpoolctl import LibController, ThreadpoolController
 # than this gain more by the threads than the operator loses.
 ONE_THREAD_BELOW = 1_000_000
 
+# Starting threads takes longer than work on vectors shorter than this.
+THREADS_FROM = 20_000
+
 
 def blas_threads(size: int) -> AbstractContextManager[Any]:
     """Return a context in which BLAS works on vectors of this size between two products.
@@ -29,10 +32,11 @@ def each_in_a_thread(work: Callable[..., None], size: int, *arguments: Iterable[
     """Call `work` with each of the arguments, on all cores, where BLAS itself has one thread.
 
     The calls must not touch each other's arrays: each then gives the same bits as by itself.
-    Where `blas_threads` leaves BLAS its threads, the calls are made one after the other.
+    Where `blas_threads` leaves BLAS its threads, and where vectors are short, the calls are made
+    one after the other.
     """
     with blas_threads(size):
-        if size >= ONE_THREAD_BELOW:
+        if not THREADS_FROM <= size < ONE_THREAD_BELOW:
             list(map(work, *arguments))
             return
         with ThreadPoolExecutor(os.cpu_count()) as pool:
