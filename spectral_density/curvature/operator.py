@@ -102,7 +102,7 @@ class CurvatureOperator(LinearOperator):
         self._loss_fns = [compiled(self._batch_value, objective) for _ in replicas]
         self._sums_fn = compiled(objective.sums, objective)
         self._denominators_fn = compiled(self._traced_denominators, objective)
-        self._is_tried = False
+        self._is_tried = False  # whether the loss was computed for a dataset before
         self._penalty_products_fn = compiled(self._penalty_products, objective)
         self._penalized = False
         self._state: list[tf.Variable] | None = None

@@ -158,6 +158,30 @@ def test_a_function_without_data_has_nothing_to_keep():
         w.assign_add([1.0, 1.0])
 
 
+def test_other_data_are_counted_without_a_forward_pass():
+    _, loss, hessian = counted()
+    other = hessian.with_dataset(batches()[:1])
+    assert loss.count == 0
+    other @ np.ones(other.shape[0])
+    assert loss.count == 1
+
+
+@pytest.mark.parametrize("least", [0, 2**40], ids=["cut", "whole"])
+def test_graphs_are_looked_for_once_for_each_batch_and_width(least, monkeypatch):
+    monkeypatch.setattr(linearization, "MIN_BATCH_BYTES", least)
+    hessian = sd.HessianOperator(network(), LOSS, batches())
+    asked, look = [], hessian._products._linearized
+    monkeypatch.setattr(
+        hessian._products, "_linearized", lambda *of: asked.append(len(of)) or look(*of)
+    )
+    wide = np.random.default_rng(0).normal(size=(hessian.shape[0], products.MAX_WIDTH + 2))
+    first = hessian @ wide
+    assert len(asked) == 2 * len(SIZES)
+    np.testing.assert_array_equal(hessian @ wide, first)
+    np.testing.assert_array_equal(hessian @ wide, first)
+    assert len(asked) == 2 * len(SIZES)
+
+
 def test_other_data_are_not_mixed_up():
     model, first, second = network(), batches(), [(x + 1, y) for x, y in batches()]
     hessian = sd.HessianOperator(model, LOSS, first)
