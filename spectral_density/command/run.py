@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spectral_density.accuracy import Ending
 from spectral_density.command import results
 from spectral_density.command.data import DEFAULT_BATCH_SIZE
+from spectral_density.command.interrupts import BetweenSteps
 from spectral_density.command.options import in_options
 from spectral_density.command.problem import Problem, Request, look_for_files, open_problem
 from spectral_density.command.quiet import import_tensorflow
@@ -111,19 +112,21 @@ def _estimate(
 ) -> Spectrum:
     from spectral_density.approximate import estimate_spectrum
 
-    return estimate_spectrum(
-        operator,
-        order,
-        asked["draws"],
-        tolerance=asked["tolerance"],
-        max_products=asked["max_products"],
-        seed=request.problem.seed,
-        draws_at_once=request.draws_at_once,
-        basis=request.basis,
-        basis_dtype=request.basis_dtype,
-        checkpoint=None if request.checkpoint == "none" else request.out / results.CHECKPOINT,
-        check=False,  # the verdict was shown above, or was not wanted
-    )
+    with BetweenSteps() as interrupts:
+        return estimate_spectrum(
+            operator,
+            order,
+            asked["draws"],
+            tolerance=asked["tolerance"],
+            max_products=asked["max_products"],
+            seed=request.problem.seed,
+            draws_at_once=request.draws_at_once,
+            basis=request.basis,
+            basis_dtype=request.basis_dtype,
+            checkpoint=None if request.checkpoint == "none" else request.out / results.CHECKPOINT,
+            check=False,  # the verdict was shown above, or was not wanted
+            callback=interrupts.check,
+        )
 
 
 # Before the run ----------------------------------------------------------------------------------
