@@ -115,6 +115,7 @@ def main() -> None:
         by_name = {child.name: child for child in children}
         for child in children:
             child.ask("load", problem=path, matrix="hessian")
+        about = machine(children)
         for way in WAYS:
             for order, draws in settings:
                 progress(f"{way.name}, {way.do}, {order} steps, {draws} draws")
@@ -127,7 +128,6 @@ def main() -> None:
                     pair = found.get(reading)
                     row["W1"].append("-" if pair is None else figure(pair[0] / spread) + more)
                     row["KS"].append("-" if pair is None else figure(pair[1]))
-        about = machine(children)
     headings = [f"{order} x {draws} = {order * draws}" for order, draws in settings]
     print(f"{about}\n\n{summary(problem, eigenvalues)} Medians of {seeds} seeds.\n")
     print("Wasserstein-1 distance over the range, by steps x draws = products:\n")
