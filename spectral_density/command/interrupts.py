@@ -7,7 +7,6 @@ it may be dropped, so that the run goes on, or bring the process down.
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from contextlib import AbstractContextManager
 from types import FrameType
@@ -41,5 +40,5 @@ class BetweenSteps(AbstractContextManager["BetweenSteps"]):
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             signal.default_int_handler(number, frame)
+        # Nothing is printed: the handler may run in the midst of what writes the progress bar.
         self._asked = True
-        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
