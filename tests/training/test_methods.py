@@ -104,6 +104,20 @@ def test_a_refresh_tracks_by_rank_products_unless_a_warm_start_is_refused():
         assert counts[9] == first
 
 
+@pytest.mark.parametrize("range_finder", ["fixed", "adaptive"])
+def test_every_refresh_has_random_vectors_of_its_own_and_a_rerun_the_same(range_finder):
+    method = saddle_free(
+        rank=3, range_finder=range_finder, signal_to_noise=0, warm_start=False, seed=3
+    )
+    found = []
+    for _ in range(2):
+        method.reset()
+        # The weights stay: the gradient and the matrix are those of the first step.
+        found.append([method.step(problem()[0]).largest_eigenvalue for _ in range(2)])
+    assert abs(found[0][0] - found[0][1]) > 1e-6
+    assert found[1] == found[0]
+
+
 def test_tracked_eigenpairs_are_in_single_precision_where_products_are():
     x = tf.Variable(np.linspace(1.0, 2.0, 30), dtype=tf.float32)
     scale = tf.constant(np.linspace(1.0, 30.0, 30), tf.float32)
