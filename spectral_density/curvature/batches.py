@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,7 @@ class Batches:
             self.num_batches += 1
             self.num_examples += weight
             self.nbytes += _nbytes(batch)
-            self._forms.append(_form(batch))
+            self._forms.append(form_of(batch))
             self.parcels.append(range(position, position + 1))
             if visit is not None:
                 visit(batch, weight)
@@ -174,12 +174,12 @@ class Batches:
                 "It must give the same examples at every iteration."
             )
 
-    def merge(self, num_examples: int) -> None:
-        """Make parcels of adjacent batches of one form, at most `num_examples` in each."""
+    def merge(self, num_examples: Mapping[str, int]) -> None:
+        """Make parcels of adjacent batches of one form, with at most so many examples of it."""
         parcels: list[range] = []
         filled, before = 0, ""
         for number, (size, form) in enumerate(self._forms):
-            if size and form == before and filled + size <= num_examples:
+            if size and form == before and filled + size <= num_examples.get(form, 0):
                 parcels[-1] = range(parcels[-1].start, number + 1)
                 filled += size
             else:
@@ -301,7 +301,7 @@ def _is_empty(batch: Any) -> bool:
     return _leading_sizes(batch) == {0}
 
 
-def _form(batch: Any) -> tuple[int, str]:
+def form_of(batch: Any) -> tuple[int, str]:
     """Return the number of rows that all tensors of a batch have, and all else of their form.
 
     The number is 0 where there is no such number, or where tensors are ragged or sparse.

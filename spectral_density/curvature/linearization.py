@@ -47,6 +47,18 @@ class TracedProducts:
 
 
 @dataclass(frozen=True)
+class VariableRead:
+    """A variable, and the type that a graph reads it in."""
+
+    handle: tf.Tensor
+    dtype: tf.DType
+
+    def value(self) -> np.ndarray:
+        """Return a copy of the value that it has now."""
+        return tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=self.dtype).numpy()
+
+
+@dataclass(frozen=True)
 class Linearization:
     """The two parts of a graph of products.
 
@@ -56,26 +68,19 @@ class Linearization:
         residuals: function of the batch, its weight and the scales, as one tuple: what the second
             part needs of the first.
         products: function of residuals, the same tuple, vectors and sums.
-        variables: handles of those that residuals depend on, with the types they are read in.
+        variables: those that residuals depend on.
     """
 
     names: tuple[str, ...]
     nbytes: int
     residuals: Callable[[tuple[Any, ...]], list[tf.Tensor]]
     products: Callable[..., list[tf.Tensor]]
-    variables: list[tuple[tf.Tensor, tf.DType]]
+    variables: list[VariableRead]
 
     @classmethod
     def of_nothing(cls, whole: Callable[..., list[tf.Tensor]]) -> Linearization:
         """Return the graph that is not cut, as the second part."""
         return cls((), 0, lambda batch: [], lambda kept, batch, *others: whole(*batch, *others), [])
-
-    def weights(self) -> list[np.ndarray]:
-        """Return copies of the values that the variables have now."""
-        return [
-            tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy()
-            for handle, dtype in self.variables
-        ]
 
 
 def linearize(traced: TracedProducts) -> Linearization | None:
@@ -269,11 +274,8 @@ class _Part:
             name="",
         )
 
-    def variables(self) -> list[tuple[tf.Tensor, tf.DType]] | None:
-        """Return the handles of the variables that are read, with the types they are read in.
-
-        None where a variable is reached in another way.
-        """
+    def variables(self) -> list[VariableRead] | None:
+        """Return the variables that are read; None where one is reached in another way."""
         read = {}
         for node in self._definition.node:
             if node.op in _READS:
@@ -281,7 +283,7 @@ class _Part:
                 if handle is None:
                     return None
                 if node.op != "VariableShape":
-                    read[id(handle)] = handle, tf.as_dtype(node.attr["dtype"].type)
+                    read[id(handle)] = VariableRead(handle, tf.as_dtype(node.attr["dtype"].type))
         return list(read.values())
 
 

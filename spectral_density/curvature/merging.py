@@ -65,6 +65,9 @@ def examples_are_separate(objective: Objective) -> bool:
         part.shape[0] is not None for part in model.inputs
     ):
         return False
+    # Of outputs (n,) Keras's losses are one mean over the batch, that all its weights multiply.
+    if any(len(part.shape) < 2 for part in model.outputs):
+        return False
     return all(map(_is_separate, model.layers)) and all(map(_is_sum, objective.losses()))
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.curvature.batches import Batches, batch_hash, count_examples
+from spectral_density.curvature.batches import Batches, batch_hash, count_examples, form_of
 from spectral_density.curvature.frameworks import (
     check_backend,
     losses_put_back,
@@ -103,6 +103,7 @@ class CurvatureOperator(LinearOperator):
         self._sums_fn = compiled(objective.sums, objective)
         self._denominators_fn = compiled(self._traced_denominators, objective)
         self._is_tried = False  # whether the loss was computed for a dataset before
+        self._at_once: dict[str, int] = {}  # examples of each form to compute together
         self._penalty_products_fn = compiled(self._penalty_products, objective)
         self._penalized = False
         self._state: list[tf.Variable] | None = None
@@ -149,7 +150,7 @@ class CurvatureOperator(LinearOperator):
                 self._replicas.together(lambda: self._survey_all(dataset), self._hash_of_weights)
             self._denominators = self._replicas.add(self._denominators)
             self.batches.add_up()
-        if self._at_once and self.batches.num_examples >= MIN_EXAMPLES:
+        if any(self._at_once.values()) and self.batches.num_examples >= MIN_EXAMPLES:
             self.batches.merge(self._at_once)
             self._weights = [
                 tf.add_n(self._weights[numbers.start : numbers.stop])
@@ -547,8 +548,10 @@ class CurvatureOperator(LinearOperator):
                 graph = self._sums_fn.get_concrete_function(batch, weight).graph
             self._state = self.objective.state() if _writes_state(graph) else []
             self._width = width_of_chunks(graph)
-            self._at_once = self._examples_at_once(batch, graph)
         with self._put_back():
+            _, form = form_of(batch)
+            if form and form not in self._at_once and not self._is_tried:
+                self._at_once[form] = self._examples_at_once(batch, weight)
             if self._is_tried:
                 denominators = self._denominators_fn(batch, weight)
             else:
@@ -556,13 +559,14 @@ class CurvatureOperator(LinearOperator):
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
 
-    def _examples_at_once(self, batch: Any, graph: tf.Graph) -> int:
-        """Return how many examples to compute together; 0 for the batches as they are."""
+    def _examples_at_once(self, batch: Any, weight: tf.Tensor) -> int:
+        """Return how many examples like these to compute together; 0 for batches as they are."""
         # What is dealt to replicas stays as it is: of few parcels most would get none.
         if self._replicas is not None or self._batch_weight is not None:
             return 0
         if not examples_are_separate(self.objective):
             return 0
+        graph = self._sums_fn.get_concrete_function(batch, weight).graph
         return examples_at_once(graph, count_examples(batch), self.objective.model)
 
     def _set_scales(self) -> None:

@@ -14,6 +14,7 @@ from spectral_density.curvature.frameworks import ExactMoments, recurrences_writ
 from spectral_density.curvature.linearization import (
     Linearization,
     TracedProducts,
+    VariableRead,
     flat,
     linearize,
 )
@@ -73,6 +74,7 @@ class Products:
         self._whole: dict[tuple[int, int], Any] = {}
         self._traced: dict[int, TracedProducts] = {}
         self._cut: dict[int, Linearization] = {}
+        self._cut_alone = RLock()
         self.num_traces = 0
         self.depends = False
 
@@ -138,28 +140,37 @@ class Products:
     def _linearized(self, whole: Any, *arguments: Any) -> Linearization:
         concrete = whole.get_concrete_function(*arguments)
         key = id(concrete.graph)
-        if key not in self._cut:
-            cut = linearize(self._traced.pop(key))
-            self._cut[key] = Linearization.of_nothing(concrete) if cut is None else cut
-        return self._cut[key]
+        with self._cut_alone:
+            if key not in self._cut:
+                # Forgotten after it was cut: whoever is interrupted comes back for it.
+                cut = linearize(self._traced[key])
+                self._cut[key] = Linearization.of_nothing(concrete) if cut is None else cut
+                del self._traced[key]
+            return self._cut[key]
 
 
 class Residuals:
-    """What the vectors do not touch in the products of each batch, kept while the weights stay."""
+    """What the vectors do not touch in the products of each batch, kept while the weights stay.
+
+    Attributes:
+        nbytes: of all that is kept.
+    """
 
     def __init__(self, num_batches: int, room: float):
         """Keep nothing yet.
 
         Args:
             num_batches: for how many like the first there has to be room, or nothing is kept.
-            room: bytes.
+            room: bytes, which are not exceeded either where later ones are larger.
         """
         self._num_batches = num_batches
         self._room = min(room, MAX_BYTES)
+        self.nbytes = 0
         self._fit: bool | None = None
-        self._of_batches: dict[int, tuple[tuple[str, ...], list[tf.Tensor]]] = {}
+        self._of_batches: dict[int, tuple[Linearization, list[tf.Tensor]]] = {}
         self._cuts: dict[tuple[int, int], Linearization] = {}
-        self._weights: dict[int, tuple[Linearization, list[np.ndarray]]] = {}
+        self._weights: dict[int, tuple[VariableRead, np.ndarray]] = {}
+        self._alone = RLock()
 
     def __len__(self) -> int:
         """Return the number of batches whose residuals are kept."""
@@ -169,10 +180,11 @@ class Residuals:
         self, number: int, width: int
     ) -> tuple[Linearization, list[tf.Tensor]] | tuple[None, None]:
         """Return the two parts and the residuals of a batch and a width, if they are kept."""
-        cut = self._cuts.get((number, width))
-        if cut is None:
-            return None, None
-        return cut, self._of_batches[number][1] if cut.names else []
+        with self._alone:
+            cut = self._cuts.get((number, width))
+            if cut is None:
+                return None, None
+            return cut, self._of_batches[number][1] if cut.names else []
 
     def of(
         self,
@@ -182,30 +194,38 @@ class Residuals:
         left_behind: Callable[[Linearization], list[tf.Tensor]],
     ) -> list[tf.Tensor]:
         """Return what a graph leaves behind of a batch, and keep it if there is room."""
-        if self._fit is None and cut.names:
-            self._fit = cut.nbytes * self._num_batches <= self._room
-        if not self._room or (cut.names and not self._fit):
-            return left_behind(cut)
-        if not cut.names:
+        with self._alone:
+            if not self._room:
+                return left_behind(cut)
+            if not cut.names:
+                self._cuts[number, width] = cut
+                return []
+            before, found = self._of_batches.get(number, (None, []))
+            # Those of another width are the same; where they are not, the last ones are kept.
+            if before is None or before.names != cut.names:
+                nbytes = cut.nbytes - (0 if before is None else before.nbytes)
+                if not self._has_room(cut, nbytes):
+                    return left_behind(cut)
+                for read in cut.variables:
+                    self._weights.setdefault(id(read.handle), (read, read.value()))
+                found = left_behind(cut)
+                self._of_batches[number] = cut, found
+                self.nbytes += nbytes
+                self._cuts = {key: each for key, each in self._cuts.items() if key[0] != number}
             self._cuts[number, width] = cut
-            return []
-        if id(cut) not in self._weights:
-            self._weights[id(cut)] = cut, cut.weights()
-        # Those of another width are the same; where they are not, the last ones are kept.
-        if number not in self._of_batches or self._of_batches[number][0] != cut.names:
-            self._of_batches[number] = cut.names, left_behind(cut)
-            self._cuts = {key: each for key, each in self._cuts.items() if key[0] != number}
-        self._cuts[number, width] = cut
-        return self._of_batches[number][1]
+            return found
 
     def forget_if_weights_changed(self) -> None:
         """Drop all that is kept unless every variable has the value that it was computed with."""
-        same = (
-            np.array_equal(now, then)
-            for cut, before in self._weights.values()
-            for now, then in zip(cut.weights(), before, strict=True)
-        )
-        if not all(same):
-            self._of_batches.clear()
-            self._cuts.clear()
-            self._weights.clear()
+        with self._alone:
+            weights = self._weights.values()
+            if not all(np.array_equal(read.value(), then) for read, then in weights):
+                self.nbytes = 0
+                self._of_batches.clear()
+                self._cuts.clear()
+                self._weights.clear()
+
+    def _has_room(self, cut: Linearization, nbytes: int) -> bool:
+        if self._fit is None:
+            self._fit = cut.nbytes * self._num_batches <= self._room
+        return self._fit and self.nbytes + nbytes <= self._room

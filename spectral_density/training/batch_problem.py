@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.batches import count_examples
+from spectral_density.curvature.batches import count_examples, form_of
 from spectral_density.curvature.frameworks import losses_put_back
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
 from spectral_density.curvature.hessian import HessianOperator
@@ -76,8 +76,8 @@ class BatchProblem(Problem):
         self._hessian_batches = None if hessian_data is None else _cycle(hessian_data)
         self._base: CurvatureOperator | None = None
         self._operator: CurvatureOperator | None = None
-        self._evaluate = _compiled(self._traced_evaluate, _without_none(batch))
-        self._value = _compiled(self._traced_value, _without_none(batch))
+        self._evaluate = _OfBatches(self._traced_evaluate)
+        self._value = _OfBatches(self._traced_value)
 
     @property
     def operator(self) -> CurvatureOperator:
@@ -142,6 +142,9 @@ class BatchProblem(Problem):
         enough = self._rows >= self._hessian_rows or self._recent is None
         if enough or not _has_rows(batch, self._rows):
             return batch
+        # Those before may be longer sequences, or come without weights.
+        if form_of(batch)[1] != form_of(self._recent)[1]:
+            return batch
         joined = tf.nest.map_structure(
             lambda new, old: None if new is None else tf.concat([new, old], axis=0),
             batch,
@@ -189,6 +192,49 @@ class BatchProblem(Problem):
         return value, outputs, count
 
 
+class _OfBatches:
+    """A function of batches as graphs, traced for each kind of batch: structure, types, ranks.
+
+    A graph takes any number of rows. Where other axes differ, as lengths of sequences do, it is
+    traced once more, for any size there.
+
+    Attributes:
+        num_traces: how many graphs were traced so far.
+    """
+
+    def __init__(self, method: Callable[..., Any]):
+        self._method = method
+        self._graphs: dict[str, tuple[list[tf.TensorShape], Any]] = {}
+        self._of_others = self._compiled(reduce_retracing=True)
+        self.num_traces = 0
+
+    def __call__(self, batch: Any) -> Any:
+        """Return what the function gives for a batch."""
+        parts = tf.nest.flatten(batch)
+        if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
+            return self._of_others(batch)
+        kind = repr(tf.nest.map_structure(lambda part: (part.dtype.name, part.shape.rank), batch))
+        shapes = [tf.TensorShape([None, *part.shape[1:]]) for part in parts]
+        known, graph = self._graphs.get(kind, (shapes, None))
+        if graph is None or not all(map(tf.TensorShape.is_subtype_of, shapes, known)):
+            pairs = zip(shapes, known, strict=True)
+            shapes = [shape.most_specific_common_supertype([other]) for shape, other in pairs]
+            dtypes = [part.dtype for part in parts]
+            specs = list(map(tf.TensorSpec, shapes, dtypes))
+            graph = self._compiled(input_signature=[tf.nest.pack_sequence_as(batch, specs)])
+            self._graphs[kind] = shapes, graph
+        return graph(batch)
+
+    def _compiled(self, **options: Any) -> Any:
+        # TensorFlow counts retracing by code object, so that the first steps of several models
+        # would be warned of; a partial has no code object and is counted by itself.
+        return tf.function(partial(self._traced), autograph=False, **options)
+
+    def _traced(self, batch: Any) -> Any:
+        self.num_traces += 1
+        return self._method(batch)
+
+
 def full_batch(data: Any) -> tuple[Any, Any, Any]:
     """Return a batch of Keras's iterators as (x, y, sample_weight or None).
 
@@ -223,20 +269,6 @@ def _make_operator(
         operator = HessianOperator.__new__(HessianOperator)
         CurvatureOperator.__init__(operator, objective, parameters, batches, memory_share=1.0)
     return operator
-
-
-def _compiled(method: Callable[..., Any], batch: Any) -> Any:
-    """Compile a function of batches like this one, with any number of rows."""
-    # TensorFlow counts retracing by code object, so that the first steps of several models would be
-    # warned of; a partial has no code object and is counted by itself.
-    own = partial(method)
-    parts = tf.nest.flatten(batch)
-    if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
-        return tf.function(own, autograph=False, reduce_retracing=True)
-    signature = tf.nest.map_structure(
-        lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch
-    )
-    return tf.function(own, autograph=False, input_signature=[signature])
 
 
 def _at_most(batch: Any, wanted: int) -> Any:

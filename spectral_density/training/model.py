@@ -307,6 +307,8 @@ class _Run:
     def begin_fit(self, arguments: dict[str, Any]) -> None:
         """Read off the arguments of `fit` how many examples an epoch has."""
         self.num_examples, self._steps = _epoch_size(arguments)
+        if self.problem is not None:
+            self.problem.work.go_on_with_other_data()
 
     def begin_epoch(self) -> None:
         self._seen = 0

@@ -124,12 +124,19 @@ class Work:
     product_examples: float = 0.0
     loss_examples: float = 0.0
     num_products: int = 0
+    earlier_passes: float = 0.0  # over training sets before this one
 
     @property
     def data_passes(self) -> float:
         """The work in passes over the training set."""
-        return (
+        examples = (
             GRADIENT_COST * self.gradient_examples
             + PRODUCT_COST * self.product_examples
             + LOSS_COST * self.loss_examples
-        ) / self.num_examples
+        )
+        return self.earlier_passes + examples / self.num_examples
+
+    def go_on_with_other_data(self) -> None:
+        """Keep the passes made so far, whatever the number of examples is from here on."""
+        self.earlier_passes = self.data_passes
+        self.gradient_examples = self.product_examples = self.loss_examples = 0.0

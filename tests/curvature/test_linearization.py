@@ -1,5 +1,8 @@
 """What the vectors do not touch is computed once, and again when anything it depends on changes."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -15,6 +18,10 @@ SIZES = (5, 5, 3)
 def cross_entropy(y, logits):
     """Return the mean in float64, which a Keras loss object would cast to float32."""
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+
+
+def cross_entropy_of(model, batch):
+    return cross_entropy(batch[1], model(batch[0]))
 
 
 def network(*middle):
@@ -239,6 +246,57 @@ def test_outside_of_the_limits_nothing_is_kept(room, limit, monkeypatch):
     hessian @ np.ones(hessian.shape[0])
     assert loss.count == len(SIZES)
     assert not hessian._residuals
+
+
+def test_what_is_kept_stays_within_its_room_though_later_batches_are_larger(monkeypatch):
+    small, large = [(np.ones((n, 4)), np.zeros(n, int)) for n in (2, 50)]
+    hessian = sd.HessianOperator(network(), Counted(), [small, *[large] * 6])
+    hessian @ np.ones(hessian.shape[0])
+    assert len(hessian._residuals) == 7
+    room = hessian._residuals.nbytes // 2
+    monkeypatch.setattr(products, "MAX_BYTES", room)
+    hessian = hessian.with_dataset([small, *[large] * 6])
+    v = np.random.default_rng(0).normal(size=hessian.shape[0])
+    found = hessian @ v
+    assert 0 < hessian._residuals.nbytes <= room
+    assert 1 < len(hessian._residuals) < 7
+    held = [t for _, kept in hessian._residuals._of_batches.values() for t in kept]
+    assert sum(t.dtype.size * t.shape.num_elements() for t in held) == hessian._residuals.nbytes
+    np.testing.assert_array_equal(hessian @ v, found)
+
+
+def test_an_interrupted_first_product_can_be_made_again(monkeypatch):
+    hessian = sd.HessianOperator(network(), cross_entropy_of, batches())
+    v = np.ones(hessian.shape[0])
+
+    def interrupted(traced):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(products, "linearize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hessian @ v
+    expected = dense_truth(hessian.objective.model, batches()) @ v
+    np.testing.assert_allclose(hessian @ v, expected, rtol=0, atol=1e-14)
+    assert len(hessian._residuals) == len(SIZES)
+
+
+def test_threads_may_share_an_operator(monkeypatch):
+    linearize = products.linearize
+
+    def slowly(traced):
+        time.sleep(0.2)
+        return linearize(traced)
+
+    monkeypatch.setattr(products, "linearize", slowly)
+    hessian = sd.HessianOperator(network(), cross_entropy_of, batches())
+    operators = [hessian, hessian, hessian.with_dataset(batches())]
+    v = np.ones(hessian.shape[0])
+    with ThreadPoolExecutor(len(operators)) as pool:
+        found = list(pool.map(lambda operator: operator @ v, operators))
+    expected = dense_truth(hessian.objective.model, batches()) @ v
+    for product in found:
+        np.testing.assert_allclose(product, expected, rtol=0, atol=1e-14)
 
 
 def recurrent(kind, steps=3, **options):

@@ -173,6 +173,45 @@ def test_batches_of_other_forms_stay_apart():
     assert [list(parcel) for parcel in hessian.batches.parcels] == [[0, 1], [2, 3]]
 
 
+def test_what_is_computed_at_once_is_limited_for_each_form(monkeypatch):
+    model = keras.Sequential(
+        [keras.Input((None, 4)), keras.layers.Conv1D(5, 1), keras.layers.GlobalAveragePooling1D()]
+    )
+    rng = np.random.default_rng(0)
+
+    def made(lengths):
+        return [(rng.normal(size=(5, n, 4)).astype("f4"), np.arange(5) % 3) for n in lengths]
+
+    monkeypatch.setattr(merging, "MAX_BYTES", 40_000)
+    short, long = [2] * 4, [60] * 4
+    for lengths in (short + long, long + short):
+        hessian = sd.HessianOperator(model, LOSS, made(lengths))
+        sizes = [len(parcel) for parcel in hessian.batches.parcels]
+        assert sorted(sizes) == [1, 1, 1, 1, 4]
+    # Sequences of another length, of which nothing is known, keep their batches.
+    assert len(hessian.with_dataset(made([61] * 4)).batches.parcels) == 4
+    assert len(hessian.with_dataset(made(short)).batches.parcels) == 1
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "binary_crossentropy"])
+def test_one_loss_for_a_whole_batch_is_not_cut_otherwise(loss):
+    # Of outputs (n,) Keras's losses are a mean over the batch, times the weight of each example.
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(1, "sigmoid"), keras.layers.Reshape(())]
+    )
+    model.compile("sgd", loss)
+    rng = np.random.default_rng(0)
+    x, y, weights = (
+        rng.normal(size=(15, 4)).astype("f4"),
+        rng.uniform(size=15),
+        rng.uniform(size=15),
+    )
+    data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(5)
+    hessian = sd.HessianOperator(model, None, data)
+    assert hessian.loss() == pytest.approx(model.evaluate(data, verbose=0), rel=1e-5)
+
+
 def test_a_product_that_is_not_finite_names_the_batches():
     data = examples([5, 5, 3])
     data[1][0][2, 0] = np.nan

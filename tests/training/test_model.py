@@ -138,6 +138,58 @@ def test_loss_gradient_and_curvature_are_those_of_the_same_objective(weighted):
         assert evaluated == pytest.approx(loss, rel=1e-6)
 
 
+def test_batches_of_every_form_have_their_own_loss_and_gradient():
+    def batch(rows, length, labels="int64", weighted=False):
+        rng = np.random.default_rng(rows + length)
+        x = rng.normal(size=(rows, length, 2))
+        weights = tf.constant(rng.uniform(size=rows)) if weighted else None
+        return tf.constant(x), tf.constant(rng.integers(0, 3, rows), labels), weights
+
+    with floatx("float64"):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [layers.Input((None, 2)), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+        )
+        wrapped = trainer(saddle_free(rank=2, refresh=1, hessian_batch_size=12), model)
+        variables = tf_variables(model)
+        first = batch(10, 5)
+        wrapped.train_on_batch(*first[:2])
+        problem = wrapped.problem
+        # A variable of the metrics is made in the first trace; the second length opens an axis.
+        for x, y, weights in (
+            first,
+            batch(7, 8),
+            batch(10, 6),
+            batch(9, 6, "int32"),
+            batch(10, 6, weighted=True),
+            batch(4, 7, weighted=True),
+            batch(11, 9),
+        ):
+
+            def objective(x=x, y=y, weights=weights):
+                return cross_entropy()(y, model(x), sample_weight=weights)
+
+            before = problem._evaluate.num_traces
+            problem.set_batch((x, y, weights))
+            loss, gradient = problem.loss_and_gradient()
+            assert loss == pytest.approx(float(objective()), rel=1e-6)
+            truth = flat_gradient(objective, variables)
+            np.testing.assert_allclose(gradient, truth, rtol=1e-5, atol=1e-7)
+            curvature = problem.curvature()
+            assert np.isfinite(curvature @ np.ones(curvature.shape[0])).all()
+        assert problem._evaluate.num_traces == before
+
+
+def test_fit_goes_on_with_batches_of_another_form():
+    x, y = data()
+    wrapped = trainer(saddle_free(refresh=1))
+    run_once(wrapped, x, y)
+    run_once(wrapped, x, y, sample_weight=np.linspace(0.5, 1.5, N), batch_size=12)
+    history = run_once(wrapped, x, y[:, np.newaxis], epochs=2)
+    assert np.isfinite(history["loss"]).all()
+    assert wrapped.last_step.status is TrainingStatus.ACCEPTED
+
+
 def test_class_weights_are_sample_weights():
     x, y = data()
     by_class, by_sample = trainer(), trainer()
@@ -185,7 +237,7 @@ def test_the_matrix_has_as_many_examples_as_asked_for_and_is_traced_once():
         assert wrapped.problem.operator.batches.num_examples == expected
         assert traces[1] == traces[-1]
         # Two for the variables that Keras's metrics make in the first.
-        assert wrapped.problem._evaluate.experimental_get_tracing_count() <= 2
+        assert wrapped.problem._evaluate.num_traces <= 2
 
 
 def test_the_matrix_is_made_of_the_last_examples_the_newest_first():
@@ -225,7 +277,7 @@ def test_the_second_epoch_traces_nothing():
 
     def traces():
         graphs = wrapped.problem._evaluate, wrapped.problem._value
-        return [graph.experimental_get_tracing_count() for graph in graphs]
+        return [graph.num_traces for graph in graphs]
 
     before = traces()
     run_once(wrapped, x, y, epochs=2)
@@ -280,6 +332,18 @@ def test_data_passes_are_work_over_the_examples_of_an_epoch():
     wrapped = trainer(saddle_free(globalization=FixedStep(), hessian_batch_size=10))
     wrapped.fit(dataset, epochs=2, verbose=0, shuffle=False)
     assert wrapped.last_step.data_passes == pytest.approx(2 + 2 * 16 * 10 / 50)
+
+
+def test_data_passes_of_one_fit_stay_when_the_next_has_other_data():
+    x, y = data(50)
+    wrapped = trainer(saddle_free(globalization=FixedStep(), hessian_batch_size=10))
+    run_once(wrapped, x, y, epochs=2)
+    before = wrapped.last_step.data_passes
+    assert before == pytest.approx(2 + 2 * 16 * 10 / 50)
+    products = wrapped.last_step.num_products
+    run_once(wrapped, x[:25], y[:25], batch_size=25)
+    assert wrapped.last_step.num_products == products
+    assert wrapped.last_step.data_passes == pytest.approx(before + 1)
 
 
 # Keras's callbacks and files ---------------------------------------------------------------------
