@@ -76,9 +76,19 @@ def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
 
     It depends on the model alone, not on the memory that is free: another split has other bits.
     """
+    nbytes = bytes_of_tensors(graph)
+    if nbytes is None:
+        return 0
+    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in model.layers)
+    room = MAX_RECURRENT_BYTES if recurrent else MAX_BYTES
+    return int(room * num_examples // max(nbytes, 1))
+
+
+def bytes_of_tensors(graph: tf.Graph) -> int | None:
+    """Return the bytes of all that a graph computes, None where that is not to be seen."""
     # What goes on within loops and calls of functions is not in sight.
     if any(operation.type in _WITH_BODIES.split() for operation in graph.get_operations()):
-        return 0
+        return None
     shapes = [
         (output.dtype.size, output.shape.as_list())
         for operation in graph.get_operations()
@@ -87,11 +97,8 @@ def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
         if output.shape.rank
     ]
     if any(None in shape for _, shape in shapes):
-        return 0
-    nbytes = sum(size * int(np.prod(shape, dtype=np.int64)) for size, shape in shapes)
-    recurrent = any(isinstance(layer, keras.layers.RNN) for layer in model.layers)
-    room = MAX_RECURRENT_BYTES if recurrent else MAX_BYTES
-    return int(room * num_examples // max(nbytes, 1))
+        return None
+    return sum(size * int(np.prod(shape, dtype=np.int64)) for size, shape in shapes)
 
 
 def _is_separate(layer: Any) -> bool:

@@ -408,7 +408,8 @@ class CurvatureOperator(LinearOperator):
             def add(batch: Any, weight: tf.Tensor, sums: list[list[Any]]) -> list[list[Any]]:
                 fixed = batch, weight, self._scales
                 if self._replicas is None:
-                    return self._products.add(self._residuals, fixed, next(places), rows, sums)
+                    self._products.add(self._residuals, fixed, next(places), rows, sums)
+                    return sums
                 return [
                     self._product_fn(part.shape[0], local)(*fixed, part, *before)
                     for part, before in zip(rows, sums, strict=True)
@@ -422,20 +423,23 @@ class CurvatureOperator(LinearOperator):
             all_shapes = [shapes[0], *([(n,)] if with_gradient else []), *shapes[1:]]
             totals = self._summed(begin, all_shapes, "product", block)
             self._check_dependence()
-            products = totals[:1] + totals[1 + with_gradient :]
-            gradient = totals[1 : 1 + with_gradient]
-            for chunk, found in zip(chunks, products, strict=True):
-                self._check_finite(found, "product", partial(self._product_of_batch, chunk))
-            for total in totals:
-                total /= self._divisor
-            if self._penalized:
-                for chunk, found in zip(chunks, products, strict=True):
+            gradient = [totals.pop(1) / self._divisor] if with_gradient else []
+            products = np.empty(block.shape[::-1])
+            start = 0
+            for chunk in chunks:
+                # A block is the largest thing there is: its parts are not kept beside it.
+                total = totals.pop(0)
+                self._check_finite(total, "product", partial(self._product_of_batch, chunk))
+                rows = products[start : start + len(total)]
+                start += len(total)
+                np.divide(total, self._divisor, out=rows)
+                if self._penalized:
                     added, added_gradient = self._penalty_products_fn(chunk)
-                    found += np.asarray(added)
+                    rows += np.asarray(added)
+            if self._penalized:
                 for total in gradient:
                     total += np.asarray(added_gradient)
-        whole = products[0] if len(products) == 1 else np.concatenate(products)
-        return [whole.T, *gradient]
+        return [products.T, *gradient]
 
     def _of_replicas(self) -> list[Self]:
         """Return, for each replica of this process, the operator over the batches dealt to it.
@@ -474,7 +478,7 @@ class CurvatureOperator(LinearOperator):
         what: str,
         block: np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """Return sums over the dataset, over all replicas if there are several.
+        """Return sums over the dataset, over all replicas if there are several, to be read only.
 
         Args:
             begin: called with the number of a replica of this process: how a batch is added to
@@ -488,10 +492,7 @@ class CurvatureOperator(LinearOperator):
             add, sums = begin(0)
             for batch, weight in entries:
                 sums = add(batch, weight, sums)
-            return [
-                part if isinstance(part, np.ndarray) else np.array(part)
-                for part in tf.nest.flatten(sums)
-            ]
+            return [np.asarray(part) for part in tf.nest.flatten(sums)]
         vectors = np.zeros(0) if block is None else np.ascontiguousarray(block.T)
         token = checksum(vectors, what) if self._replicas.num_workers > 1 else 0
         numbers = (numbers.start for numbers in self.batches.parcels)

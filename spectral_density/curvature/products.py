@@ -19,12 +19,16 @@ from spectral_density.curvature.linearization import (
     linearize,
 )
 from spectral_density.curvature.losses import Objective
+from spectral_density.curvature.merging import bytes_of_tensors
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
 
 # Operations of the forward pass, times vectors, in one graph: tracing takes milliseconds for each.
 _MAX_OPERATIONS = 1024
+
+# Tensors of the forward pass, times vectors: they may all be alive at once.
+_MAX_UNROLLED_BYTES = 2**28
 
 # All that is kept for the batches of one operator.
 MAX_BYTES = 2**30
@@ -46,11 +50,13 @@ def compiled(method: Callable[..., Any], objective: Objective) -> Any:
 
 
 def width_of_chunks(graph: tf.Graph) -> int:
-    """Return how many vectors to unroll into one graph, from that of the forward pass.
+    """Return how many vectors to unroll into one graph, from that of the first batch's loss.
 
-    It depends on the model alone: another width has other bits.
+    It does not depend on the memory that is free: another width has other bits.
     """
-    return min(MAX_WIDTH, max(1, _MAX_OPERATIONS // len(graph.get_operations())))
+    nbytes = bytes_of_tensors(graph) or 1
+    width = min(_MAX_OPERATIONS // len(graph.get_operations()), _MAX_UNROLLED_BYTES // nbytes)
+    return min(MAX_WIDTH, max(1, width))
 
 
 class Products:
@@ -94,9 +100,9 @@ class Products:
         batch: tuple[Any, tf.Tensor, tf.Tensor],
         number: int,
         chunks: Sequence[tf.Tensor],
-        sums: Sequence[list[tf.Tensor]],
-    ) -> list[list[tf.Tensor]]:
-        """Add the products of a batch with each chunk of vectors to its sums.
+        sums: list[list[tf.Tensor]],
+    ) -> None:
+        """Add the products of a batch with each chunk of vectors to its sums, in their place.
 
         Args:
             residuals: of the dataset.
@@ -114,19 +120,17 @@ class Products:
                 known[cut.names] = cut.residuals(batch)
             return known[cut.names]
 
-        added = []
-        for chunk, before in zip(chunks, sums, strict=True):
-            width = chunk.shape[0]
+        for place, chunk in enumerate(chunks):
+            before, width = sums[place], chunk.shape[0]
             # The gradient is no matter of the vectors.
             if len(before) > 1:
-                added.append(self.whole(width)(*batch, chunk, *before))
+                sums[place] = self.whole(width)(*batch, chunk, *before)
                 continue
             cut, kept = residuals.kept(number, width)
             if cut is None or kept is None:
                 cut = self._linearized(self.whole(width), *batch, chunk, *before)
                 kept = residuals.of(number, width, cut, left_behind)
-            added.append(cut.products(kept, batch, chunk, *before))
-        return added
+            sums[place] = cut.products(kept, batch, chunk, *before)
 
     def _trace(
         self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, rows: tf.Tensor, *sums: tf.Tensor

@@ -281,6 +281,14 @@ def test_an_interrupted_first_product_can_be_made_again(monkeypatch):
     assert len(hessian._residuals) == len(SIZES)
 
 
+def test_few_vectors_share_a_graph_where_the_forward_pass_is_large(monkeypatch):
+    expected = counted()[2] @ np.eye(43)
+    monkeypatch.setattr(products, "_MAX_UNROLLED_BYTES", 5000)
+    hessian = counted()[2]
+    assert 1 < hessian._width < 16
+    np.testing.assert_allclose(hessian @ np.eye(43), expected, rtol=0, atol=1e-15)
+
+
 def test_threads_may_share_an_operator(monkeypatch):
     linearize = products.linearize
 
