@@ -550,12 +550,12 @@ class CurvatureOperator(LinearOperator):
             self._state = self.objective.state() if _writes_state(graph) else []
             self._width = width_of_chunks(graph)
         with self._put_back():
-            _, form = form_of(batch)
-            if form and form not in self._at_once and not self._is_tried:
-                self._at_once[form] = self._examples_at_once(batch, weight)
             if self._is_tried:
                 denominators = self._denominators_fn(batch, weight)
             else:
+                _, form = form_of(batch)
+                if form and form not in self._at_once:
+                    self._at_once[form] = self._examples_at_once(batch, weight)
                 denominators = self._sums_fn(batch, weight)[1]
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
