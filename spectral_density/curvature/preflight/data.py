@@ -1,0 +1,146 @@
+"""The data of two passes compared: the same batches, the same examples, or others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spectral_density.curvature.batches import HASHES, batch_hash, examples_hash
+from spectral_density.curvature.preflight.report import Check, Status
+
+_FIX_ORDER = (
+    "Fix the order: shuffle(..., reshuffle_each_iteration=False), deterministic=True, or .cache() "
+    "behind the last random stage."
+)
+_FIX_EXAMPLES = (
+    "Fix the examples: no random augmentation, no drop_remainder behind a shuffle, no generator "
+    "with a state of its own, or .cache() behind them."
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a pass over a dataset gave, whatever its order: sums of hashes modulo 2^128."""
+
+    batches: int = 0
+    examples: int = 0
+
+    @classmethod
+    def of(cls, batch: Any) -> Contents:
+        """Return those of one batch."""
+        return cls(int(batch_hash(batch)[:32], 16), examples_hash(batch))
+
+    def __add__(self, other: Contents) -> Contents:
+        """Return those of both together."""
+        return Contents(
+            (self.batches + other.batches) % HASHES, (self.examples + other.examples) % HASHES
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two passes over a dataset, and what a difference between them would mean."""
+
+    num_batches: int  # of the whole dataset
+    changed: int  # batches that are others at the same place
+    stopped: str  # another number of batches, as a sentence, or ""
+    before: Contents
+    after: Contents
+    kept: bool  # in memory, so that one operator is one matrix
+    stages: tuple[str, ...]  # of the pipeline that let the order differ
+    coupling: str  # why examples may not change their batch, or ""
+    numbered: bool  # whether the place of an example in the dataset counts
+    repeats: bool  # whether the product of the same batch is the same
+    figure: float | None  # relative change of the product, where it was measured
+    rounding: float  # what of it is none
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything differs between the passes."""
+        return bool(self.changed or self.stopped)
+
+    @property
+    def same_examples(self) -> bool:
+        """Whether both passes gave the same examples, in whatever order."""
+        return not self.stopped and self.before.examples == self.after.examples
+
+    @property
+    def same_sum(self) -> bool:
+        """Whether both passes give the same sum on paper: it has another order at most."""
+        if not self.same_examples or self.numbered:
+            return False
+        return not self.coupling or self.before.batches == self.after.batches
+
+    @property
+    def same_product(self) -> bool:
+        """Whether the product was measured, and is the same to rounding."""
+        return self.figure is not None and self.figure <= self.rounding
+
+
+def of_all(parts: Sequence[Comparison]) -> Comparison:
+    """Return the comparison of a whole dataset from those of its parts, one for each replica.
+
+    Examples that moved from one part to another change the product of both, so that of several
+    parts there is no figure.
+    """
+    total = parts[0]
+    for part in parts[1:]:
+        total = replace(
+            total,
+            changed=total.changed + part.changed,
+            stopped=total.stopped or part.stopped,
+            before=total.before + part.before,
+            after=total.after + part.after,
+            coupling=total.coupling or part.coupling,
+            repeats=total.repeats and part.repeats,
+            figure=None,
+        )
+    return total
+
+
+def judge(found: Comparison) -> Check:
+    """Answer the question "data"."""
+    # A shuffle that gave the same batches twice has a single one, or a single order.
+    stages = [stage for stage in found.stages if found.differs or "shuffle" not in stage]
+    via = f" (the pipeline has {'; '.join(stages)})" if stages else ""
+    if not found.differs:
+        if not via or found.kept:
+            return Check("data", "passed", 0.0, "the dataset gives the same batches again.")
+        again = f"the dataset gave the same batches again, and need not{via}"
+        if found.coupling or found.numbered:
+            message = f"{again}: {found.coupling}. {_FIX_ORDER}"
+            return Check("data", "doubtful", 0.0, message)
+        return Check("data", "passed", 0.0, f"{again}: results differ by rounding then.")
+    figure = found.changed / found.num_batches if found.kept else found.figure
+    if found.same_sum and (found.figure is None or found.same_product):
+        message = "the same examples in another order; results differ by rounding."
+        return Check("data", "passed", found.figure or 0.0, message)
+    return Check("data", _status(found), figure, _message(found, via))
+
+
+def _status(found: Comparison) -> Status:
+    # Where the model is random there is no telling what the data adds.
+    excused = not found.stopped and (found.same_product or not found.repeats)
+    return "doubtful" if found.kept or excused else "failed"
+
+
+def _message(found: Comparison, via: str) -> str:
+    """Say in a sentence what differs and what that makes of the matrix, and in another what to do.
+
+    With the figure where one was measured.
+    """
+    change = "" if found.figure is None else f" (the product changes by {found.figure:.2g})"
+    effect = (
+        "this operator keeps what it saw, and the next is another matrix"
+        if found.kept
+        else f"each pass is another matrix{change}"
+    )
+    if found.same_examples and not found.same_sum:
+        return (
+            f"the same examples come in another order{via}, and {found.coupling}: {effect}. "
+            f"{_FIX_ORDER}"
+        )
+    what = f"{found.changed} of {found.num_batches} batches are others when iterated afresh"
+    what = found.stopped.rstrip(".") if found.stopped else what
+    return f"the data changes: {what}{via}; {effect}. {_FIX_EXAMPLES}"
