@@ -128,6 +128,10 @@ class Batches:
         """Return the dataset that the batches are of."""
         return self._dataset
 
+    def afresh(self) -> Iterator[Any]:
+        """Yield the batches of a new pass over the dataset, whether they are kept or not."""
+        return self._stream()
+
     def apart(self, joined: Any, numbers: range) -> list[Any]:
         """Return the batches of these numbers, which are computed together, one by one."""
         if len(numbers) == 1:

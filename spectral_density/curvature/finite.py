@@ -47,6 +47,20 @@ def cause(
     return found if first == "loss" else f"{found} {_of_step(first)}"
 
 
+def check_penalty(added: Any, what: str) -> None:
+    """Raise if what weight regularization adds to a gradient or product is not finite.
+
+    Raises:
+        FloatingPointError: if it holds NaN or infinity.
+    """
+    if not all_finite(added):
+        raise FloatingPointError(
+            f"the {what} of the weight regularization is not finite, and that of the data is. Look "
+            "for NaN in the weights, or a norm that is not squared at weights of 0: add an epsilon "
+            "under its root."
+        )
+
+
 def _of_step(name: str) -> str:
     if name == "loss":
         return (

@@ -24,7 +24,7 @@ from spectral_density.curvature.batches import (
     examples_hash,
     form_of,
 )
-from spectral_density.curvature.finite import all_finite, cause
+from spectral_density.curvature.finite import all_finite, cause, check_penalty
 from spectral_density.curvature.frameworks import (
     check_backend,
     losses_put_back,
@@ -246,7 +246,7 @@ class CurvatureOperator(LinearOperator):
             if self._penalized:
                 nothing = self._rows(np.zeros((1, n)))
                 added = self._penalty_products_fn(nothing)[1]
-                self._check_penalty(added, "gradient")
+                check_penalty(added, "gradient")
                 total += np.asarray(added)
         return total
 
@@ -462,7 +462,7 @@ class CurvatureOperator(LinearOperator):
                 np.divide(total, self._divisor, out=rows)
                 if self._penalized:
                     added, added_gradient = self._penalty_products_fn(chunk)
-                    self._check_penalty(added, "product")
+                    check_penalty(added, "product")
                     rows += np.asarray(added)
             if self._penalized:
                 for total in gradient:
@@ -700,15 +700,6 @@ class CurvatureOperator(LinearOperator):
                 "dataset.cache() fixes the data."
             )
         raise FloatingPointError(f"the {what} overflows when summed over the batches.")
-
-    def _check_penalty(self, added: Any, what: str) -> None:
-        """Raise if what weight regularization adds holds a NaN or infinity."""
-        if not all_finite(added):
-            raise FloatingPointError(
-                f"the {what} of the weight regularization is not finite, and that of the data is. "
-                "Look for NaN in the weights, or a norm that is not squared at weights of 0: add "
-                "an epsilon under its root."
-            )
 
     def _first_not_finite(
         self, what: str, function: Callable[..., Any], *arguments: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import batch_norms, culprits
@@ -78,14 +79,11 @@ class Examination:
         """Compare the data of the passes; what another order means follows from "split"."""
         passes, batches = self.passes, self.operator.batches
         figure = None
-        if not batches.kept and (passes.changed or passes.stopped):
+        if passes.data and not batches.kept:
             figure = difference(passes.fresh_first + passes.rest_again, passes.first + passes.rest)
         self.comparison = Comparison(
             num_batches=len(batches),
-            changed=passes.changed,
-            stopped=passes.stopped,
-            before=passes.before,
-            after=passes.after,
+            difference=passes.data,
             kept=batches.kept,
             stages=batches.unsteady,
             coupling=self._coupling(),
@@ -240,6 +238,8 @@ class Examination:
         try:
             for total in (passes.first, passes.rest):
                 operator._check_finite(total, *arguments)
+            if operator._penalized:
+                check_penalty(operator._penalty_products_fn(passes.u)[0], "product")
         except FloatingPointError as error:
             self._add("finite", "failed", None, str(error))
             return False

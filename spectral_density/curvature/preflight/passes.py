@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import tensorflow as tf
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import layers_of
-from spectral_density.curvature.preflight.data import Contents
+from spectral_density.curvature.preflight.data import Contents, Difference, compare
 from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
 from spectral_density.linalg.arguments import stream
 
@@ -92,7 +91,13 @@ class Passes:
                 rest = self._added(entry, weight, rest)
         self.rest_again = np.array(rest)[0]
         if operator.batches.kept:
-            self._compare_with_kept()
+            found = compare(list(operator.batches), operator.batches.afresh())
+            self.changed, self.stopped, self.before, self.after = found
+
+    @property
+    def data(self) -> Difference:
+        """Return what differs between the data of the passes."""
+        return Difference(self.changed, self.stopped, self.before, self.after)
 
     def _entries(self) -> Iterator[tuple[Any, tf.Tensor]]:
         entries = iter(self.operator._weighted_batches())
@@ -116,22 +121,6 @@ class Passes:
 
     def _contents(self, position: int, entry: Any) -> Contents:
         return sum(map(Contents.of, self._members(position, entry)), Contents())
-
-    def _compare_with_kept(self) -> None:
-        """Compare the batches of the dataset, iterated afresh, with the kept ones."""
-        batches = self.operator.batches
-        kept = list(batches)
-        count = 0
-        for count, batch in enumerate(islice(batches._stream(), len(kept) + 1), 1):
-            if count > len(kept) or batch_hash(batch) == batch_hash(kept[count - 1]):
-                continue
-            # What is the same at the same place is the same in any order.
-            self.changed += 1
-            self.before += Contents.of(kept[count - 1])
-            self.after += Contents.of(batch)
-        if count != len(kept):
-            found = f"more than {len(kept)}" if count > len(kept) else str(count)
-            self.stopped = f"the dataset gave {found} batches on this pass and {len(kept)} before."
 
     def _in_halves(self) -> Halves | None:
         """Multiply the halves of the first batch with u; the first, in the same state, with v."""

@@ -12,7 +12,12 @@ from weakref import WeakKeyDictionary, WeakSet
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.frameworks import tf_variable
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.data import Comparison, judge, of_all
+from spectral_density.curvature.preflight.data import (
+    Comparison,
+    compare_passes,
+    judge,
+    of_all,
+)
 from spectral_density.curvature.preflight.examination import Examination
 from spectral_density.curvature.preflight.report import (
     PreflightError,
@@ -95,6 +100,11 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
     counted = [entry for entries in found for entry in entries if entry is not None]
     reports = [report for _, report, _ in counted]
     compared = [comparison for _, _, comparison in counted if comparison is not None]
+    differences = [comparison.difference for comparison in compared]
+    if any(differences):
+        # A shuffle gives each replica a pass of its own: their parts are none of one dataset.
+        whole = replicas.together(lambda: compare_passes(operator.batches))
+        differences = replicas.gather(whole)
     worst: Sequence[Status] = ("failed", "doubtful", "passed", "skipped")
     names = dict.fromkeys(check.name for report in reports for check in report.checks)
     checks = []
@@ -103,8 +113,7 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
         first = min(same, key=lambda check: worst.index(check.status))
         figures = [check.figure for check in same if check.figure is not None]
         if name == "data" and len(compared) == len(counted):
-            # Examples that a shuffle moves from one replica to another are the same data.
-            checks.append(judge(of_all(compared)))
+            checks.append(judge(of_all(compared, differences)))
         else:
             checks.append(replace(first, figure=max(figures, default=None)))
     unused = set.intersection(*(set(report.unused_variables) for report in reports))
