@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 from spectral_density.curvature.batches import HASHES, Batches, batch_hash, examples_hash
 from spectral_density.curvature.preflight.report import Check, Status
 
-_FIX_ORDER = (
-    "Fix the order: shuffle(..., reshuffle_each_iteration=False), deterministic=True, or .cache() "
-    "behind the last random stage."
-)
+_FIX_ORDER = "Fix the order: reshuffle_each_iteration=False, deterministic=True, or .cache()."
 _FIX_EXAMPLES = (
-    "Fix the examples: no random augmentation, no drop_remainder behind a shuffle, no generator "
-    "with a state of its own, or .cache() behind them."
+    "Fix the examples: .cache() them behind random augmentation, drop_remainder after a shuffle, "
+    "or a generator with a state of its own."
 )
 
 
@@ -102,6 +99,7 @@ class Comparison:
     repeats: bool  # whether the product of the same batch is the same
     figure: float | None  # relative change of the product, where it was measured
     rounding: float  # what of it is none
+    limit: float  # what of it is rounding where the examples are known to be the same
 
     @property
     def same_examples(self) -> bool:
@@ -154,7 +152,7 @@ def judge(found: Comparison) -> Check:
     changed = found.difference.changed
     # A shuffle that gave the same batches twice has a single one, or a single order.
     stages = [stage for stage in found.stages if found.difference or "shuffle" not in stage]
-    via = f" (the pipeline has {'; '.join(stages)})" if stages else ""
+    via = f" ({'; '.join(stages)})" if stages else ""
     if not found.difference:
         if not via or found.kept:
             return Check("data", "passed", 0.0, "the dataset gives the same batches again.")
@@ -164,7 +162,7 @@ def judge(found: Comparison) -> Check:
             return Check("data", "doubtful", 0.0, message)
         return Check("data", "passed", 0.0, f"{again}: results differ by rounding then.")
     figure = changed / found.num_batches if found.kept else found.figure
-    if found.same_sum and (found.figure is None or found.same_product):
+    if found.same_sum and (found.figure is None or found.figure <= found.limit):
         message = "the same examples in another order; results differ by rounding."
         return Check("data", "passed", found.figure or 0.0, message)
     return Check("data", _status(found), figure, _message(found, via))
@@ -183,15 +181,13 @@ def _message(found: Comparison, via: str) -> str:
     """
     change = "" if found.figure is None else f" (the product changes by {found.figure:.2g})"
     effect = (
-        "this operator keeps what it saw, and the next is another matrix"
+        "the next operator is another matrix"
         if found.kept
         else f"each pass is another matrix{change}"
     )
-    if found.same_examples and not found.same_sum:
-        return (
-            f"the same examples come in another order{via}, and {found.coupling}: {effect}. "
-            f"{_FIX_ORDER}"
-        )
+    if found.same_examples:
+        why = found.coupling or "the loss depends on it"
+        return f"the same examples come in another order{via}, and {why}: {effect}. {_FIX_ORDER}"
     changed, stopped, *_ = found.difference
     what = f"{changed} of {found.num_batches} batches are others when iterated afresh"
     what = stopped.rstrip(".") if stopped else what

@@ -91,6 +91,7 @@ class Examination:
             repeats=repeats,
             figure=figure,
             rounding=passes.rounding,
+            limit=self.limit,
         )
         # Listed behind "finite".
         self.checks.insert(1, judge(self.comparison))
@@ -101,8 +102,7 @@ class Examination:
             return "the labels of a Monte Carlo Fisher matrix are drawn by the places of examples"
         split = next(check for check in self.checks if check.name == "split")
         if split.status == "skipped":
-            why = split.message.removeprefix("not judged: ").rstrip(".")
-            return f"whether the loss is a sum over examples is not known ({why})"
+            return "it is not known whether the loss is a sum over examples"
         if split.status != "passed":
             return "the loss of an example depends on its batch"
         if not self.passes.weights_add_up:
