@@ -686,7 +686,7 @@ class CurvatureOperator(LinearOperator):
             return
         found = self._first_not_finite(what, function, *arguments)
         if self._replicas is not None:
-            found = next(filter(None, self._replicas.gather(found)), None)
+            found = min(filter(None, self._replicas.gather(found)), default=None)
         if found is not None:
             number, why = found
             raise FloatingPointError(
@@ -731,7 +731,9 @@ class CurvatureOperator(LinearOperator):
     def _why_not_finite(self, what: str, entry: Any, weight: tf.Tensor) -> str:
         parameters = self.parameters
         weights = dict(zip(parameters.names, parameters.variables, strict=True))
-        for variable in getattr(self.objective.model, "variables", ()):
+        model = self.objective.model
+        # Those of Keras without the states of metrics; a `tf.Module` has variables alone.
+        for variable in getattr(model, "weights", getattr(model, "variables", ())):
             weights.setdefault(variable_name(variable), tf_variable(variable))
         fixed = entry, weight, self._scales
         steps = {

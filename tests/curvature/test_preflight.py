@@ -31,6 +31,7 @@ from models import (
 from spectral_density import approximate_hessian, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 from spectral_density.curvature.preflight import PreflightError, preflight
+from spectral_density.curvature.preflight.data import Comparison, Contents, Difference, judge
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIZES = (6, 3, 3)  # halves of the first are of the size of the others: fewer graphs
@@ -973,6 +974,43 @@ def test_a_loss_that_couples_examples_depends_on_their_order():
     assert "depends on its batch" in report["data"].message
     whole_batches = HessianOperator(mlp(), contrastive, examples().batch(20).shuffle(9))
     assert preflight(whole_batches)["data"].status == "passed"
+
+
+def compared(**changes):
+    """A stream of the same examples in another order, with one thing changed."""
+    difference = Difference(2, "", Contents(1, 5), Contents(2, 5))
+    fields = {
+        "num_batches": 3,
+        "difference": difference,
+        "kept": False,
+        "stages": (),
+        "coupling": "",
+        "numbered": False,
+        "repeats": True,
+        "figure": 1e-7,
+        "rounding": 1e-5,
+        "limit": 1e-3,
+    }
+    return judge(Comparison(**fields | changes))
+
+
+def test_the_product_of_a_reordered_stream_has_the_last_word():
+    assert compared().status == "passed"
+    # A sum that cancels has more rounding than the products it is made of.
+    assert compared(figure=1e-4).status == "passed"
+    found = compared(figure=0.2)
+    assert found.status == "failed"
+    assert "the loss depends on it" in found.message
+    assert "the product changes by 0.2" in found.message
+
+
+def test_a_stream_that_changes_is_excused_only_where_nothing_can_be_told():
+    others = Difference(2, "", Contents(1, 5), Contents(2, 6))
+    assert compared(difference=others, figure=0.2).status == "failed"
+    assert compared(difference=others, figure=0.2, repeats=False).status == "doubtful"
+    assert compared(difference=others, kept=True, figure=None).status == "doubtful"
+    shorter = others._replace(stopped="the dataset gave 2 batches on this pass and 3 before.")
+    assert compared(difference=shorter, figure=0.0).status == "failed"
 
 
 def test_a_doubt_about_a_dataset_is_told_once_for_all_operators_over_it():
