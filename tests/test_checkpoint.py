@@ -11,13 +11,18 @@ import textwrap
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from cases import dense_symmetric, diagonal_operator, distinct_eigenvalues, log_uniform_bulk
+from keras import layers
+from models import affine, classification, regression, sequential
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density import ConvergenceWarning, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
+from spectral_density.curvature import FisherOperator, HessianOperator
 from spectral_density.linalg import lockstep_groups
 
 SIZE = 60
@@ -475,3 +480,106 @@ def test_eigenpairs_of_another_problem_are_refused(tmp_path):
         top_eigenpairs(matrix(), 3, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match="algorithm"):
         lanczos(matrix(), 3, checkpoint=tmp_path)
+
+
+# Operators over data in another order ------------------------------------------------------------
+
+ANOTHER_ORDER = "begun with the same examples in another order"
+
+
+def examples(x=None, y=None, batch=5):
+    """A dataset whose order is another one at each pass."""
+    own_x, own_y = regression()
+    arrays = (own_x if x is None else x, own_y if y is None else y)
+    return tf.data.Dataset.from_tensor_slices(arrays).shuffle(50).batch(batch)
+
+
+def least_squares(dataset=None, kind=HessianOperator, loss="mse", **options):
+    return kind(affine("float64"), loss, dataset or examples(), **options)
+
+
+@pytest.mark.parametrize("memory_share", [0, 0.25])
+def test_a_run_goes_on_with_the_same_examples_in_another_order_and_says_so(tmp_path, memory_share):
+    one, two = (least_squares(memory_share=memory_share) for _ in range(2))
+    lanczos(one, 2, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match=ANOTHER_ORDER) as caught:
+        resumed = lanczos(two, 4, checkpoint=tmp_path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "\n" not in str(caught[0].message)
+    # The bits of what was there are kept, and what follows is the same matrix's.
+    expected = lanczos(one, 4)
+    np.testing.assert_allclose(resumed.alpha, expected.alpha, rtol=1e-9)
+
+
+def test_a_search_for_eigenpairs_goes_on_in_another_order_too(tmp_path):
+    one, two = least_squares(), least_squares()
+    top_eigenpairs(one, 1, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match=ANOTHER_ORDER):
+        found = top_eigenpairs(two, 1, checkpoint=tmp_path)
+    np.testing.assert_allclose(found.values, np.linalg.eigvalsh(one.to_dense())[-1:], rtol=1e-6)
+
+
+def test_data_in_the_same_order_resume_to_the_bit_and_without_a_word(tmp_path):
+    steady = examples().cache()
+    one, two = least_squares(steady), least_squares(steady)
+    lanczos(one, 2, checkpoint=tmp_path)
+    same(lanczos(two, 4, checkpoint=tmp_path), lanczos(one, 4))
+
+
+def coupled(model, batch):
+    outputs = model(batch[0])
+    return tf.reduce_mean((outputs - tf.reduce_mean(outputs, axis=0)) ** 2)
+
+
+def monte_carlo(dataset=None):
+    model = sequential(layers.Dense(3, dtype="float64"))
+    dataset = tf.data.Dataset.from_tensor_slices(classification()).shuffle(50).batch(5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return FisherOperator(model, loss, dataset, kind="monte_carlo", seed=1)
+
+
+X_ALONE = regression()[0][::-1].copy()
+
+OTHER = {
+    "other examples": (
+        least_squares,
+        lambda: least_squares(examples(x=2 * X_ALONE)),
+        "data differ",
+    ),
+    "inputs reordered among the labels": (
+        least_squares,
+        lambda: least_squares(examples(x=X_ALONE)),
+        "data differ",
+    ),
+    "an example dropped": (
+        lambda: least_squares(examples(batch=4)),
+        lambda: least_squares(examples(batch=4).take(3).concatenate(examples(batch=1).take(1))),
+        "data differ",
+    ),
+    "labels drawn by place": (monte_carlo, monte_carlo, "data differ"),
+    "a batch_weight of its own": (
+        lambda: least_squares(loss=own_mean, batch_weight=lambda batch: 1.0),
+        lambda: least_squares(loss=own_mean, batch_weight=lambda batch: 1.0),
+        "data differ",
+    ),
+    # Nothing but a product tells that the examples depend on each other.
+    "examples coupled in batches": (
+        lambda: least_squares(loss=coupled),
+        lambda: least_squares(loss=coupled),
+        "of another operator",
+    ),
+}
+
+
+def own_mean(model, batch):
+    return tf.reduce_mean((model(batch[0]) - tf.cast(batch[1], tf.float64)) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint .* was begun with the same examples")
+@pytest.mark.parametrize("name", OTHER)
+def test_another_matrix_over_reordered_data_is_refused(tmp_path, name):
+    begin, go_on, says = OTHER[name]
+    lanczos(begin(), 2, checkpoint=tmp_path, check=False)
+    with pytest.raises(CheckpointError, match=says):
+        lanczos(go_on(), 4, checkpoint=tmp_path, check=False)

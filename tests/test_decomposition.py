@@ -325,3 +325,23 @@ def test_nothing_of_the_model_changes_and_the_data_are_passed_in_blocks():
     assert len(seen) == 4 + 2 * 8
     for now, then in zip(model.variables, before, strict=True):
         assert now.numpy().tobytes() == then.tobytes()
+
+
+def test_all_is_the_whole_matrix_with_variables_from_outside_the_model():
+    model = sequential(layers.Dense(2, "tanh", name="net"), shape=(2,))
+    scale, shift = tf.Variable(0.7, name="scale"), tf.Variable([0.1, 0.2], name="shift")
+    inputs = [normals(4, 2)]
+    chosen = [*model.trainable_variables, scale, shift]
+    pair = (
+        lambda model, batch: scale * model(batch) + shift,
+        lambda outputs, batch: tf.reduce_mean(outputs**2),
+    )
+    found = curvature_decomposition(model, pair, inputs, variables=chosen, progress=False)
+    whole = HessianOperator(
+        model, lambda model, batch: pair[1](pair[0](model, batch), batch), inputs, variables=chosen
+    ).to_dense()
+    assert [row.name for row in found.layers] == ["net", "scale", "shift"]
+    assert found.total.num_params == sum(row.num_params for row in found.layers) == len(whole)
+    assert found.total.hessian.trace.value == pytest.approx(np.trace(whole), rel=1e-5)
+    norm = np.linalg.norm(whole)
+    assert found.total.hessian.frobenius_norm.value == pytest.approx(norm, rel=1e-5)

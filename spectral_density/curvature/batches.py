@@ -22,6 +22,9 @@ PREFETCH = 2
 # A dataset of unknown length that is longer than this is taken to be infinite.
 MAX_BATCHES = 1_000_000
 
+# Hashes of examples are added up modulo this number.
+HASHES = 1 << 128
+
 _EMPTY = "the dataset is empty: it gave no batch with an example in it."
 
 
@@ -120,6 +123,21 @@ class Batches:
         self._kept = kept
         self.kept = kept is not None
 
+    @property
+    def dataset(self) -> Any:
+        """Return the dataset that the batches are of."""
+        return self._dataset
+
+    def afresh(self) -> Iterator[Any]:
+        """Yield the batches of a new pass over the dataset, whether they are kept or not."""
+        return self._stream()
+
+    def apart(self, joined: Any, numbers: range) -> list[Any]:
+        """Return the batches of these numbers, which are computed together, one by one."""
+        if len(numbers) == 1:
+            return [joined]
+        return list(_apart(joined, [self._forms[number][0] for number in numbers]))
+
     def add_up(self) -> None:
         """Count the batches and examples of all replicas.
 
@@ -155,10 +173,7 @@ class Batches:
         """
         if self._kept is not None:
             for parcel, numbers in zip(self._kept, self.parcels, strict=True):
-                if len(numbers) == 1:
-                    yield parcel
-                else:
-                    yield from _apart(parcel, [self._forms[number][0] for number in numbers])
+                yield from self.apart(parcel, numbers)
             return
         expected = sum(map(len, self.parcels))
         count = 0
@@ -335,6 +350,33 @@ def _apart(parcel: Any, sizes: list[int]) -> Iterator[Any]:
         )
 
 
+def _rows(batch: Any) -> tuple[str, list[Any]] | None:
+    """Return the form of each example of a batch, and the rows of its tensors as bytes.
+
+    None where the tensors have no common number of rows, or are sparse.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+    if any(isinstance(leaf, tf.SparseTensor) or not leaf.shape.rank for leaf in leaves):
+        return None
+    if len({int(leaf.shape[0]) for leaf in leaves}) != 1:
+        return None
+    form = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else (type(leaf).__name__, leaf.dtype.name), batch
+    )
+    shapes = [leaf.shape.as_list()[1:] for leaf in leaves]
+    return f"{form!r}{shapes!r}", [_bytes_of_rows(leaf) for leaf in leaves]
+
+
+def _bytes_of_rows(leaf: Any) -> Any:
+    if isinstance(leaf, tf.RaggedTensor):
+        return [repr(row).encode() for row in leaf.to_list()]
+    array = np.asarray(leaf)
+    if array.dtype == object:  # text
+        return [repr(row).encode() for row in array.tolist()]
+    flat = array.reshape(len(array), int(np.prod(array.shape[1:], dtype=np.int64)))
+    return np.ascontiguousarray(flat).view(np.uint8)
+
+
 def _nbytes(batch: Any) -> int:
     tensors = tf.nest.flatten(batch, expand_composites=True)
     return sum(
@@ -435,3 +477,24 @@ def batch_hash(batch: Any) -> str:
         else:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def examples_hash(batch: Any) -> int:
+    """Return the sum of the hashes of a batch's examples, modulo 2^128: the same in any order.
+
+    An example is one row of every tensor: inputs, labels and sample weight together. A batch whose
+    tensors have no such rows counts as one example.
+    """
+    rows = _rows(batch)
+    if rows is None:
+        return int(batch_hash(batch)[:32], 16)
+    form, columns = rows
+    start = hashlib.blake2b(form.encode(), digest_size=16)
+    total = 0
+    for parts in zip(*columns, strict=True):
+        digest = start.copy()
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        total += int.from_bytes(digest.digest(), "big")
+    return total % HASHES

@@ -135,7 +135,8 @@ def layer_operators(operator: Any) -> dict[str, SubmatrixOperator]:
     Returns:
         Block of each layer that owns variables of the operator, by its name; where two layers have
         one name, that of the model inside which it is goes before it. A variable that two layers
-        share belongs to the first, what no layer owns to the model itself.
+        share belongs to the first, what no layer owns to the model itself. A variable from outside
+        the model is a block of its own, by its name. The sizes add up to that of the operator.
 
     Raises:
         TypeError: if the operator says nothing about its parameters.
@@ -260,7 +261,14 @@ def _positions_to_indices(parameters: Parameters, positions: list[int]) -> np.nd
 
 def _owners(parameters: Parameters, model: Any) -> Iterator[tuple[str, list[tf.Variable]]]:
     """Yield unique names of layers and what is theirs, in the model's order."""
-    found = _by_path(parameters) if keras_module(model) is None else list(_keras_layers(model))
+    if keras_module(model) is None:
+        found = _by_path(parameters)
+    else:
+        found = list(_keras_layers(model))
+        inside = {id(v) for *_, variables in found for v in variables}
+        pairs = zip(parameters.names, parameters.variables, strict=True)
+        # A variable from outside the model stands alone, by its own name.
+        found += [(name, "", [v]) for name, v in pairs if id(v) not in inside]
     taken: set[str] = set()
     names = [name for name, *_ in found]
     for name, prefix, variables in found:
@@ -289,9 +297,9 @@ def _keras_layers(model: Any, path: str = "") -> Iterator[tuple[str, str, list[t
         if _is_model(layer):
             yield from _keras_layers(layer, f"{path}/{layer.name}".lstrip("/"))
         else:
-            yield layer.name, path, [tf_variable(v) for v in layer.trainable_variables]
+            yield layer.name, path, [tf_variable(v) for v in layer.variables]
     # Weights of the model's own; those of its layers are theirs already.
-    yield model.name, path, [tf_variable(v) for v in model.trainable_variables]
+    yield model.name, path, [tf_variable(v) for v in model.variables]
 
 
 def _is_model(layer: Any) -> bool:

@@ -136,6 +136,11 @@ class FisherOperator(ThroughOutputs):
             memory_share=memory_share,
         )
 
+    @property
+    def numbers_examples(self) -> bool:
+        """Return whether labels are drawn, by the places of examples in the dataset."""
+        return self.kind == "monte_carlo"
+
     def sampled_labels(self) -> list[list[np.ndarray]]:
         """Return the labels that kind="monte_carlo" draws, for each batch one array per output.
 
@@ -262,6 +267,9 @@ class FisherOperator(ThroughOutputs):
     def _weighted_batches(self) -> Iterator[tuple[Any, tf.Tensor]]:
         for (batch, weight), offset in zip(super()._weighted_batches(), self._offsets, strict=True):
             yield (batch, offset), weight
+
+    def _plain(self, entry: Any) -> Any:
+        return entry[0]
 
     def _batch_value(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         return super()._batch_value(batch[0], weight, scales)

@@ -16,11 +16,20 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.curvature.batches import Batches, batch_hash, count_examples, form_of
+from spectral_density.curvature.batches import (
+    HASHES,
+    Batches,
+    batch_hash,
+    count_examples,
+    examples_hash,
+    form_of,
+)
+from spectral_density.curvature.finite import all_finite, cause, check_penalty
 from spectral_density.curvature.frameworks import (
     check_backend,
     losses_put_back,
     tf_variable,
+    variable_name,
 )
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
@@ -138,6 +147,11 @@ class CurvatureOperator(LinearOperator):
     def _depends(self) -> bool:
         return self._products.depends
 
+    @property
+    def numbers_examples(self) -> bool:
+        """Return whether the matrix depends on the places of examples in the dataset."""
+        return False
+
     def _read(self, dataset: Any) -> None:
         """Pass once over the dataset, and settle what is computed at once."""
         self.num_passes = 0
@@ -231,7 +245,9 @@ class CurvatureOperator(LinearOperator):
             total /= self._divisor
             if self._penalized:
                 nothing = self._rows(np.zeros((1, n)))
-                total += np.asarray(self._penalty_products_fn(nothing)[1])
+                added = self._penalty_products_fn(nothing)[1]
+                check_penalty(added, "gradient")
+                total += np.asarray(added)
         return total
 
     def product_and_gradient(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -302,19 +318,23 @@ class CurvatureOperator(LinearOperator):
             # Keras numbers names as models are made: the same model made again has others.
             "shapes": [list(shape) for shape in self.parameters.shapes],
             "weights": batch_hash(weights),
-            "data": batch_hash([data for _, data, _ in hashed]),
-            "batch weights": batch_hash([weight for _, _, weight in hashed]),
+            "data": batch_hash([data for _, data, _, _ in hashed]),
+            "batch weights": batch_hash([weight for _, _, weight, _ in hashed]),
+            # The same in any order of the examples, where that is the same matrix.
+            "examples": None
+            if self.numbers_examples
+            else f"{sum(examples for *_, examples in hashed) % HASHES:032x}",
         }
 
-    def _hashed(self) -> list[tuple[int, str, float]]:
-        """Return the number, the hash and the weight of all that is computed at once, in order."""
+    def _hashed(self) -> list[tuple[int, str, float, int]]:
+        """Return number, hash, weight and examples' hash of what is computed at once, in order."""
 
-        def here() -> list[tuple[int, str, float]]:
+        def here() -> list[tuple[int, str, float, int]]:
             entries = zip(
                 self.batches.parcels, self.batches.in_parcels(), self._weights, strict=True
             )
             return [
-                (numbers.start, batch_hash(batch), float(weight))
+                (numbers.start, batch_hash(batch), float(weight), self._hash_of(batch, weight))
                 for numbers, batch, weight in entries
             ]
 
@@ -322,6 +342,13 @@ class CurvatureOperator(LinearOperator):
             return here()
         of_workers = self._replicas.gather(self._replicas.together(here))
         return sorted(entry for entries in of_workers for entry in entries)
+
+    def _hash_of(self, batch: Any, weight: tf.Tensor) -> int:
+        """Return the sum of the hashes of a batch's examples."""
+        if self._batch_weight is None:
+            return examples_hash(batch)
+        # A weight of the user's belongs to the batch as a whole.
+        return int(batch_hash((batch, weight))[:32], 16)
 
     def matvec(self, x: np.ndarray) -> np.ndarray:
         """Return the product with a vector of shape (num_params,) or (num_params, 1)."""
@@ -435,6 +462,7 @@ class CurvatureOperator(LinearOperator):
                 np.divide(total, self._divisor, out=rows)
                 if self._penalized:
                     added, added_gradient = self._penalty_products_fn(chunk)
+                    check_penalty(added, "product")
                     rows += np.asarray(added)
             if self._penalized:
                 for total in gradient:
@@ -656,29 +684,67 @@ class CurvatureOperator(LinearOperator):
         """Raise and name the batch if `total` holds a NaN or infinity."""
         if np.isfinite(total).all():
             return
-        numbers = self._first_not_finite(function, *arguments)
+        found = self._first_not_finite(what, function, *arguments)
         if self._replicas is not None:
-            numbers = next(filter(None, self._replicas.gather(numbers)), None)
-        if numbers is not None:
-            where = f"batch {numbers.start}"
-            if len(numbers) > 1:
-                where = f"batches {numbers.start} to {numbers.stop - 1}"
+            found = min(filter(None, self._replicas.gather(found)), default=None)
+        if found is not None:
+            number, why = found
             raise FloatingPointError(
-                f"the {what} is not finite in {where} of {len(self.batches)} "
-                "(counted from 0). Look for NaN or infinity in its data, in the weights, "
-                "or in the loss (log of 0, overflow)."
+                f"the {what} is not finite in batch {number} of {len(self.batches)} "
+                f"(counted from 0). {why}"
+            )
+        if not self.batches.kept:
+            raise FloatingPointError(
+                f"the {what} is not finite, and no batch says why when the data is iterated again: "
+                "a pass gave other data, or the sum over the batches overflows. "
+                "dataset.cache() fixes the data."
             )
         raise FloatingPointError(f"the {what} overflows when summed over the batches.")
 
-    def _first_not_finite(self, function: Callable[..., Any], *arguments: Any) -> range | None:
-        """Return the first of the batches computed here whose result holds a NaN or infinity."""
-        for numbers, (batch, weight) in zip(
+    def _first_not_finite(
+        self, what: str, function: Callable[..., Any], *arguments: Any
+    ) -> tuple[int, str] | None:
+        """Return the first batch computed here whose result is not finite, and why it is not."""
+
+        def result(entry: Any, weight: tf.Tensor) -> Any:
+            found = function(entry, weight, self._scales, *arguments)
+            return tf.nest.flatten(found)[0]
+
+        for numbers, (entry, weight) in zip(
             self.batches.parcels, self._weighted_batches(), strict=True
         ):
-            result = function(batch, weight, self._scales, *arguments)
-            if not np.isfinite(np.asarray(tf.nest.flatten(result)[0])).all():
-                return numbers
+            if all_finite(result(entry, weight)):
+                continue
+            if len(numbers) == 1:
+                return numbers.start, self._why_not_finite(what, entry, weight)
+            # Of batches computed together each is tried alone.
+            for number, batch in zip(numbers, self.batches.apart(entry, numbers), strict=True):
+                weight = tf.constant(count_examples(batch), tf.float64)
+                if not all_finite(result(batch, weight)):
+                    return number, self._why_not_finite(what, batch, weight)
+            return numbers.start, (
+                f"It is so only where batches {numbers.start} to {numbers.stop - 1} are computed "
+                "together: look for an overflow."
+            )
         return None
+
+    def _why_not_finite(self, what: str, entry: Any, weight: tf.Tensor) -> str:
+        parameters = self.parameters
+        weights = dict(zip(parameters.names, parameters.variables, strict=True))
+        model = self.objective.model
+        # Those of Keras without the states of metrics; a `tf.Module` has variables alone.
+        for variable in getattr(model, "weights", getattr(model, "variables", ())):
+            weights.setdefault(variable_name(variable), tf_variable(variable))
+        fixed = entry, weight, self._scales
+        steps = {
+            "loss": lambda: self._loss_fns[self._local](*fixed),
+            "gradient": lambda: self._gradient_fns[self._local](*fixed),
+        }
+        return cause(what, self._plain(entry), weights, steps)
+
+    def _plain(self, entry: Any) -> Any:
+        """Return the batch of an entry of `_weighted_batches`."""
+        return entry
 
 
 def hessian_products(

@@ -355,3 +355,107 @@ def test_frozen_layers_have_no_block():
     model = set_random_weights(mlp())
     model.layers[0].trainable = False
     assert layer_names_and_sizes(model, normals(5, 3), normals(5, 3)) == {"logits": 15}
+
+
+# Variables from outside the model ----------------------------------------------------------------
+
+
+class Scales(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tf.Variable([0.5, 1.5], name="inner")
+        self.outer = tf.Variable(0.3, name="outer")
+
+
+def of_another_model():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, name="head")], name="other")
+    return list(set_random_weights(model).trainable_variables)
+
+
+def frozen_layer():
+    layer = layers.Dense(1, name="frozen")
+    layer.build((None, 2))
+    layer.trainable = False
+    return [layer.kernel]
+
+
+OUTSIDE = {
+    "a variable": (lambda: [tf.Variable(0.7, name="scale")], ["scale"]),
+    "two of one name": (lambda: [tf.Variable(0.7), tf.Variable([0.2])], ["Variable", "Variable_2"]),
+    "another model's": (of_another_model, ["other/head/kernel", "other/head/bias"]),
+    "a module's": (lambda: list(Scales().variables), ["inner", "outer"]),
+    "of a layer outside that is frozen": (frozen_layer, ["frozen/kernel"]),
+    "a Keras variable": (lambda: [keras.Variable(0.7, name="alpha")], ["alpha"]),
+}
+
+
+def with_outside(outside, model=None):
+    """The loss mixes the model with all variables, so that no block is zero."""
+    model = model or sequential(layers.Dense(2, activation="tanh", name="net"), shape=(2,))
+
+    def loss(model, batch):
+        total = tf.add_n([tf.reduce_sum(tf.convert_to_tensor(v)) for v in outside])
+        return tf.reduce_mean((total * model(batch)) ** 2)
+
+    chosen = [*model.trainable_variables, *outside]
+    return HessianOperator(model, loss, [normals(4, 2)], variables=chosen)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_variable_from_outside_the_model_is_a_block_of_its_own(name):
+    make, names = OUTSIDE[name]
+    operator = with_outside(make())
+    blocks = layer_operators(operator)
+    assert list(blocks) == ["net", *names]
+    assert sum(block.shape[0] for block in blocks.values()) == operator.shape[0]
+    order = np.concatenate([block.rows for block in blocks.values()])
+    np.testing.assert_array_equal(np.sort(order), np.arange(operator.shape[0]))
+    html = operator._repr_html_()
+    assert all(shown in html for shown in names)
+
+
+def test_a_variable_outside_can_be_selected_by_its_name():
+    operator = with_outside([tf.Variable(0.7, name="scale")])
+    block = SubmatrixOperator(operator, "scale")
+    np.testing.assert_array_equal(block.rows, [6])
+    # The loss is (s m(x))^2 on average, in s: 2 mean m^2.
+    outputs = np.asarray(operator.objective.model(normals(4, 2)))
+    assert block.to_dense()[0, 0] == pytest.approx(2 * np.mean(outputs**2), rel=1e-5)
+
+
+def test_a_frozen_layer_of_the_model_keeps_its_name():
+    model = sequential(layers.Dense(2, name="body"), layers.Dense(1, name="head"), shape=(2,))
+    model.get_layer("body").trainable = False
+    chosen = [model.get_layer("body").kernel, *model.trainable_variables]
+    operator = HessianOperator(
+        model,
+        lambda model, batch: tf.reduce_mean(model(batch) ** 2),
+        [normals(4, 2)],
+        variables=chosen,
+    )
+    sizes = {name: block.shape[0] for name, block in layer_operators(operator).items()}
+    assert sizes == {"body": 4, "head": 3}
+
+
+def test_a_layer_that_two_models_share_is_inside():
+    shared = layers.Dense(2, name="shared")
+    one = keras.Sequential([keras.Input((2,)), shared], name="one")
+    two = keras.Sequential([keras.Input((2,)), shared, layers.Dense(1, name="own")], name="two")
+    operator = with_outside(list(two.layers[1].trainable_variables), set_random_weights(one))
+    assert list(layer_operators(operator)) == ["shared", "two/own/kernel", "two/own/bias"]
+
+
+def test_variables_of_a_nested_structure_are_all_in_blocks():
+    variables = {
+        "a": [tf.Variable([1.0, 2.0], name="enc/w"), tf.Variable(0.5, name="enc/b")],
+        "c": (tf.Variable(0.3), tf.Variable(0.4)),
+    }
+
+    def value(v):
+        parts = tf.concat([tf.reshape(part, [-1]) for part in tf.nest.flatten(v)], axis=0)
+        return tf.reduce_sum(parts) ** 2
+
+    operator = HessianOperator.from_function(value, variables)
+    sizes = {name: block.shape[0] for name, block in layer_operators(operator).items()}
+    assert sum(sizes.values()) == operator.shape[0] == 5
+    assert sizes["enc"] == 3

@@ -212,11 +212,11 @@ def test_one_loss_for_a_whole_batch_is_not_cut_otherwise(loss):
     assert hessian.loss() == pytest.approx(model.evaluate(data, verbose=0), rel=1e-5)
 
 
-def test_a_product_that_is_not_finite_names_the_batches():
+def test_a_product_that_is_not_finite_names_the_one_batch():
     data = examples([5, 5, 3])
     data[1][0][2, 0] = np.nan
     hessian = sd.HessianOperator(network(), LOSS, data)
-    with pytest.raises(FloatingPointError, match="batches 0 to 2 of 3"):
+    with pytest.raises(FloatingPointError, match="batch 1 of 3"):
         hessian @ np.ones(hessian.shape[0])
 
 

@@ -111,10 +111,17 @@ def test_preflight_looks_at_the_batches_of_every_replica_in_two_passes(figures):
     assert figures["found"]["cost"] <= 2.5  # one half of a small batch more, on each replica
 
 
+def test_examples_that_move_from_one_replica_to_another_are_the_same_data(figures):
+    assert "the same examples in another order" in figures["found"]["data in another order"]
+
+
 @pytest.mark.parametrize(
     "case, message",
     [
         ("nan", "FloatingPointError: the product is not finite in batch 1 of 3"),
+        ("nan", "NaN or infinity is in its data: inputs."),
+        ("singular", "the product is not finite in batch 2 of 3"),
+        ("singular", "The curvature is not finite, while the loss and its gradient are"),
         ("dropout", "Dropout"),
         ("plain model", "the dataset is distributed, and the variables are not"),
         ("unused", "does not depend on the variables"),

@@ -71,6 +71,13 @@ def coupled_loss(model, batch):
     return tf.reduce_sum(model(batch[0])) ** 2
 
 
+def norms(model, batch):
+    """The length of x W for the first kernel W: its curvature is infinite at x = 0."""
+    inputs = tf.cast(batch[0], tf.float64)
+    squares = tf.reduce_sum(tf.matmul(inputs, model.layers[0].kernel.value) ** 2, axis=-1)
+    return tf.reduce_sum(tf.where(squares > 0, tf.sqrt(squares), 0.0))
+
+
 class Figures:
     """What was found, by name."""
 
@@ -172,6 +179,8 @@ class Figures:
         report = two.check()
         self.found["verdict"] = report.verdict
         self.found["cost"] = report.num_products
+        shuffled = tf.data.Dataset.from_tensor_slices(classification()).shuffle(13).batch(5)
+        self.found["data in another order"] = two.with_dataset(shuffled).check()["data"].message
         cubic = self.mirrored(lambda: tf.Variable([1.0, 1.0], dtype=tf.float64))
         function = HessianOperator.from_function(lambda w: 2 * w[0] ** 3 * w[1] ** 3, cubic)
         self.found["cubic"] = function.to_dense().tolist()
@@ -227,6 +236,7 @@ class Figures:
         model = self.mirrored(mlp, "float64")
         x, y = PLAIN[1]
         spoiled = [PLAIN[0], (np.full_like(x, np.nan), y), PLAIN[2]]
+        with_zeros = [PLAIN[0], PLAIN[1], (np.zeros_like(x), y)]
         dropout = self.mirrored(dropout_model)
         dealt = self.strategy.experimental_distribute_dataset(
             tf.data.Dataset.from_tensor_slices(classification()).batch(5)
@@ -234,6 +244,7 @@ class Figures:
         raised = self.found["raised"] = {}
         for name, function in {
             "nan": lambda: HessianOperator(model, LOSS, spoiled) @ np.ones(31),
+            "singular": lambda: HessianOperator(model, norms, with_zeros) @ np.ones(31),
             "dropout": lambda: HessianOperator(dropout, LOSS, PLAIN, training=True).check(),
             "plain model": lambda: HessianOperator(mlp(), LOSS, dealt),
             "unused": lambda: (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import batch_norms, culprits
+from spectral_density.curvature.preflight.data import Comparison, judge
 from spectral_density.curvature.preflight.halves import Halves, plain
 from spectral_density.curvature.preflight.outputs import gradient_reaches, mistaken_outputs
 from spectral_density.curvature.preflight.passes import Passes, difference
@@ -25,6 +27,7 @@ class Examination:
         self.passes = Passes(operator, seed)
         self.checks: list[Check] = []
         self.unused: tuple[str, ...] = ()
+        self.comparison: Comparison | None = None  # of the data of both passes
         self.limit = max(_DOUBT, 3 * self.passes.rounding)
 
     def report(self) -> PreflightReport:
@@ -60,9 +63,9 @@ class Examination:
             random, writers = culprits(self.operator, passes.entry)
             figure = max(figure, passes.unrepeated())
         repeats = figure <= passes.rounding
-        self._judge_data(repeats)
         self._judge_repeat(figure, random, writers)
         self._judge_split(split_figure, repeats, random, writers)
+        self._judge_data(repeats)
         self._judge_symmetry(repeats)
         self._judge_outputs()
         self._list_variables()
@@ -73,54 +76,38 @@ class Examination:
         return "failed" if cause or figure > self.limit else "doubtful"
 
     def _judge_data(self, repeats: bool) -> None:
-        passes = self.passes
-        batches = self.operator.batches
-        # A shuffle that gave the same batches twice has a single one, or a single order.
-        unsteady = [stage for stage in batches.unsteady if "shuffle" not in stage]
-        if not (passes.changed or passes.stopped):
-            message = "the dataset gives the same batches again."
-            if unsteady and not batches.kept:
-                message = (
-                    f"the dataset gave the same batches again, and need not: {'; '.join(unsteady)}"
-                    " lets them come in another order, so that runs do not repeat to the bit."
-                )
-            status: Status = "doubtful" if unsteady and not batches.kept else "passed"
-            self._add("data", status, 0.0, message)
-            return
-        found = f"{passes.changed} of {len(batches)} batches are others when iterated afresh"
-        if passes.stopped:
-            found = f"{passes.stopped.rstrip('.')}; {found}"
-        fixed = (
-            "Is it shuffled (fix the order: reshuffle_each_iteration=False, or no shuffle), are "
-            "examples drawn at random or dropped by drop_remainder, augmented at random, or made "
-            "by a generator with a state of its own?"
+        """Compare the data of the passes; what another order means follows from "split"."""
+        passes, batches = self.passes, self.operator.batches
+        figure = None
+        if passes.data and not batches.kept:
+            figure = difference(passes.fresh_first + passes.rest_again, passes.first + passes.rest)
+        self.comparison = Comparison(
+            num_batches=len(batches),
+            difference=passes.data,
+            kept=batches.kept,
+            stages=batches.unsteady,
+            coupling=self._coupling(),
+            numbered=self.operator.numbers_examples,
+            repeats=repeats,
+            figure=figure,
+            rounding=passes.rounding,
+            limit=self.limit,
         )
-        if batches.unsteady:
-            fixed = f"The pipeline has {'; '.join(batches.unsteady)}. {fixed}"
-        share = passes.changed / len(batches)
-        if batches.kept:
-            self._add(
-                "data",
-                "doubtful",
-                share,
-                f"the data changes: {found}. This operator keeps the batches it saw and is a fixed "
-                f"matrix; the next operator, or one that streams, is another. {fixed}",
-            )
-            return
-        figure = difference(passes.fresh_first + passes.rest_again, passes.first + passes.rest)
-        same = figure <= passes.rounding and not passes.stopped
-        effect = (
-            f"and the product is the same to {figure:.1g}: the same examples in another order."
-            if same
-            else f"and the product changes by {figure:.2g}: each pass is another matrix."
-        )
-        # Where the model is random there is no telling what the data adds.
-        self._add(
-            "data",
-            "doubtful" if same or (not repeats and not passes.stopped) else "failed",
-            figure,
-            f"the data changes: {found}, {effect} {fixed}",
-        )
+        # Listed behind "finite".
+        self.checks.insert(1, judge(self.comparison))
+
+    def _coupling(self) -> str:
+        """Return why examples may not change their places, "" where nothing speaks against it."""
+        if self.operator.numbers_examples:
+            return "the labels of a Monte Carlo Fisher matrix are drawn by the places of examples"
+        split = next(check for check in self.checks if check.name == "split")
+        if split.status == "skipped":
+            return "it is not known whether the loss is a sum over examples"
+        if split.status != "passed":
+            return "the loss of an example depends on its batch"
+        if not self.passes.weights_add_up:
+            return "batch_weight of a batch is not the sum of that of its halves"
+        return ""
 
     def _judge_repeat(self, figure: float, random: list[str], writers: list[str]) -> None:
         status = self._status(figure, bool(random))
@@ -251,6 +238,8 @@ class Examination:
         try:
             for total in (passes.first, passes.rest):
                 operator._check_finite(total, *arguments)
+            if operator._penalized:
+                check_penalty(operator._penalty_products_fn(passes.u)[0], "product")
         except FloatingPointError as error:
             self._add("finite", "failed", None, str(error))
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +50,12 @@ def in_two(
         entries = [(half, entry[1] + start) for half, (start, _) in zip(parts, bounds, strict=True)]
     tensors = [tf.constant(w, tf.float64) for w in weights]
     return list(zip(entries, tensors, strict=True)), shares
+
+
+def weights_add_up(operator: CurvatureOperator, parts: Sequence[Any], weight: tf.Tensor) -> bool:
+    """Tell whether the weight of a batch is the sum of those of its parts, as `in_two` has them."""
+    weights = [operator.batches._weight(plain(operator, part)) for part, _ in parts]
+    return bool(np.isclose(sum(weights), float(weight), rtol=1e-6))
 
 
 def plain(operator: CurvatureOperator, entry: Any) -> Any:

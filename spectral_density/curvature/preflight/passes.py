@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import tensorflow as tf
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import layers_of
-from spectral_density.curvature.preflight.halves import Halves, in_two
+from spectral_density.curvature.preflight.data import Contents, Difference, compare
+from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
@@ -43,6 +43,8 @@ class Passes:
         self.num_products = 0.0
         self.changed = 0  # batches that are others on the second pass
         self.stopped = ""  # what ended a pass early
+        self.before, self.after = Contents(), Contents()  # of the data, where they may differ
+        self.weights_add_up = True  # those of halves to that of a batch
         self.rounding = stated_rounding(operator)
         normals = [stream(seed, k).normal(size=operator.parameters.size) for k in range(2)]
         self.u, self.v = (operator._rows(v[None] / np.linalg.norm(v)) for v in normals)
@@ -51,11 +53,12 @@ class Passes:
         """Multiply each batch with u."""
         operator = self.operator
         operator.num_passes += 1
-        self.hashes: list[str] = []
+        self.hashes: list[list[str]] = []  # of the batches, by what is computed together
         rest = self.zeros()
         for position, (entry, weight) in enumerate(self._entries()):
             if not operator.batches.kept:
-                self.hashes.append(batch_hash(entry))
+                self.hashes.append(self._hashes(position, entry))
+                self.before += self._contents(position, entry)
             if position == 0:
                 self.entry, self.weight = entry, weight
                 self.first = self.product(entry, weight, self.u)
@@ -78,15 +81,23 @@ class Passes:
         rest = self.zeros()
         for position, (entry, weight) in enumerate(self._entries()):
             if not operator.batches.kept:
-                same = batch_hash(entry) == self.hashes[position]
-                self.changed += not same
-                if position == 0 and not same:
+                hashes = zip(self._hashes(position, entry), self.hashes[position], strict=True)
+                changed = sum(a != b for a, b in hashes)
+                self.changed += changed
+                self.after += self._contents(position, entry)
+                if position == 0 and changed:
                     self.fresh_first = self.product(entry, weight, self.u)
             if position:
                 rest = self._added(entry, weight, rest)
         self.rest_again = np.array(rest)[0]
         if operator.batches.kept:
-            self._compare_with_kept()
+            found = compare(list(operator.batches), operator.batches.afresh())
+            self.changed, self.stopped, self.before, self.after = found
+
+    @property
+    def data(self) -> Difference:
+        """Return what differs between the data of the passes."""
+        return Difference(self.changed, self.stopped, self.before, self.after)
 
     def _entries(self) -> Iterator[tuple[Any, tf.Tensor]]:
         entries = iter(self.operator._weighted_batches())
@@ -100,15 +111,16 @@ class Passes:
                 return
             yield entry
 
-    def _compare_with_kept(self) -> None:
-        """Count the batches of the dataset, iterated afresh, that are not the kept ones."""
+    def _members(self, position: int, entry: Any) -> list[Any]:
+        """Return the batches that are computed together."""
         batches = self.operator.batches
-        kept = [batch_hash(batch) for batch in batches]
-        fresh = [batch_hash(batch) for batch in islice(batches._stream(), len(kept) + 1)]
-        self.changed = sum(a != b for a, b in zip(fresh, kept, strict=False))
-        if len(fresh) != len(kept):
-            found = f"more than {len(kept)}" if len(fresh) > len(kept) else str(len(fresh))
-            self.stopped = f"the dataset gave {found} batches on this pass and {len(kept)} before."
+        return batches.apart(plain(self.operator, entry), batches.parcels[position])
+
+    def _hashes(self, position: int, entry: Any) -> list[str]:
+        return [batch_hash(batch) for batch in self._members(position, entry)]
+
+    def _contents(self, position: int, entry: Any) -> Contents:
+        return sum(map(Contents.of, self._members(position, entry)), Contents())
 
     def _in_halves(self) -> Halves | None:
         """Multiply the halves of the first batch with u; the first, in the same state, with v."""
@@ -119,6 +131,7 @@ class Passes:
                 self.why_whole = "the first batch has one example, or none that can be told apart"
                 return None
             (a, b), shares = cut
+            self.weights_add_up = weights_add_up(self.operator, (a, b), self.weight)
             with self.operator._put_back():
                 self.along_u = self.product(*a, self.u, share=shares[0])
             self.along_v = self.product(*a, self.v, share=shares[0])

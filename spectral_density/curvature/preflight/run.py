@@ -6,11 +6,18 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.frameworks import tf_variable
 from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.preflight.data import (
+    Comparison,
+    compare_passes,
+    judge,
+    of_all,
+)
 from spectral_density.curvature.preflight.examination import Examination
 from spectral_density.curvature.preflight.report import (
     PreflightError,
@@ -24,6 +31,7 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 # The doubts that a user knows of, and the state in which an operator was found to be no worse.
 _warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
+_warned_of_data: WeakSet[Any] = WeakSet()
 _checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, str], PreflightReport]] = (
     WeakKeyDictionary()
 )
@@ -38,10 +46,11 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
     something differs are there more products with the first batch, to find out why.
 
     - finite: variables and products hold no NaN or infinity.
-    - data: the dataset iterated again gives the same batches. Where it does not and the batches
-      are kept in memory, the matrix is fixed all the same, and another one for the next operator:
-      a doubt. Where they stream it fails, unless the product is the same (shuffled only), or the
-      batches are and the pipeline does not promise it (`deterministic=False`): a doubt too.
+    - data: the dataset iterated again gives the same examples. In another order they are the same
+      data where "split" passes, and results differ by rounding. Where they are others, or examples
+      depend on their batch or (Monte Carlo labels) on their place, a matrix whose batches are kept
+      in memory is fixed all the same, and another one for the next operator: a doubt. Where they
+      stream it fails, unless the product is the same: a doubt too.
     - repeatable: the second pass has the product of the first.
     - split: the first batch has the product that its two halves have together.
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
@@ -78,15 +87,24 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
     """Look into the batches of each replica where it is, and put the reports together."""
     parts = operator._of_replicas()
 
-    def report(local: int) -> tuple[float, PreflightReport] | None:
+    def report(local: int) -> tuple[float, PreflightReport, Comparison | None] | None:
         count = len(parts[local].batches.parcels)
-        return (count, Examination(parts[local], seed).report()) if count else None
+        if not count:
+            return None
+        examination = Examination(parts[local], seed)
+        return count, examination.report(), examination.comparison
 
     # Models that write a state share it.
     one_by_one = bool(operator._state)
     found = replicas.gather(replicas.together(lambda: replicas.each(report, one_by_one)))
     counted = [entry for entries in found for entry in entries if entry is not None]
-    reports = [report for _, report in counted]
+    reports = [report for _, report, _ in counted]
+    compared = [comparison for _, _, comparison in counted if comparison is not None]
+    differences = [comparison.difference for comparison in compared]
+    if any(differences):
+        # A shuffle gives each replica a pass of its own: their parts are none of one dataset.
+        whole = replicas.together(lambda: compare_passes(operator.batches))
+        differences = replicas.gather(whole)
     worst: Sequence[Status] = ("failed", "doubtful", "passed", "skipped")
     names = dict.fromkeys(check.name for report in reports for check in report.checks)
     checks = []
@@ -94,15 +112,20 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
         same = [check for report in reports for check in report.checks if check.name == name]
         first = min(same, key=lambda check: worst.index(check.status))
         figures = [check.figure for check in same if check.figure is not None]
-        checks.append(replace(first, figure=max(figures, default=None)))
+        if name == "data" and len(compared) == len(counted):
+            checks.append(judge(of_all(compared, differences)))
+        else:
+            checks.append(replace(first, figure=max(figures, default=None)))
     unused = set.intersection(*(set(report.unused_variables) for report in reports))
-    cost = sum(count * report.num_products for count, report in counted) / len(operator.batches)
+    cost = sum(count * report.num_products for count, report, _ in counted) / len(operator.batches)
     in_order = tuple(name for name in operator.parameters.names if name in unused)
     return PreflightReport(repr(operator), tuple(checks), in_order, round(cost, 3))
 
 
 def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
     """Raise if an operator is unsound; warn, once for each operator, if it is doubtful.
+
+    Of a dataset whose examples change it warns once for all operators over it.
 
     An operator that was found sound, or doubtful, is not looked into again while the weights of its
     model stay as they are: algorithms that check it one after the other pay once. `preflight`
@@ -128,12 +151,25 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
     _checked[operator] = state, report
     already = _warned.setdefault(operator, set())
     new = [doubt for doubt in report.doubtful if doubt.name not in already]
+    if any(doubt.name == "data" for doubt in new) and not _is_news(operator.batches.dataset):
+        already.add("data")
+        new = [doubt for doubt in new if doubt.name != "data"]
     if new:
         already.update(doubt.name for doubt in new)
         text = "\n".join(f"- {doubt.message}" for doubt in new)
         level = _level_of_caller()
         warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=level)
     return report
+
+
+def _is_news(dataset: Any) -> bool:
+    """Tell whether a doubt about a dataset was not warned of yet, by whatever operator."""
+    try:
+        news = dataset not in _warned_of_data
+        _warned_of_data.add(dataset)
+    except TypeError:  # a list or another iterable that cannot be remembered
+        return True
+    return news
 
 
 def _weights_hash(operator: CurvatureOperator) -> str:
