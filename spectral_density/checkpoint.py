@@ -32,8 +32,8 @@ try:
 except ImportError:  # Windows: there a second run in the same directory is not noticed
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
-"""Version of the layout of the files."""
+FORMAT = 2
+"""Version of the layout of the files, and of the random streams that their vectors came from."""
 
 _CHECKSUMS = "checksums of vectors"
 

@@ -20,6 +20,9 @@ from spectral_density.linalg.estimates import Estimate
 from spectral_density.linalg.sampling import DEFAULT_LIMIT, GROWTH
 from spectral_density.linalg.threads import blas_threads
 
+# Random streams: a key of this file's own.
+_KEY = 7048
+
 # Vectors that are multiplied at once, fewer where 16 of them would take more than a gigabyte.
 _WIDTH = 16
 _BLOCK_ENTRIES = 2**27
@@ -294,7 +297,7 @@ class _Block:
         """Return column `index` of the identity, or probe `index`, (size,)."""
         if self.exact:
             return (np.arange(self.size) == index).astype(np.float64)
-        probe = stream(seed, self.position, index).standard_normal(self.size)
+        probe = stream(seed, _KEY, self.position, index).standard_normal(self.size)
         return probe * (np.sqrt(self.size) / np.linalg.norm(probe))
 
     def take(self, vector: np.ndarray, products: np.ndarray, keep: slice | np.ndarray) -> None:

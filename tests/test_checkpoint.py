@@ -350,11 +350,12 @@ def test_a_file_is_no_directory(tmp_path):
         lanczos(matrix(), 4, checkpoint=tmp_path / "file")
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize("other", [1, 99])  # 1 had other random streams
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, other):
     lanczos(matrix(), 4, checkpoint=tmp_path)
     stored = json.loads((tmp_path / "problem.json").read_text())
-    (tmp_path / "problem.json").write_text(json.dumps(stored | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99"):
+    (tmp_path / "problem.json").write_text(json.dumps(stored | {"format": other}))
+    with pytest.raises(CheckpointError, match=f"format {other}"):
         lanczos(matrix(), 4, checkpoint=tmp_path)
 
 

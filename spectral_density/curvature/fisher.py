@@ -31,6 +31,8 @@ from spectral_density.linalg.arguments import integer, stream
 
 KINDS = ("type2", "monte_carlo", "empirical")
 
+# Random streams: a key of this file's own.
+_KEY = 7049
 _PHILOX = 1  # TensorFlow's number for the counter-based generator
 _PER_COUNT = 4  # float32 numbers that one step of its counter gives
 
@@ -241,7 +243,7 @@ class FisherOperator(ThroughOutputs):
                 'sigmoid) or mean squared error, or kind="empirical".'
             )
         self._keys = [
-            tf.constant(stream(self._seed, output).integers(2**64, size=1, dtype=np.uint64))
+            tf.constant(stream(self._seed, _KEY, output).integers(2**64, size=1, dtype=np.uint64))
             for output in range(len(endings))
         ]
 

@@ -31,6 +31,7 @@ from spectral_density.curvature.frameworks import (
     tf_variable,
     variable_name,
 )
+from spectral_density.curvature.half_precision import compute_dtype, is_half, scaled_product
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
     MIN_EXAMPLES,
@@ -62,7 +63,8 @@ class CurvatureOperator(LinearOperator):
 
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
     products are float64 whatever the model's dtype, and sums over batches are float64; the
-    products of one batch are computed in the dtype of the model. A block of vectors takes one pass
+    products of one batch are computed in the dtype of the model. In half precision each vector is
+    scaled by a power of two first, so that products neither vanish nor overflow. A block of vectors takes one pass
     over the data. What does not depend on the vectors is kept from one product to the next where
     there is room, and computed again when a variable has changed. Where the variables are mirrored
     over the replicas of a `tf.distribute` strategy, all of them compute, and every worker has to
@@ -72,7 +74,8 @@ class CurvatureOperator(LinearOperator):
         parameters: the variables as one flat vector.
         batches: the dataset, surveyed.
         objective: the loss in one form.
-        product_dtype: NumPy dtype that products are computed in.
+        product_dtype: NumPy dtype that products are computed in: the coarsest that what depends on
+            the variables is computed in, float16 under Keras's policy mixed_float16.
         num_passes: how many passes over the data were made so far.
         num_traces: how many graphs of products were built, one for each form of batches computed
             at once and width; operators made by `with_dataset` share them, and the count.
@@ -416,6 +419,19 @@ class CurvatureOperator(LinearOperator):
     def _sweep(self, block: np.ndarray, with_gradient: bool = False) -> list[np.ndarray]:
         """Return the products with a block (num_params, k) from one pass; the gradient on request.
 
+        In half precision a column whose product overflows takes another pass, or two.
+        """
+        if not is_half(self.product_dtype):
+            return self._sweep_once(block, with_gradient)
+        return scaled_product(
+            lambda scaled, finite: self._sweep_once(scaled, with_gradient, finite), block
+        )
+
+    def _sweep_once(
+        self, block: np.ndarray, with_gradient: bool, finite: bool = True
+    ) -> list[np.ndarray]:
+        """Return the products from one pass, which have to be `finite`; the gradient on request.
+
         Sums over batches are made in the graph: adding there costs half of what it costs outside.
         """
         n = self.parameters.size
@@ -456,7 +472,8 @@ class CurvatureOperator(LinearOperator):
             for chunk in chunks:
                 # A block is the largest thing there is: its parts are not kept beside it.
                 total = totals.pop(0)
-                self._check_finite(total, "product", partial(self._product_of_batch, chunk))
+                if finite:
+                    self._check_finite(total, "product", partial(self._product_of_batch, chunk))
                 rows = products[start : start + len(total)]
                 start += len(total)
                 np.divide(total, self._divisor, out=rows)
@@ -543,8 +560,8 @@ class CurvatureOperator(LinearOperator):
         return self._product_fn(rows.shape[0])(batch, weight, scales, rows, zeros)
 
     def _rows(self, rows: np.ndarray) -> tf.Tensor:
-        """Return vectors as the rows of a tensor in the dtype of the products."""
-        return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=self.product_dtype))
+        """Return vectors as the rows of a tensor in the dtype of the variables."""
+        return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=self.parameters.dtype))
 
     def _weighted_batches(self) -> Iterator[tuple[Any, tf.Tensor]]:
         """Yield what is computed at once, with its weight."""
@@ -575,6 +592,7 @@ class CurvatureOperator(LinearOperator):
             with losses_put_back(self.objective.model):
                 self.objective.validate(batch)
                 graph = self._sums_fn.get_concrete_function(batch, weight).graph
+            self.product_dtype = compute_dtype(graph, self.parameters.variables)
             self._state = self.objective.state() if _writes_state(graph) else []
             self._width = width_of_chunks(graph)
         with self._put_back():
@@ -684,6 +702,12 @@ class CurvatureOperator(LinearOperator):
         """Raise and name the batch if `total` holds a NaN or infinity."""
         if np.isfinite(total).all():
             return
+        in_half = ""
+        if is_half(self.product_dtype):
+            in_half = (
+                f" The model computes in half precision ({self.product_dtype.name}), which may "
+                "overflow: compute in float32 or float64."
+            )
         found = self._first_not_finite(what, function, *arguments)
         if self._replicas is not None:
             found = min(filter(None, self._replicas.gather(found)), default=None)
@@ -691,7 +715,7 @@ class CurvatureOperator(LinearOperator):
             number, why = found
             raise FloatingPointError(
                 f"the {what} is not finite in batch {number} of {len(self.batches)} "
-                f"(counted from 0). {why}"
+                f"(counted from 0). {why}{in_half}"
             )
         if not self.batches.kept:
             raise FloatingPointError(
@@ -699,7 +723,7 @@ class CurvatureOperator(LinearOperator):
                 "a pass gave other data, or the sum over the batches overflows. "
                 "dataset.cache() fixes the data."
             )
-        raise FloatingPointError(f"the {what} overflows when summed over the batches.")
+        raise FloatingPointError(f"the {what} overflows when summed over the batches.{in_half}")
 
     def _first_not_finite(
         self, what: str, function: Callable[..., Any], *arguments: Any

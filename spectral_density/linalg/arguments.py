@@ -12,6 +12,8 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+_STREAMS = 0x73706563  # apart from the spawn keys 0, 1, 2, ... of `SeedSequence.spawn`
+
 
 def as_real_square(operator: Any) -> LinearOperator:
     """Return an operator, array or sparse matrix as a real, square `LinearOperator`.
@@ -208,8 +210,18 @@ def rounding_share(operator: LinearOperator, vector: np.ndarray) -> float:
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the random stream of a key: the same numbers for the same key, whatever else ran."""
-    return np.random.default_rng([seed, *key])
+    """Return the random stream of a key: the same numbers for the same key, whatever else ran.
+
+    NumPy pads short seeds with zeros: `default_rng([seed, 0])` is `default_rng(seed)`, which data
+    are often made with. A spawn key of this package's own, with the length of the key in it, makes
+    streams that are independent of those, and of each other where keys differ by a zero.
+
+    Args:
+        seed: the user's, not negative.
+        key: what the numbers are for, and which of them; not negative.
+    """
+    spawn_key = (_STREAMS, len(key), *key)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
 
 
 def signature(operator: LinearOperator) -> dict[str, Any]:

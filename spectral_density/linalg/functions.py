@@ -86,9 +86,12 @@ def log_determinant(
 
     - with `lower_bound`, `quadrature_error` is the difference to the Gauss-Radau rule with a node
       below all eigenvalues, which is too low: a bound, whatever the matrix;
-    - without, it is the difference to the rule with half as many nodes: an estimate, which is too
-      low where the rules have not begun to converge (`order` far below the square root of the
-      condition number).
+    - without, the node is at zero, and it is a bound for positive semidefinite A. The difference to
+      the rule with half as many nodes is taken where that is larger, and for A with eigenvalues
+      below zero there is no more than these estimates: state a `lower_bound`.
+
+    Rounding of the products moves eigenvalues by a share of the largest one. What that makes of the
+    value belongs to `standard_error`; where damping is below that share, it is most of it.
 
     Args:
         operator: symmetric and real, shape (n, n).
@@ -112,8 +115,8 @@ def log_determinant(
 
     Raises:
         TypeError: if the operator is not real, or an argument has a wrong type.
-        ValueError: if the operator is not square, an argument is out of its range, or A + damping
-            I has an eigenvalue that is not positive.
+        ValueError: if the operator is not square, an argument is out of its range, A + damping I
+            has an eigenvalue that is not positive, or A is singular to rounding and not damped.
         FloatingPointError: if a product is not finite.
 
     References:
@@ -238,7 +241,7 @@ def _estimate(
     draws = min(draws, limit)
 
     rounding = ROUNDING_UNITS * product_precision(operator)
-    rules: list[tuple[float, float]] = []  # each draw's value and quadrature error, over n
+    rules: list[tuple[float, float, float]] = []  # of each draw: see `_rules`
     while True:
         result = lanczos(
             operator,
@@ -250,7 +253,7 @@ def _estimate(
             keep_basis=False,
             progress=progress,
         )
-        rules += _rules(result, function, damping, lower_bound)
+        rules += _rules(result, function, damping, lower_bound, rounding)
         estimate = _judged(_average(np.array(rules), size, order, rounding), tolerance)
         if tolerance is None or estimate.converged or draws >= limit:
             return estimate
@@ -263,13 +266,15 @@ def _estimate(
 
 
 def _average(rules: np.ndarray, size: int, order: int, rounding: float) -> QuadratureEstimate:
-    values, errors = rules.T
+    values, errors, roundings = rules.T
     count = len(values)
     sampling = size * float(values.std(ddof=1)) / np.sqrt(count)
     value = size * float(values.mean())
+    # Of the eigenvalues, and of the products as such: the same for all draws.
+    rounded = float(np.hypot(roundings.mean(), rounding * size * np.abs(values).mean()))
     return QuadratureEstimate(
         value=value,
-        standard_error=float(np.hypot(sampling, rounding * size * np.abs(values).mean())),
+        standard_error=float(np.hypot(sampling, rounded)),
         num_products=count * order,
         degrees_of_freedom=count - 1,
         quadrature_error=size * float(errors.mean()),
@@ -285,25 +290,70 @@ def _judged(estimate: QuadratureEstimate, tolerance: float | None) -> Quadrature
 
 
 def _rules(
-    result: Tridiagonalization, function: _Function, damping: float, lower_bound: float | None
-) -> Iterator[tuple[float, float]]:
-    """Yield v' f(A + damping I) v of each draw, and how much too high it may be."""
+    result: Tridiagonalization,
+    function: _Function,
+    damping: float,
+    lower_bound: float | None,
+    rounding: float,
+) -> Iterator[tuple[float, float, float]]:
+    """Yield v' f(A + damping I) v of each draw, how much too high it may be, and its rounding.
+
+    The last is that of the trace, n times as much.
+    """
+    size = result.size
     for alpha, beta, residual in zip(result.alpha, result.beta, result.residual_norms, strict=True):
         gauss = gauss_quadrature(alpha, beta)
-        _check_positive(gauss.nodes[0], damping, "Ritz value")
+        norm = float(np.abs(gauss.nodes).max())
+        shift = rounding * norm
+        _check_positive(gauss.nodes[0], damping, "Ritz value", _negligible(size, rounding, norm))
         value = _apply(gauss, function, damping)
         half = len(alpha) // 2
+        others = []
         if lower_bound is not None:
-            below = lower_bound - _BELOW_BOUND * (lower_bound + damping)
-            other = _radau(alpha, beta, residual, gauss, below)
+            bound = lower_bound
         elif half:
-            other = gauss_quadrature(alpha[:half], beta[: half - 1])
+            # That of a semidefinite matrix, if it is one; without damping, one that is not singular
+            # to rounding. Otherwise half of what the lowest Ritz value leaves.
+            bound = max(0.0, shift - damping)
+            if not gauss.nodes[0] > bound:
+                bound = (gauss.nodes[0] - damping) / 2
+            others.append(gauss_quadrature(alpha[:half], beta[: half - 1]))
         else:
             raise ValueError(
                 "order is 1, which leaves nothing to estimate the quadrature's error from. Use a "
                 "larger order, or state a lower_bound of the eigenvalues."
             )
-        yield value, abs(value - _apply(other, function, damping))
+        below = bound - _BELOW_BOUND * (bound + damping)
+        others.append(_radau(alpha, beta, residual, gauss, below))
+        error = max(abs(value - _apply(other, function, damping)) for other in others)
+        counts = size * gauss.weights
+        yield value, error, _rounding_error(gauss.nodes, counts, function, damping, shift)
+
+
+def _rounding_error(
+    eigenvalues: np.ndarray,
+    counts: np.ndarray | float,
+    function: _Function,
+    damping: float,
+    shift: float,
+) -> float:
+    """Return what eigenvalues that rounding moved by up to `shift` make of a trace.
+
+    Each is moved for itself, and all on average where the function is far from linear over that
+    length. None is moved below zero, of which semidefinite matrices have none.
+    """
+    values = function(eigenvalues + damping)
+    up = function(eigenvalues + damping + shift) - values
+    lowest = np.minimum(eigenvalues + damping, damping) if damping else eigenvalues / 2
+    down = function(np.maximum(eigenvalues + damping - shift, lowest)) - values
+    moved = np.maximum(np.abs(up), np.abs(down))
+    bias = np.abs(up + down) / 2
+    return float(np.hypot(np.sqrt(np.sum(counts * moved**2)), np.sum(counts * bias)))
+
+
+def _negligible(size: int, rounding: float, norm: float) -> float:
+    """Return below what an eigenvalue may be zero: NumPy's measure of rank, or more."""
+    return max(rounding, size * float(np.finfo(np.float64).eps)) * norm
 
 
 def _apply(rule: Quadrature, function: _Function, damping: float) -> float:
@@ -343,21 +393,25 @@ def _exact(operator: LinearOperator, function: _Function, damping: float) -> Qua
             "Pass a symmetric one, such as (A + A') / 2."
         )
     eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    rounding = ROUNDING_UNITS * product_precision(operator)
+    norm = float(np.abs(eigenvalues).max(initial=0.0))
     if size:
-        _check_positive(eigenvalues[0], damping, "eigenvalue")
-    values = function(eigenvalues + damping)
-    # To first order, moved by the rounding of the eigenvalues themselves.
-    shift = ROUNDING_UNITS * product_precision(operator) * np.abs(eigenvalues).max(initial=0.0)
-    moved = np.abs(function(eigenvalues + damping + shift) - values)
+        _check_positive(eigenvalues[0], damping, "eigenvalue", _negligible(size, rounding, norm))
     return QuadratureEstimate(
-        value=float(values.sum()),
-        standard_error=float(np.linalg.norm(moved)),
+        value=float(function(eigenvalues + damping).sum()),
+        standard_error=_rounding_error(eigenvalues, 1.0, function, damping, rounding * norm),
         num_products=size,
         order=size,
     )
 
 
-def _check_positive(smallest: float, damping: float, what: str) -> None:
+def _check_positive(smallest: float, damping: float, what: str, negligible: float) -> None:
+    if not damping and abs(smallest) <= negligible:
+        raise ValueError(
+            f"A has the {what} {smallest:.6g}, which is zero to rounding, and is singular: a "
+            "positive definite matrix is needed, and the determinant of this one is zero, or not "
+            f"known. Use a damping, above {negligible:.1g} for digits that are not rounding."
+        )
     if not smallest + damping > 0:
         raise ValueError(
             f"A + damping I must be positive definite, but A has the {what} {smallest:.6g} and "

@@ -42,6 +42,8 @@ _WAYS_OUT = (
     "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a draw and is right "
     "for densities; or choose a lower order, or fewer parameters with variables=."
 )
+# Random streams: a key of this file's own, so that no start vector is drawn elsewhere.
+_KEY = 7044
 _MAX_PASSES = 3
 # Share of ||A|| by which u'Av and v'Au may differ; low precision has more.
 _ASYMMETRY = 1e-3
@@ -420,7 +422,7 @@ class _Draw:
     """The recurrence of one start vector; writes its coefficients into `alpha` and `beta`.
 
     With `full`, `rows` has a row for every step. Without, it has two that are used in turn, and
-    only the three-term recurrence keeps vectors orthogonal.
+    vectors are made orthogonal to their two predecessors only.
     """
 
     def __init__(
@@ -465,8 +467,10 @@ class _Draw:
             w -= before * previous
         alpha = q @ w
         w -= alpha * q
-        if self.full:
-            alpha += orthogonalize(w, self.rows[: j + 1])[j]
+        # Without reorthogonalization these are the last two vectors. The recurrence alone does not
+        # free a small w of them, and the comparison of the next step is that of A only for
+        # neighbours that are orthogonal.
+        alpha += orthogonalize(w, self.rows[: j + 1])[j % len(self.rows)]
         beta = np.linalg.norm(w)
         self.norm = max(self.norm, before + abs(alpha) + beta)
         broken_down = beta <= 10 * eps * self.norm
@@ -620,7 +624,7 @@ def _pieces(rows: np.ndarray) -> list[slice]:
 
 
 def _random_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
-    vector = stream(seed, draw, step).standard_normal(size)
+    vector = stream(seed, _KEY, draw, step).standard_normal(size)
     vector /= np.linalg.norm(vector)
     return vector
 

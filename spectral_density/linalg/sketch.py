@@ -21,6 +21,8 @@ SKETCH, RESIDUAL, _FRESH = 0, 1, 2
 # A direction is lost to rounding where Gram-Schmidt leaves this share of it in the basis.
 _LOST = 0.1
 _EPS = float(np.finfo(np.float64).eps)
+# Random streams: a key of this file's own.
+_KEY = 7047
 
 
 class Sketch:
@@ -137,7 +139,7 @@ def _orthonormal(
 
 def gaussians(size: int, seed: int, draws: range, purpose: int) -> np.ndarray:
     """Return standard normal probes as rows; each has its own stream."""
-    return np.stack([stream(seed, draw, purpose).standard_normal(size) for draw in draws])
+    return np.stack([stream(seed, _KEY, draw, purpose).standard_normal(size) for draw in draws])
 
 
 def complement(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -26,6 +26,10 @@ METHODS = ("cg", "minres", "gmres")
 
 # A restart whose claim of convergence leaves more than this share of the residual met rounding.
 _STAGNATED_SHARE = 0.5
+# What a restart after a claim that rounding had made up aims at, as a share of the tolerance. One
+# that aimed at the tolerance itself would have next to nothing to gain where that was missed by a
+# hair, so that to leave nearly all of the residual would say nothing of whether it still falls.
+_AIMED_SHARE = 0.5
 # A full restart of GMRES that leaves more than this share will not get anywhere.
 _RESTARTED_SHARE = 0.999
 # MINRES passes a least-squares solution where ||B r|| / (||B|| ||r||) had a minimum below this many
@@ -231,7 +235,7 @@ def solve(
                 system,
                 state.residual / state.norm,
                 # Below the rounding of the products the recurrence goes on, but means nothing.
-                goal=min(max(tolerance / state.norm, 0.125 * system.eps), 1 - 1e-12),
+                goal=min(max(state.aim * tolerance / state.norm, 0.125 * system.eps), 1 - 1e-12),
                 maxiter=left,
                 report=_reporter(state, bar, callback),
                 offset=None if radius is None else state.x / state.norm,
@@ -345,6 +349,7 @@ class _State:
         self.residual = residual
         self.norm = norm  # of the residual
         self.norms = [norm]
+        self.aim = 1.0  # at which share of the tolerance the next start ends
         self.status: Status | None = None
         self.direction: np.ndarray | None = None
         self.curvature: float | None = None
@@ -372,6 +377,8 @@ class _State:
         if end.status in (Status.NEGATIVE_CURVATURE, Status.TRUST_RADIUS):
             self.status = end.status
         elif norm > tolerance and end.status is not Status.MAX_ITERATIONS:
+            if end.status is Status.CONVERGED:
+                self.aim = _AIMED_SHARE
             least_squares = end.status is Status.LEAST_SQUARES and norm > rounding
             if end.status is Status.SINGULAR or (
                 least_squares and system.is_stationary(residual, norm)

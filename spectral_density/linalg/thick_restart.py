@@ -17,6 +17,8 @@ from spectral_density.linalg.threads import blas_threads
 MISS_PROBABILITY = 1e-4
 """How likely an eigenvalue that was asked for may at most be missed by the last random start."""
 
+# Random streams: a key of this file's own.
+_KEY = 7045
 _EPS = float(np.finfo(np.float64).eps)
 
 # Share of the tolerance that the recurrence's own residual must meet: the rest is for rounding.
@@ -442,7 +444,7 @@ class EigenState:
             self.pending += 1
 
     def _add_random(self) -> None:
-        vector = stream(self.seed, self.draws).standard_normal(self.size)
+        vector = stream(self.seed, _KEY, self.draws).standard_normal(self.size)
         self.draws += 1
         self._add(vector / np.linalg.norm(vector))
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_density.curvature.quadratic import gradient_step
-from spectral_density.linalg.arguments import integer, number
+from spectral_density.linalg.arguments import integer, number, product_precision
 from spectral_density.linalg.norms import inner
 from spectral_density.linalg.threads import blas_threads
 from spectral_density.training.eigenpairs import (
@@ -190,8 +190,9 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
             parts = problem.parts()
             if parts:
                 pairs = significant(pairs, parts, self.signal_to_noise)
-        # A step in half precision would be too coarse.
-        return pairs.rounded() if operator.product_dtype == np.float32 else pairs
+        # To float32 at least: a step in half precision would be too coarse.
+        is_coarse = product_precision(operator) >= np.finfo(np.float32).eps
+        return pairs.rounded() if is_coarse else pairs
 
     def _gamma(self, pairs: LowRank) -> float:
         if self.damping_relative_to == "absolute":

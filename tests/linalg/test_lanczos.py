@@ -209,6 +209,65 @@ def test_without_reorthogonalization_there_is_no_basis_and_nothing_is_nan(order)
         np.testing.assert_allclose(result.alpha[:, :2], full.alpha, atol=1e-12)
 
 
+KRYLOV_SPACES_THAT_END = {
+    "low rank": lambda rng, n: np.resize([*rng.uniform(1, 5, rng.integers(1, 4)), *np.zeros(n)], n),
+    "repeated": lambda rng, n: rng.choice(rng.normal(size=rng.integers(2, 6)), n),
+    "zero": lambda rng, n: np.zeros(n),
+    "identity": lambda rng, n: np.full(n, rng.choice([-1, 1]) * rng.uniform(0.1, 10)),
+    "two clusters": lambda rng, n: rng.choice([1.0, 3.0], n) + 1e-13 * rng.normal(size=n),
+}
+
+
+def products_that_end(kind, seed):
+    """Return a random symmetric matrix, dense or diagonal, and an order past its breakdown."""
+    rng = np.random.default_rng([1, seed])
+    values = 10.0 ** rng.integers(-6, 7) * rng.permutation(KRYLOV_SPACES_THAT_END[kind](rng, 60))
+    matrix = dense_symmetric(values) if seed % 2 else np.diag(values)
+    return matrix.astype(np.float32 if seed % 4 > 1 else np.float64), (4, 6, 10)[seed % 3]
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+@pytest.mark.parametrize("kind", KRYLOV_SPACES_THAT_END)
+def test_no_symmetric_matrix_is_called_not_symmetric_where_its_krylov_space_ends(
+    kind, reorthogonalize
+):
+    for seed in range(60):
+        matrix, order = products_that_end(kind, seed)
+        lanczos(matrix, order, seed=seed, reorthogonalize=reorthogonalize)
+
+
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+@pytest.mark.parametrize("kind", KRYLOV_SPACES_THAT_END)
+def test_a_skew_part_of_a_few_percent_is_seen_where_krylov_spaces_end(kind, reorthogonalize):
+    for seed in range(15):
+        matrix, order = products_that_end(kind, seed)
+        skew = np.random.default_rng([2, seed]).normal(size=matrix.shape)
+        skew -= skew.T
+        size = 0.2 * (np.linalg.norm(matrix, 2) or 1.0) / np.linalg.norm(skew, 2)
+        with pytest.raises(ValueError, match="not symmetric"):
+            lanczos(matrix + size * skew, order, seed=seed, reorthogonalize=reorthogonalize)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_neighbours_are_orthogonal_without_reorthogonalization_past_a_breakdown(seed):
+    seen = []
+
+    def multiply(v):
+        seen.append(np.ravel(v).copy())
+        return eigenvalues * np.ravel(v)
+
+    eigenvalues = rank_two(60)
+    lanczos(
+        LinearOperator((60, 60), matvec=multiply, dtype=float),
+        12,
+        seed=seed,
+        reorthogonalize="none",
+    )
+    for j, v in enumerate(seen):
+        assert abs(np.linalg.norm(v) - 1) <= 1e-14
+        assert all(abs(v @ other) <= 1e-14 for other in seen[max(0, j - 2) : j])
+
+
 def test_the_operator_may_return_its_argument_or_its_own_buffer():
     identity = LinearOperator((30, 30), matvec=lambda v: v, matmat=lambda v: v, dtype=float)
     buffer = np.empty(30)

@@ -614,6 +614,18 @@ def test_damping_below_the_rounding_of_the_products_is_no_false_alarm():
         assert solution.converged
 
 
+@pytest.mark.parametrize("seed", [1, 6, 12, 17])
+def test_a_claim_missed_by_a_hair_is_no_stagnation_while_the_residual_still_falls(seed):
+    eigenvalues = np.abs(log_uniform_bulk(200))
+    eigenvalues[:60] = 0
+    operator, b = float32_products(dense_symmetric(eigenvalues)), normal(200, seed)
+    for rtol in (0.1, 0.05, 0.02):
+        solution = solve(operator, b, method="minres", damping=5e-5, rtol=rtol)
+        assert solution.converged
+        residual = b - operator.matvec(solution.x) - 5e-5 * solution.x
+        assert np.linalg.norm(residual) <= 1.001 * rtol * np.linalg.norm(b)
+
+
 @pytest.mark.parametrize("condition", [1e4, 1e6])
 def test_minres_does_not_stop_where_the_estimates_of_scipy_do(condition):
     matrix, b = spd(condition, 50), normal(50)
