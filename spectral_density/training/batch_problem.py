@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.batches import count_examples, form_of
-from spectral_density.curvature.frameworks import losses_put_back
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import KerasObjective, unpack
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import select

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from spectral_density.curvature.batches import batch_hash
-from spectral_density.curvature.frameworks import tf_variable
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.examination import Examination
 from spectral_density.curvature.preflight.report import (
@@ -119,7 +117,7 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
         UserWarning: naming the doubts.
     """
     seed = integer(seed, "seed", 0)
-    state = seed, _weights_hash(operator)
+    state = seed, operator.variables_hash()
     if operator in _checked and _checked[operator][0] == state:
         return _checked[operator][1]
     report = preflight(operator, seed=seed)
@@ -134,11 +132,6 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
         level = _level_of_caller()
         warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=level)
     return report
-
-
-def _weights_hash(operator: CurvatureOperator) -> str:
-    model_variables = getattr(operator.objective.model, "variables", ())
-    return batch_hash([*operator.parameters.variables, *map(tf_variable, model_variables)])
 
 
 def _level_of_caller() -> int:
