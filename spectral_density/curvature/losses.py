@@ -387,8 +387,8 @@ def make_objective(
 ) -> Objective:
     """Bring whatever loss the user has into one form.
 
-    A function whose parameters do not say what it takes is traced with the first batch: as
-    `loss_fn(model, batch)`, and if that raises, as `loss(y_true, y_pred)`.
+    A function whose first parameter is neither `model` nor `y_true` is traced with the first batch:
+    as `loss_fn(model, batch)`, and if that raises, as `loss(y_true, y_pred)`.
 
     Args:
         model: Keras model or `tf.Module`.
@@ -418,7 +418,7 @@ def make_objective(
     if _is_per_example(loss) or isinstance(loss, (list, dict)):
         return KerasObjective(model, loss, reduction=reduction, training=training)
     shape = None
-    if callable(loss) and dataset is not None:
+    if callable(loss) and dataset is not None and _first_parameter(loss) != "model":
         shape, of_outputs = traced_loss(
             model,
             loss,
@@ -478,8 +478,8 @@ def traced_loss(
                 f"{name} traces in neither of the two forms that a loss may have:\n"
                 f"- loss_fn(model, batch) -> scalar: {_shown(of_batch)}\n"
                 f"- loss(y_true, y_pred) -> one value per example: {_shown(error)}\n"
-                f"Mend {name} in the form that is meant; a first parameter called y_true says that "
-                "it is the second."
+                f"Mend {name} in the form that is meant. A first parameter called model says that it "
+                "is the first, one called y_true the second."
             ) from of_batch
     of_outputs.description += " as loss(y_true, y_pred)"
     return None, of_outputs
@@ -546,11 +546,15 @@ def _is_per_example(loss: Any) -> bool:
     module = getattr(loss, "__module__", None) or ""
     if module.startswith(("keras.src.losses", "tf_keras.src.losses")):
         return True
+    return _first_parameter(loss) == "y_true"
+
+
+def _first_parameter(function: Any) -> str | None:
+    """Return the name of the first parameter of a function, None for none."""
     try:
-        parameters = list(inspect.signature(loss).parameters)
+        return next(iter(inspect.signature(function).parameters), None)
     except (TypeError, ValueError):
-        return False
-    return bool(parameters) and parameters[0] == "y_true"
+        return None
 
 
 def _takes_training(model: Any) -> bool:
