@@ -478,8 +478,8 @@ def traced_loss(
                 f"{name} traces in neither of the two forms that a loss may have:\n"
                 f"- loss_fn(model, batch) -> scalar: {_shown(of_batch)}\n"
                 f"- loss(y_true, y_pred) -> one value per example: {_shown(error)}\n"
-                f"Mend {name} in the form that is meant. A first parameter called model says that it "
-                "is the first, one called y_true the second."
+                f"Mend {name} in the form that is meant. A first parameter called model says that "
+                "it is the first, one called y_true the second."
             ) from of_batch
     of_outputs.description += " as loss(y_true, y_pred)"
     return None, of_outputs

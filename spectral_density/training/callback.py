@@ -277,7 +277,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         self._attempt(lambda: self._say(1, self._summary()))
 
     def _attempt(self, action: Callable[[], T]) -> T | None:
-        """Return what an action returns, None where it fails; from the first step on nothing leaves.
+        """Return what an action returns, None where it fails once the training is under way.
 
         The only place where every error is caught: a training of hours is not ours to end. It is
         told all the same. `KeyboardInterrupt` and `SystemExit` are no `Exception`.
@@ -330,17 +330,22 @@ class SpectrumCallback(keras.callbacks.Callback):
         """Measure if there is the time."""
         affordable = self._attempt(self._afford_preparation)
         if affordable is None:
-            self._fresh = self._record(_clock(), None)
-            self._attempt(lambda: self._write(self._fresh))
+            self._keep(self._record(_clock(), None))
             return
         if not affordable:
             self.num_skipped += 1
             _log.debug("spectrum at step %d left out: over the budget", self._step)
             return
         with self._time.spending("measurement"):
-            self._fresh = self._record(_clock(), self._attempt(self._measure))
-            self._attempt(lambda: self._write(self._fresh))
-        self._say(2, self._describe(self._fresh))
+            record = self._record(_clock(), self._attempt(self._measure))
+            self._keep(record)
+        self._say(2, self._describe(record))
+
+    def _keep(self, record: SpectrumRecord) -> None:
+        """Keep a measurement, and write it to the files."""
+        self._fresh = record
+        self.records.append(record)
+        self._attempt(lambda: self._write(record))
 
     def _afford_preparation(self) -> bool:
         """Make the operator and compile its product as far as the budget allows.
@@ -413,17 +418,15 @@ class SpectrumCallback(keras.callbacks.Callback):
         )
 
     def _record(self, start: float, spectrum: Spectrum | None) -> SpectrumRecord:
-        """Return a measurement begun then, and add it to the records; NaN without a spectrum."""
+        """Return a measurement that began then; its numbers are NaN without a spectrum."""
         found = _numbers(spectrum, self._num_eigenvalues)
-        record = SpectrumRecord(
+        return SpectrumRecord(
             self._epoch,
             self._step,
             *found,
             seconds=_clock() - start,
             spectrum=spectrum if self._density else None,
         )
-        self.records.append(record)
-        return record
 
     # Writing -------------------------------------------------------------------------------------
 
