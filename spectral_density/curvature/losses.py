@@ -32,11 +32,10 @@ from spectral_density.curvature.own_code import (
 
 REDUCTIONS = ("mean", "sum")
 
-# What tracing a user's function raises where it is called with things it does not expect. AutoGraph
-# raises the last one in place of errors that it cannot make anew, such as an IndexError.
+# What tracing a user's function raises where it is called with things it does not expect.
 _OF_TRACING = (
     *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
-    *(NameError, RuntimeError, tf.errors.OpError, StagingError),
+    *(NameError, RuntimeError, tf.errors.OpError),
 )
 _ERROR_SHOWN = 300  # characters
 
@@ -189,7 +188,11 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
     Raises:
         TypeError: if the function returns no real floating-point tensor.
     """
-    value = tf.function(function).get_concrete_function(batch).structured_outputs
+    try:
+        value = tf.function(function).get_concrete_function(batch).structured_outputs
+    except StagingError as error:
+        # In place of errors that AutoGraph cannot make anew, such as an IndexError: the user's own.
+        raise error.__context__ or error from None
     if not (hasattr(value, "shape") and hasattr(value, "dtype")) or not value.dtype.is_floating:
         found = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")

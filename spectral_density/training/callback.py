@@ -237,9 +237,11 @@ class SpectrumCallback(keras.callbacks.Callback):
             with self._time.spending("survey"):
                 self._survey()
         else:
-            # What the probe set costs is not known yet; one batch shows what is wrong.
+            # What the probe set costs is not known yet; one batch shows what is wrong. Nor is the
+            # time that a class derived by the user takes.
             with self._time.spending("trial"):
-                self._operator_over([first_batch(self._dataset)])
+                make = _of_this_package(self._make_operator)
+                self._operator_over([first_batch(self._dataset)], make)
         if self._at_start:
             self._due()
         self._under_way = True
@@ -377,13 +379,11 @@ class SpectrumCallback(keras.callbacks.Callback):
         return ledger.affords(_SAFETY * products * ledger.last["product"])
 
     def _survey(self) -> None:
-        self.operator = self._operator_over(self._dataset)
+        self.operator = self._operator_over(self._dataset, self._make_operator)
 
-    def _operator_over(self, dataset: Any) -> Any:
+    def _operator_over(self, dataset: Any, make: Callable[..., Any]) -> Any:
         options = {} if self._class_weight is None else {"class_weight": self._class_weight}
-        return self._make_operator(
-            self.model, self._loss, dataset, variables=self._variables, **options
-        )
+        return make(self.model, self._loss, dataset, variables=self._variables, **options)
 
     def _check_arguments(self) -> None:
         """Raise what is known to be wrong with the loss while the model has no weights yet."""
@@ -627,6 +627,13 @@ def _density_png(spectrum: Spectrum, title: str) -> bytes:
         ax.set_title(title)
 
     return png_bytes(draw, _FIGURE_INCHES)
+
+
+def _of_this_package(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the class of this package that an operator class is derived from, or the operator."""
+    kinds = operator.__mro__ if isinstance(operator, type) else ()
+    package = __name__.partition(".")[0] + "."
+    return next((kind for kind in kinds if kind.__module__.startswith(package)), operator)
 
 
 def _positive(value: int | None, name: str) -> int:
