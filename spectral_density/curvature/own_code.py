@@ -15,15 +15,17 @@ _OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_l
 _KNOWN = ("keras.src.", "tf_keras.src.", "spectral_density.")
 
 
-def own_training_method(model: Any) -> str | None:
-    """Return the name of a method of the model's own that says what `fit` minimizes, or None."""
+def own_training_method(model: Any) -> tuple[str, str] | None:
+    """Return the class and the name of a method that says what `fit` minimizes, None for Keras's.
+
+    A model of this package has those of the model that it wraps.
+    """
     if keras_module(model) is None:
         return None
     for name in _OF_TRAINING:
         method = getattr(model, name, None)
         if method is not None and not _is_known(method):
-            return name
-    # That of a wrapped model is not the less its own.
+            return type(model).__name__, name
     return own_training_method(model.model) if is_second_order_model(model) else None
 
 
@@ -40,13 +42,11 @@ def refuse_own_training(model: Any) -> None:
     Raises:
         ValueError: naming class and method.
     """
-    name = own_training_method(model)
-    if name is None:
+    own = own_training_method(model)
+    if own is None:
         return
-    while is_second_order_model(model):
-        model = model.model
     raise ValueError(
-        f"{type(model).__name__} has a {name} of its own, so its compiled loss is not all that fit "
+        f"{own[0]} has a {own[1]} of its own, so its compiled loss is not all that fit "
         "minimizes. Pass that objective as a function loss_fn(model, batch), or, to have the "
         "matrix of another loss, that loss itself."
     )

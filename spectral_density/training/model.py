@@ -149,7 +149,7 @@ class SecondOrderModel(keras.Model):
         own = own_training_method(self.model)
         if own is not None:
             raise ValueError(
-                f"{type(self.model).__name__} has a {own} of its own, which the steps and the "
+                f"{own[0]} has a {own[1]} of its own, which the steps and the "
                 "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
                 "y_pred), or add them with add_loss in call."
             )
