@@ -467,6 +467,8 @@ def traced_loss(
     trainable_variables(model)  # before the function calls a model that was never built
     batch = first_batch(dataset)
     with losses_put_back(model):
+        if _first_parameter(loss) == "model":
+            return loss_shape(lambda batch: loss(model, batch), batch), None
         try:
             return loss_shape(lambda batch: loss(model, batch), batch), None
         except _OF_TRACING as error:

@@ -43,6 +43,11 @@ _LAYERS = """
 """
 # Layers that take one number for each example, shape (n,).
 _OF_SCALARS = "InputLayer Embedding Reshape Flatten Rescaling"
+# Operations on Keras tensors.
+_ELEMENTWISE = """
+    Add Subtract Multiply Divide TrueDivide Maximum Minimum Negative Absolute Square Sqrt Exp Log
+    Sin Cos Tanh Sigmoid Softplus Softsign Silu Gelu Elu Selu Relu Relu6 LeakyRelu
+"""
 _LOSSES = """
     BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy
     BinaryFocalCrossentropy CategoricalFocalCrossentropy
@@ -73,12 +78,16 @@ def examples_are_separate(objective: Objective) -> bool:
     # Functional models hold operations that are no layers (keras.ops, arithmetic), and any of them
     # may go along the axis of the examples.
     operations = getattr(getattr(model, "_functional", None) or model, "operations", None)
-    if not operations or not all(isinstance(part, keras.layers.Layer) for part in operations):
+    if not operations:
         return False
     # A method replaced on the model or a layer itself does whatever it does.
     if any("call" in vars(part) for part in (model, *operations)):
         return False
-    return all(map(_is_separate, operations)) and all(map(_is_sum, objective.losses()))
+    separate = all(
+        _is_separate(part) if isinstance(part, keras.layers.Layer) else _is_elementwise(part)
+        for part in operations
+    )
+    return separate and all(map(_is_sum, objective.losses()))
 
 
 def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
@@ -123,6 +132,26 @@ def _is_separate(layer: Any) -> bool:
         return False
     activations = [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
     return all(map(_is_activation, filter(None, activations)))
+
+
+def _is_elementwise(operation: Any) -> bool:
+    """Tell whether an operation takes entry by entry of tensors that all have the examples first.
+
+    Of equal ranks, with a first axis of unknown size each, none is broadcast over the examples.
+    """
+    kind = type(operation)
+    if kind.__name__ not in _ELEMENTWISE.split() or not kind.__module__.startswith("keras.src.ops"):
+        return False
+    for node in operation._inbound_nodes:
+        shapes = [part.shape for part in node.input_tensors]
+        given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if not all(isinstance(part, (keras.KerasTensor, int, float, str)) for part in given):
+            return False
+        if len({len(shape) for shape in shapes}) != 1 or any(
+            len(shape) < 2 or shape[0] is not None for shape in shapes
+        ):
+            return False
+    return True
 
 
 def _treats_examples_alone(layer: Any, node: Any) -> bool:

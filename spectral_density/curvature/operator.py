@@ -577,7 +577,8 @@ class CurvatureOperator(LinearOperator):
         with losses_put_back(self.objective.model):
             if not self._graphs.num_graphs:
                 self.objective.validate(batch)
-            graph = function.get_concrete_function(batch, weight).graph
+            concrete = function.get_concrete_function(batch, weight)
+        graph = concrete.graph
         if self._graphs.knows(graph):
             return
         if not self._graphs.num_graphs:

@@ -202,25 +202,6 @@ def test_a_table_that_the_loss_fills_is_refused():
     assert int(table.size()) == 0
 
 
-def test_losses_of_other_models_are_not_left_symbolic():
-    keras.utils.set_random_seed(0)
-    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, activity_regularizer="l2")])
-    legacy = tf_keras.Sequential(
-        [tf_keras.Input((3,)), tf_keras.layers.Dense(3, activity_regularizer="l2")]
-    )
-    clearing = keras.layers.Layer._clear_losses, tf_keras.layers.Layer._clear_losses
-    for model in (other, legacy):
-        model(X)
-    before = [float(model.losses[0]) for model in (other, legacy)]
-    hessian = sd.HessianOperator(
-        linear(), lambda model, batch: tf.reduce_mean(model(legacy(other(batch))) ** 2), [X]
-    )
-    hessian @ np.ones(4)
-    assert [float(model.losses[0]) for model in (other, legacy)] == before
-    after = keras.layers.Layer._clear_losses, tf_keras.layers.Layer._clear_losses
-    assert after == clearing
-
-
 # What is read and not written --------------------------------------------------------------------
 
 

@@ -172,6 +172,7 @@ def along_the_batch(of, dtype="float64"):
 COUPLED = {
     "softmax": lambda h: keras.ops.softmax(h, axis=0),
     "mean": lambda h: h - keras.ops.mean(h, 0),
+    "centred": lambda h: keras.ops.subtract(h, keras.ops.mean(h, axis=0, keepdims=True)),
     "sorted": lambda h: keras.ops.sort(h, axis=0),
     "matrix of the batch": lambda h: keras.ops.matmul(h @ keras.ops.transpose(h), h),
     "axis -2 of a matrix": keras.layers.Softmax(axis=-2, dtype="float64"),
@@ -216,6 +217,18 @@ def test_layers_alone_are_still_merged():
 
     hessian = sd.HessianOperator(along_the_batch(block), LOSS, examples([5, 5, 3]))
     assert len(hessian.batches.parcels) == 1
+
+
+def test_so_are_residuals_written_as_sums():
+    def block(h):
+        return h + 0.5 * keras.ops.gelu(keras.layers.Dense(3, dtype="float64")(h)) * h
+
+    model, data = along_the_batch(block), examples([5, 5, 5])
+    hessian = sd.HessianOperator(model, LOSS, data)
+    assert len(hessian.batches.parcels) == 1
+    v = np.random.default_rng(2).normal(size=hessian.shape[0])
+    each = [sd.HessianOperator(model, LOSS, [batch]) @ v for batch in data]
+    np.testing.assert_allclose(hessian @ v, np.mean(each, axis=0), rtol=0, atol=1e-12)
 
 
 def test_an_einsum_that_mixes_examples_keeps_the_batches():
