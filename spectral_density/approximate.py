@@ -457,16 +457,15 @@ def _summed_if_per_example(
     """Turn a function that returns one loss per example into its sum, and say so."""
     import tensorflow as tf
 
-    from spectral_density.curvature.batches import first_batch
     from spectral_density.curvature.frameworks import check_backend, trainable_variables
-    from spectral_density.curvature.losses import is_batch_function, loss_shape
+    from spectral_density.curvature.losses import KerasObjective, is_batch_function, traced_loss
 
     check_backend()
     trainable_variables(model)  # before the function calls a model that was never built
     if not is_batch_function(loss_fn):
         return loss_fn, reduction
-    shape = loss_shape(lambda batch: loss_fn(model, batch), first_batch(dataset))
-    if shape.rank == 0:
+    shape, _ = traced_loss(model, loss_fn, dataset, KerasObjective(model, loss_fn))
+    if shape is None or shape.rank == 0:
         return loss_fn, reduction
     warnings.warn(
         f"loss_fn returned one loss per example (shape {tuple(shape.as_list())}), not a scalar: "

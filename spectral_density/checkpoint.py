@@ -41,6 +41,8 @@ _CHECKSUMS = "checksums of vectors"
 _HASHED = {
     "operator hash": "entries of the matrix",
     "operator weights": "weights of the model",
+    "operator other variables": "variables that the loss reads outside of the model",
+    "operator graph": "operations or constants of the loss",
     "operator data": "data",
     "operator examples": "examples",
     "operator batch weights": "weights of the batches",

@@ -260,8 +260,18 @@ class Batches:
         )
 
 
+def one_pass(dataset: Any) -> Iterator[Any]:
+    """Begin a pass over a dataset of any kind, batches as it gives them.
+
+    Raises:
+        TypeError: if it cannot be iterated.
+        ValueError: if it is infinite or used up after one pass.
+    """
+    return _opener(dataset)()
+
+
 def first_batch(dataset: Any) -> Any:
-    """Return the first batch of a dataset as tensors.
+    """Return the first batch of a dataset with an example in it, as tensors.
 
     Raises:
         ValueError: if there is none.
@@ -269,7 +279,9 @@ def first_batch(dataset: Any) -> Any:
     for batch in _opener(dataset)():
         if isinstance(dataset, tf.distribute.DistributedDataset):
             batch = tf.nest.map_structure(_of_first_replica, batch)
-        return tf.nest.map_structure(tf.convert_to_tensor, batch)
+        batch = tf.nest.map_structure(_to_tensor, batch)
+        if not _is_empty(batch):
+            return batch
     raise ValueError(_EMPTY)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +90,7 @@ class FisherOperator(ThroughOutputs):
         training: bool = False,
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
+        class_weight: Mapping[int, float] | None = None,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -110,6 +111,7 @@ class FisherOperator(ThroughOutputs):
                 examples.
             memory_share: share of the free memory that kept batches may take, and once more what
                 their products leave behind (1 GiB at most); 0 streams.
+            class_weight: weights of the classes, as in `HessianOperator`.
 
         Raises:
             ValueError: unknown kind; outputs and loss cannot be separated; a loss without a
@@ -128,7 +130,12 @@ class FisherOperator(ThroughOutputs):
         self._seed = integer(seed, "seed", 0)
         self._keys: list[tf.Tensor] = []
         objective = make_objective(
-            model, loss, reduction=reduction, training=training, examples=kind == "empirical"
+            model,
+            loss,
+            reduction=reduction,
+            training=training,
+            examples=kind == "empirical",
+            dataset=dataset,
         )
         super().__init__(
             objective,
@@ -136,6 +143,7 @@ class FisherOperator(ThroughOutputs):
             dataset,
             batch_weight=batch_weight,
             memory_share=memory_share,
+            class_weight=class_weight,
         )
 
     @property

@@ -34,32 +34,6 @@ def is_keras_loss(loss: Any) -> bool:
     return isinstance(loss, (keras.losses.Loss, *legacy))
 
 
-@contextmanager
-def losses_put_back(model: Any) -> Iterator[None]:
-    """Put back what the layers of a Keras model hold in `losses`.
-
-    Every call replaces it, and a call that is traced leaves symbolic tensors there.
-    """
-    module = keras_module(model)
-    layers = [] if module is None else list(model._flatten_layers())
-    if module is keras:
-        held = [held for layer in layers for held in (layer._losses, layer._loss_ids)]
-    else:
-        held = [layer._eager_losses for layer in layers]
-    before = [container.copy() for container in held]
-    try:
-        yield
-    finally:
-        if module is keras:
-            for container, contents in zip(held, before, strict=True):
-                container.clear()
-                add = container.extend if isinstance(container, list) else container.update
-                add(contents)
-        else:
-            for layer, contents in zip(layers, before, strict=True):
-                layer._eager_losses = contents
-
-
 def check_backend() -> None:
     """Raise unless Keras computes with TensorFlow."""
     if keras.config.backend() != "tensorflow":

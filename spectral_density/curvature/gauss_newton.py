@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -33,6 +33,7 @@ class ThroughOutputs(CurvatureOperator):
         *,
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
+        class_weight: Mapping[int, float] | None = None,
     ):
         """See `CurvatureOperator`.
 
@@ -47,6 +48,7 @@ class ThroughOutputs(CurvatureOperator):
             dataset,
             batch_weight=batch_weight,
             memory_share=memory_share,
+            class_weight=class_weight,
         )
 
     @abstractmethod
@@ -151,6 +153,7 @@ class GaussNewtonOperator(ThroughOutputs):
         training: bool = False,
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
+        class_weight: Mapping[int, float] | None = None,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -167,6 +170,7 @@ class GaussNewtonOperator(ThroughOutputs):
                 examples.
             memory_share: share of the free memory that kept batches may take, and once more what
                 their products leave behind (1 GiB at most); 0 streams.
+            class_weight: weights of the classes, as in `HessianOperator`.
 
         Raises:
             ValueError: outputs and loss cannot be separated (a function `loss_fn(model, batch)`),
@@ -178,11 +182,12 @@ class GaussNewtonOperator(ThroughOutputs):
         """
         check_backend()
         super().__init__(
-            make_objective(model, loss, reduction=reduction, training=training),
+            make_objective(model, loss, reduction=reduction, training=training, dataset=dataset),
             select(model, variables),
             dataset,
             batch_weight=batch_weight,
             memory_share=memory_share,
+            class_weight=class_weight,
         )
 
     def _at_outputs(

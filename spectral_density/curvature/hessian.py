@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -39,6 +39,7 @@ class HessianOperator(CurvatureOperator):
         training: bool = False,
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
+        class_weight: Mapping[int, float] | None = None,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -58,6 +59,10 @@ class HessianOperator(CurvatureOperator):
                 of examples (the leading dimension its tensors share).
             memory_share: share of the free memory that kept batches may take, and once more what
                 their products leave behind (1 GiB at most); 0 streams.
+            class_weight: with a Keras loss, the weight of the examples of each class, as in `fit`:
+                a dict from class to weight, 1 for a class that is not in it. Labels are integers
+                or one-hot. It multiplies the sample weights of the dataset. Nothing tells the
+                operator of the `class_weight` that `fit` was called with: pass it here too.
 
         Raises:
             ValueError: a model never built, no loss, a loss that is no scalar or does not depend on
@@ -67,11 +72,12 @@ class HessianOperator(CurvatureOperator):
         """
         check_backend()
         super().__init__(
-            make_objective(model, loss, reduction=reduction, training=training),
+            make_objective(model, loss, reduction=reduction, training=training, dataset=dataset),
             select(model, variables),
             dataset,
             batch_weight=batch_weight,
             memory_share=memory_share,
+            class_weight=class_weight,
         )
 
     @classmethod

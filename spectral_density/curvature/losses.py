@@ -14,10 +14,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.autograph.impl.api import StagingError
 
-from spectral_density.curvature.frameworks import is_keras_loss, keras_module, tf_variable
+from spectral_density.curvature.batches import first_batch
+from spectral_density.curvature.frameworks import (
+    is_keras_loss,
+    keras_module,
+    tf_variable,
+    trainable_variables,
+)
+from spectral_density.curvature.layer_losses import losses_put_back
+from spectral_density.curvature.own_code import (
+    is_second_order_model,
+    refuse_own_call,
+    refuse_own_training,
+)
 
 REDUCTIONS = ("mean", "sum")
+
+# What tracing a user's function raises where it is called with things it does not expect.
+_OF_TRACING = (
+    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(NameError, RuntimeError, tf.errors.OpError),
+)
+_ERROR_SHOWN = 300  # characters
 
 
 class Objective(ABC):
@@ -78,9 +98,11 @@ class FunctionObjective(Objective):
         reduction: str,
         description: str,
         model: Any = None,
+        shape: tf.TensorShape | None = None,
     ):
-        """Take `function(batch) -> scalar`; `model` only says which state to put back."""
+        """Take `function(batch) -> scalar`, its model, and the shape it has if that is known."""
         self._function = function
+        self._shape = shape
         self.model = model
         self.description = description
         self.coefficients = np.ones(1)
@@ -99,7 +121,7 @@ class FunctionObjective(Objective):
 
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar tensor."""
-        shape = loss_shape(self._function, batch)
+        shape = loss_shape(self._function, batch) if self._shape is None else self._shape
         if shape.rank != 0:
             raise ValueError(
                 f"loss_fn must return a scalar, got shape {_format(shape)}. Average or sum it over "
@@ -166,7 +188,11 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
     Raises:
         TypeError: if the function returns no real floating-point tensor.
     """
-    value = tf.function(function).get_concrete_function(batch).structured_outputs
+    try:
+        value = tf.function(function).get_concrete_function(batch).structured_outputs
+    except StagingError as error:
+        # In place of errors that AutoGraph cannot make anew, such as an IndexError: the user's own.
+        raise error.__context__ or error from None
     if not (hasattr(value, "shape") and hasattr(value, "dtype")) or not value.dtype.is_floating:
         found = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")
@@ -219,7 +245,11 @@ class KerasObjective(Objective):
             loss_weights: weights of the outputs, as in `compile`.
             reduction: None for the loss's own; "mean" or "sum" to override it.
             training: whether the model is called in training mode.
+
+        Raises:
+            ValueError: if a loss has a `__call__` of its own.
         """
+        refuse_own_call(loss)
         self.model = model
         self._losses = loss
         self._loss_weights = loss_weights
@@ -332,11 +362,13 @@ class KerasObjective(Objective):
         """See `Objective.settings`: the options of the losses, and the mode of the model."""
         losses = tf.nest.flatten(self._losses)
         options = [_options(loss) for loss in losses]
-        return super().settings() | {"options": options, "call": str(self._call_options)}
+        found = {"options": options, "call": str(self._call_options)}
+        l2 = _l2_factor(self.model)
+        return super().settings() | found | ({"l2": l2} if l2 else {})
 
     def penalty(self) -> tf.Tensor | None:
         """See `Objective.penalty`: the sum of the model's weight regularization."""
-        terms = _weight_penalties(self.model)
+        terms = [*_weight_penalties(self.model), *_l2_terms(self.model)]
         if not terms:
             return None
         dtype = max((t.dtype for t in terms), key=lambda d: d.size)
@@ -354,8 +386,12 @@ def make_objective(
     reduction: str | None = None,
     training: bool = False,
     examples: bool = False,
+    dataset: Any = None,
 ) -> Objective:
     """Bring whatever loss the user has into one form.
+
+    A function whose first parameter is neither `model` nor `y_true` is traced with the first batch:
+    as `loss_fn(model, batch)`, and if that raises, as `loss(y_true, y_pred)`.
 
     Args:
         model: Keras model or `tf.Module`.
@@ -366,10 +402,12 @@ def make_objective(
         reduction: "mean" or "sum" over batches; None for a Keras loss's own, or the mean.
         training: mode in which a Keras loss calls the model.
         examples: whether the loss of a pair returns one value for each example, no scalar.
+        dataset: whose first batch a function is tried with; None for a function of model and batch.
 
     Raises:
-        ValueError: if there is no loss to be had, or `reduction` is unknown.
-        TypeError: if `loss` is none of these.
+        ValueError: if there is no loss to be had, `reduction` is unknown, or `fit` minimizes
+            something else than the loss says.
+        TypeError: if `loss` is none of these, or a function that traces in neither way.
     """
     if reduction is not None and reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
@@ -382,6 +420,16 @@ def make_objective(
         )
     if _is_per_example(loss) or isinstance(loss, (list, dict)):
         return KerasObjective(model, loss, reduction=reduction, training=training)
+    shape = None
+    if callable(loss) and dataset is not None and _first_parameter(loss) != "model":
+        shape, of_outputs = traced_loss(
+            model,
+            loss,
+            dataset,
+            KerasObjective(model, loss, reduction=reduction, training=training),
+        )
+        if of_outputs is not None:
+            return of_outputs
     if training:
         raise ValueError(
             "training= applies to Keras losses: a function calls the model itself, "
@@ -391,12 +439,63 @@ def make_objective(
         return PairObjective(model, *loss, reduction or "mean", examples)
     if callable(loss):
         return FunctionObjective(
-            lambda batch: loss(model, batch), reduction or "mean", _describe(loss), model
+            lambda batch: loss(model, batch), reduction or "mean", _describe(loss), model, shape
         )
     raise TypeError(
         "loss must be a Keras loss, its name, None for the compiled loss, a function "
         f"loss_fn(model, batch), or a pair (predict, loss), got {type(loss).__name__}."
     )
+
+
+def traced_loss(
+    model: Any, loss: Any, dataset: Any, of_outputs: KerasObjective
+) -> tuple[tf.TensorShape | None, KerasObjective | None]:
+    """Find out by tracing what a function takes: a model and a batch, or labels and outputs.
+
+    Args:
+        model: to call it with.
+        loss: the function.
+        dataset: whose first batch it is called with.
+        of_outputs: the objective that it is if it takes labels and outputs.
+
+    Returns:
+        The shape of `loss(model, batch)` and None, or None and `of_outputs`.
+
+    Raises:
+        TypeError: if it traces in neither way, with both errors.
+    """
+    trainable_variables(model)  # before the function calls a model that was never built
+    batch = first_batch(dataset)
+    with losses_put_back(model):
+        if _first_parameter(loss) == "model":
+            return loss_shape(lambda batch: loss(model, batch), batch), None
+        try:
+            return loss_shape(lambda batch: loss(model, batch), batch), None
+        except _OF_TRACING as error:
+            of_batch = error
+        try:
+            of_outputs.validate(batch)
+            sums = tf.function(lambda batch: of_outputs.sums(batch, 1.0), autograph=False)
+            sums.get_concrete_function(batch)
+        except _OF_TRACING as error:
+            name = _describe(loss)
+            raise TypeError(
+                f"{name} traces in neither of the two forms that a loss may have:\n"
+                f"- loss_fn(model, batch) -> scalar: {_shown(of_batch)}\n"
+                f"- loss(y_true, y_pred) -> one value per example: {_shown(error)}\n"
+                f"Mend {name} in the form that is meant. A first parameter called model says that "
+                "it is the first, one called y_true the second."
+            ) from of_batch
+    of_outputs.description += " as loss(y_true, y_pred)"
+    return None, of_outputs
+
+
+def _shown(error: Exception) -> str:
+    """Return an error in one line, the end of it where it is long."""
+    text = " ".join(str(error).split())
+    if len(text) > _ERROR_SHOWN:
+        text = f"... {text[-_ERROR_SHOWN:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def is_batch_function(loss: Any) -> bool:
@@ -438,12 +537,7 @@ def _compiled_loss(model: Any) -> tuple[Any, Any]:
             "no loss was given and the model is not compiled with one. "
             "Pass loss=, or call model.compile(loss=...) first."
         )
-    keras = keras_module(model)
-    if keras is not None and type(model).compute_loss is not keras.Model.compute_loss:
-        raise ValueError(
-            f"{type(model).__name__} has a compute_loss of its own, so its compiled loss is not "
-            "all that fit minimizes. Pass that objective as a function loss_fn(model, batch)."
-        )
+    refuse_own_training(model)
     container = getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
     return loss, getattr(container, "_user_loss_weights", None)
 
@@ -457,11 +551,15 @@ def _is_per_example(loss: Any) -> bool:
     module = getattr(loss, "__module__", None) or ""
     if module.startswith(("keras.src.losses", "tf_keras.src.losses")):
         return True
+    return _first_parameter(loss) == "y_true"
+
+
+def _first_parameter(function: Any) -> str | None:
+    """Return the name of the first parameter of a function, None for none."""
     try:
-        parameters = list(inspect.signature(loss).parameters)
+        return next(iter(inspect.signature(function).parameters), None)
     except (TypeError, ValueError):
-        return False
-    return bool(parameters) and parameters[0] == "y_true"
+        return None
 
 
 def _takes_training(model: Any) -> bool:
@@ -620,6 +718,17 @@ def _weight_penalties(model: Any) -> list[tf.Tensor]:
             if v.regularizer is not None
         ]
     return [term() for layer in model._flatten_layers() for term in layer._callable_losses]
+
+
+def _l2_factor(model: Any) -> float:
+    """Return the factor of the squares of all weights that `SecondOrderModel` adds to its loss."""
+    return float(model.l2) if is_second_order_model(model) else 0.0
+
+
+def _l2_terms(model: Any) -> list[tf.Tensor]:
+    factor = _l2_factor(model)
+    variables = map(tf_variable, model.trainable_variables) if factor else ()
+    return [factor * tf.reduce_sum(tf.square(variable)) for variable in variables]
 
 
 def _added_losses(model: Any) -> list[tf.Tensor]:

@@ -41,6 +41,13 @@ _LAYERS = """
     GaussianNoise GaussianDropout BatchNormalization LayerNormalization GroupNormalization
     Add Subtract Multiply Average Maximum Minimum Concatenate
 """
+# Layers that take one number for each example, shape (n,).
+_OF_SCALARS = "InputLayer Embedding Reshape Flatten Rescaling"
+# Operations on Keras tensors.
+_ELEMENTWISE = """
+    Add Subtract Multiply Divide TrueDivide Maximum Minimum Negative Absolute Square Sqrt Exp Log
+    Sin Cos Tanh Sigmoid Softplus Softsign Silu Gelu Elu Selu Relu Relu6 LeakyRelu
+"""
 _LOSSES = """
     BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy
     BinaryFocalCrossentropy CategoricalFocalCrossentropy
@@ -68,7 +75,19 @@ def examples_are_separate(objective: Objective) -> bool:
     # Of outputs (n,) Keras's losses are one mean over the batch, that all its weights multiply.
     if any(len(part.shape) < 2 for part in model.outputs):
         return False
-    return all(map(_is_separate, model.layers)) and all(map(_is_sum, objective.losses()))
+    # Functional models hold operations that are no layers (keras.ops, arithmetic), and any of them
+    # may go along the axis of the examples.
+    operations = getattr(getattr(model, "_functional", None) or model, "operations", None)
+    if not operations:
+        return False
+    # A method replaced on the model or a layer itself does whatever it does.
+    if any("call" in vars(part) for part in (model, *operations)):
+        return False
+    separate = all(
+        _is_separate(part) if isinstance(part, keras.layers.Layer) else _is_elementwise(part)
+        for part in operations
+    )
+    return separate and all(map(_is_sum, objective.losses()))
 
 
 def examples_at_once(graph: tf.Graph, num_examples: int, model: Any) -> int:
@@ -107,18 +126,70 @@ def _is_separate(layer: Any) -> bool:
     # Sums of more examples are larger, and half precision has no room for them.
     if layer.compute_dtype not in ("float32", "float64", "int32", "int64"):
         return False
-    activations = [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
-    if not all(map(_is_kerass, filter(None, activations))):
+    if getattr(layer, "quantization_mode", None) is not None:
         return False
-    # An axis of 0 is that of the examples.
+    if not all(_treats_examples_alone(layer, node) for node in layer._inbound_nodes):
+        return False
+    activations = [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
+    return all(map(_is_activation, filter(None, activations)))
+
+
+def _is_elementwise(operation: Any) -> bool:
+    """Tell whether an operation takes entry by entry of tensors that all have the examples first.
+
+    Of equal ranks, with a first axis of unknown size each, none is broadcast over the examples.
+    """
+    kind = type(operation)
+    if kind.__name__ not in _ELEMENTWISE.split() or not kind.__module__.startswith("keras.src.ops"):
+        return False
+    for node in operation._inbound_nodes:
+        shapes = [part.shape for part in node.input_tensors]
+        given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if not all(isinstance(part, (keras.KerasTensor, int, float, str)) for part in given):
+            return False
+        if len({len(shape) for shape in shapes}) != 1 or any(
+            len(shape) < 2 or shape[0] is not None for shape in shapes
+        ):
+            return False
+    return True
+
+
+def _treats_examples_alone(layer: Any, node: Any) -> bool:
+    """Tell whether a call of a layer goes along no axis of the examples."""
+    # In training mode BatchNormalization takes the mean over the batch.
+    if node.arguments.kwargs.get("training"):
+        return False
+    ranks = [len(part.shape) for part in node.input_tensors]
+    if ranks and min(ranks) < 2 and type(layer).__name__ not in _OF_SCALARS.split():
+        return False
+    equation = getattr(layer, "equation", None)
+    if equation is not None and not _keeps_first_letter(equation):
+        return False
+    # An axis of 0 is that of the examples, and so is -2 of a matrix.
     axes = getattr(layer, "axis", -1), getattr(layer, "_attention_axes", None) or -1
-    return not any(0 in np.ravel(axis) for axis in axes)
+    along = {int(axis) for group in axes for axis in np.ravel(group)}
+    return not any(axis == 0 or -axis in ranks for axis in along)
+
+
+def _keeps_first_letter(equation: str) -> bool:
+    """Tell whether the examples of an `EinsumDense` stay the first axis, and stay apart."""
+    left, _, result = equation.replace("...", ".").partition("->")
+    examples, _, kernel = left.partition(",")
+    return examples[:1] == result[:1] and examples[:1] not in kernel
+
+
+def _is_activation(activation: Any) -> bool:
+    """Tell whether an activation is one of `keras.activations`, or a layer known to be separate."""
+    if isinstance(activation, keras.layers.Layer):
+        return _is_separate(activation)
+    module = getattr(activation, "__module__", None) or ""
+    return module.startswith("keras.src.activations.") and not hasattr(activation, "keywords")
 
 
 def _is_sum(loss: Any) -> bool:
     named = loss if hasattr(loss, "__name__") else type(loss)
     return (
-        named.__name__ in _LOSSES.split() and _is_kerass(named) and getattr(loss, "axis", -1) != 0
+        named.__name__ in _LOSSES.split() and _is_kerass(named) and getattr(loss, "axis", -1) == -1
     )
 
 

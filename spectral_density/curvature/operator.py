@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
@@ -24,14 +25,12 @@ from spectral_density.curvature.batches import (
     examples_hash,
     form_of,
 )
+from spectral_density.curvature.class_weights import check_class_weight, with_class_weights
 from spectral_density.curvature.finite import all_finite, cause, check_penalty
-from spectral_density.curvature.frameworks import (
-    check_backend,
-    losses_put_back,
-    tf_variable,
-    variable_name,
-)
+from spectral_density.curvature.frameworks import check_backend, tf_variable, variable_name
+from spectral_density.curvature.graph_state import GraphState
 from spectral_density.curvature.half_precision import compute_dtype, is_half, scaled_product
+from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
     MIN_EXAMPLES,
@@ -55,7 +54,8 @@ if TYPE_CHECKING:
 
 _LAYERS_SHOWN = 6  # by name, in notebooks
 
-_STATEFUL_OPS = ("Assign", "Rng", "ResourceScatter")
+# Batches of so many shapes are traced without a word.
+_MANY_SHAPES = 8
 
 
 class CurvatureOperator(LinearOperator):
@@ -64,11 +64,11 @@ class CurvatureOperator(LinearOperator):
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
     products are float64 whatever the model's dtype, and sums over batches are float64; the
     products of one batch are computed in the dtype of the model. In half precision each vector is
-    scaled by a power of two first, so that products neither vanish nor overflow. A block of vectors takes one pass
-    over the data. What does not depend on the vectors is kept from one product to the next where
-    there is room, and computed again when a variable has changed. Where the variables are mirrored
-    over the replicas of a `tf.distribute` strategy, all of them compute, and every worker has to
-    make the same calls. A subclass writes `_batch_products`.
+    scaled by a power of two first, so that products neither vanish nor overflow. A block of vectors
+    takes one pass over the data. What does not depend on the vectors is kept from one product to
+    the next where there is room, and computed again when a variable has changed. Where the
+    variables are mirrored over the replicas of a `tf.distribute` strategy, all of them compute, and
+    every worker has to make the same calls. A subclass writes `_batch_products`.
 
     Attributes:
         parameters: the variables as one flat vector.
@@ -89,6 +89,7 @@ class CurvatureOperator(LinearOperator):
         *,
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
+        class_weight: Mapping[int, float] | None = None,
     ):
         """Pass once over the dataset: count it, check it, keep it where it fits.
 
@@ -99,6 +100,7 @@ class CurvatureOperator(LinearOperator):
             batch_weight: weight of a batch, default its number of examples.
             memory_share: share of the free memory that kept batches may take, and once more what
                 their products leave behind.
+            class_weight: weight of the examples of each class, see `HessianOperator`.
         """
         check_backend()
         super().__init__(dtype=np.dtype(np.float64), shape=(parameters.size, parameters.size))
@@ -118,8 +120,10 @@ class CurvatureOperator(LinearOperator):
         self._at_once: dict[str, int] = {}  # examples of each form to compute together
         self._penalty_products_fn = compiled(self._penalty_products, objective)
         self._penalized = False
-        self._state: list[tf.Variable] | None = None
+        self._state: list[Any] = []  # variables that the loss writes
+        self._graphs = GraphState(parameters.variables, parameters.names, objective.model)
         self._batch_weight = batch_weight
+        self._class_weight = check_class_weight(class_weight, objective)
         self._memory_share = memory_share
         self._read(dataset)
 
@@ -157,6 +161,7 @@ class CurvatureOperator(LinearOperator):
 
     def _read(self, dataset: Any) -> None:
         """Pass once over the dataset, and settle what is computed at once."""
+        dataset = with_class_weights(dataset, self._class_weight)
         self.num_passes = 0
         self._weights: list[tf.Tensor] = []
         self._denominators: np.ndarray = np.zeros(())
@@ -311,16 +316,18 @@ class CurvatureOperator(LinearOperator):
 
         Weights and data are hashed, which takes a pass over the data without any computation.
         """
-        model_variables = getattr(self.objective.model, "variables", ())
-        weights = [*self.parameters.variables, *map(tf_variable, model_variables)]
         hashed = self._hashed()
+        class_weight = self._class_weight
         return {
             # The sums are the same on any number of replicas, but for rounding.
             "matrix": repr(self).removesuffix(f"{self._where()})") + ")",
             "loss": self.objective.settings(),
             # Keras numbers names as models are made: the same model made again has others.
             "shapes": [list(shape) for shape in self.parameters.shapes],
-            "weights": batch_hash(weights),
+            "weights": batch_hash(self._own_variables()),
+            "other variables": self._graphs.hash_of_others(),
+            "graph": self._graphs.hash_of_graph(),
+            "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
             "data": batch_hash([data for _, data, _, _ in hashed]),
             "batch weights": batch_hash([weight for _, _, weight, _ in hashed]),
             # The same in any order of the examples, where that is the same matrix.
@@ -328,6 +335,14 @@ class CurvatureOperator(LinearOperator):
             if self.numbers_examples
             else f"{sum(examples for *_, examples in hashed) % HASHES:032x}",
         }
+
+    def variables_hash(self) -> str:
+        """Return a hash of all variables that the matrix depends on, those of the loss included."""
+        return batch_hash(self._own_variables()) + self._graphs.hash_of_others()
+
+    def _own_variables(self) -> list[tf.Variable]:
+        model_variables = getattr(self.objective.model, "variables", ())
+        return [*self.parameters.variables, *map(tf_variable, model_variables)]
 
     def _hashed(self) -> list[tuple[int, str, float, int]]:
         """Return number, hash, weight and examples' hash of what is computed at once, in order."""
@@ -577,24 +592,18 @@ class CurvatureOperator(LinearOperator):
     @contextmanager
     def _put_back(self) -> Iterator[None]:
         with nullcontext() if self._replicas is None else self._replicas.alone():
-            before = [tf.identity(variable) for variable in self._state or ()]
+            before = [tf.identity(variable.value()) for variable in self._state]
             try:
                 with losses_put_back(self.objective.model):
                     yield
             finally:
-                for variable, value in zip(self._state or (), before, strict=True):
+                for variable, value in zip(self._state, before, strict=True):
                     variable.assign(value)
 
     def _survey(self, batch: Any, weight: float) -> None:
         """Check the first batch; try the loss of each, and add up the denominators."""
         weight = tf.constant(weight, tf.float64)
-        if self._state is None:
-            with losses_put_back(self.objective.model):
-                self.objective.validate(batch)
-                graph = self._sums_fn.get_concrete_function(batch, weight).graph
-            self.product_dtype = compute_dtype(graph, self.parameters.variables)
-            self._state = self.objective.state() if _writes_state(graph) else []
-            self._width = width_of_chunks(graph)
+        self._trace(batch, weight)
         with self._put_back():
             if self._is_tried:
                 denominators = self._denominators_fn(batch, weight)
@@ -605,6 +614,34 @@ class CurvatureOperator(LinearOperator):
                 denominators = self._sums_fn(batch, weight)[1]
         self._weights.append(weight)
         self._denominators = self._denominators + np.asarray(denominators, np.float64)
+
+    def _trace(self, batch: Any, weight: tf.Tensor) -> None:
+        """Trace the loss of a batch, and look into a graph that is new before any of it runs."""
+        function = self._denominators_fn if self._is_tried else self._sums_fn
+        with losses_put_back(self.objective.model):
+            if not self._graphs.num_graphs:
+                self.objective.validate(batch)
+            concrete = function.get_concrete_function(batch, weight)
+        graph = concrete.graph
+        if self._graphs.knows(graph):
+            return
+        if not self._graphs.num_graphs:
+            self._width = width_of_chunks(graph)
+            self.product_dtype = compute_dtype(graph, self.parameters.variables)
+        self._graphs.add(graph)
+        self._state = list(self._graphs.written)
+        if self._state and self._replicas is not None:
+            # The handles are those of one replica, and the model's variables those of all.
+            self._state = [*self.objective.state(), *self._graphs.written_elsewhere()]
+        if self._graphs.num_graphs == _MANY_SHAPES + 1:
+            warnings.warn(
+                f"the batches have more than {_MANY_SHAPES} shapes ({len(self._weights) + 1} "
+                "batches were seen so far), and each shape builds graphs of its own, which takes "
+                "most of the time. Pad or bucket: pad sequences to one length (or a few), with a "
+                "mask, and give all batches the same number of examples.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _examples_at_once(self, batch: Any, weight: tf.Tensor) -> int:
         """Return how many examples like these to compute together; 0 for batches as they are."""
@@ -807,10 +844,3 @@ def hessian_products(
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _writes_state(graph: Any) -> bool:
-    """Tell whether a graph, functions it calls included, writes to variables."""
-    definition = graph.as_graph_def()
-    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    return any(node.op.startswith(_STATEFUL_OPS) for node in nodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.batches import count_examples, form_of
-from spectral_density.curvature.frameworks import losses_put_back
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
+from spectral_density.curvature.graph_state import GraphState
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import KerasObjective, unpack
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.parameters import select
@@ -78,6 +80,7 @@ class BatchProblem(Problem):
         self._operator: CurvatureOperator | None = None
         self._evaluate = _OfBatches(self._traced_evaluate)
         self._value = _OfBatches(self._traced_value)
+        self._graphs = GraphState(self.parameters.variables, self.parameters.names, objective.model)
 
     @property
     def operator(self) -> CurvatureOperator:
@@ -110,13 +113,17 @@ class BatchProblem(Problem):
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
         """See `Problem`."""
         self.work.gradient_examples += self._rows
-        loss, gradient, self.observed = self._evaluate(_without_none(self._batch))
+        batch = _without_none(self._batch)
+        with self._state_restored(batch):
+            loss, gradient, self.observed = self._evaluate(batch)
         return float(loss), np.asarray(gradient).astype(np.float64)
 
     def loss(self) -> float:
         """See `Problem`."""
         self.work.loss_examples += self._rows
-        return float(self._value(_without_none(self._batch)))
+        batch = _without_none(self._batch)
+        with self._state_restored(batch):
+            return float(self._value(batch))
 
     def curvature(self) -> CountedOperator:
         """See `Problem`."""
@@ -151,6 +158,23 @@ class BatchProblem(Problem):
             self._recent,
         )
         return _at_most(joined, self._hessian_rows)
+
+    @contextmanager
+    def _state_restored(self, batch: Any) -> Iterator[None]:
+        """Restore what the loss writes; metrics, which the gradient's graph updates, stay.
+
+        Raises:
+            ValueError: before anything has run, if the loss writes a trainable variable.
+        """
+        graph = self._value.graph(batch)
+        if not self._graphs.knows(graph):
+            self._graphs.add(graph)
+        before = [(variable, tf.identity(variable.value())) for variable in self._graphs.written]
+        try:
+            yield
+        finally:
+            for variable, value in before:
+                variable.assign(value)
 
     # In the graph --------------------------------------------------------------------------------
 
@@ -210,9 +234,16 @@ class _OfBatches:
 
     def __call__(self, batch: Any) -> Any:
         """Return what the function gives for a batch."""
+        return self._compiled_for(batch)(batch)
+
+    def graph(self, batch: Any) -> tf.Graph:
+        """Return the graph of a batch, traced if it was not."""
+        return self._compiled_for(batch).get_concrete_function(batch).graph
+
+    def _compiled_for(self, batch: Any) -> Any:
         parts = tf.nest.flatten(batch)
         if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
-            return self._of_others(batch)
+            return self._of_others
         kind = repr(tf.nest.map_structure(lambda part: (part.dtype.name, part.shape.rank), batch))
         shapes = [tf.TensorShape([None, *part.shape[1:]]) for part in parts]
         known, graph = self._graphs.get(kind, (shapes, None))
@@ -223,7 +254,7 @@ class _OfBatches:
             specs = list(map(tf.TensorSpec, shapes, dtypes))
             graph = self._compiled(input_signature=[tf.nest.pack_sequence_as(batch, specs)])
             self._graphs[kind] = shapes, graph
-        return graph(batch)
+        return graph
 
     def _compiled(self, **options: Any) -> Any:
         # TensorFlow counts retracing by code object, so that the first steps of several models

@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -19,7 +20,9 @@ import tensorflow as tf
 from keras.src.utils.io_utils import print_msg
 
 from spectral_density.approximate import estimate_spectrum
+from spectral_density.curvature.batches import first_batch
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.losses import make_objective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.lanczos import default_draws_at_once
@@ -27,6 +30,8 @@ from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum import Spectrum
 
 _log = logging.getLogger("spectral_density")
+
+T = TypeVar("T")
 
 # What was never done is foreseen from the first training step, most of which goes into building its
 # graph. The survey of the probe set took 0.06 to 0.18 of it for networks from two dense layers to a
@@ -46,7 +51,7 @@ _FIGURE_INCHES = (5.0, 3.2)
 
 @dataclass(frozen=True, eq=False)
 class SpectrumRecord:
-    """One measurement of a `SpectrumCallback`; NaN where weights or loss were not finite."""
+    """One measurement of a `SpectrumCallback`; NaN where it failed (weights not finite, say)."""
 
     epoch: int  # epochs begun, counted from 1; 0 before the first
     step: int  # training steps made before it
@@ -82,6 +87,12 @@ class SpectrumCallback(keras.callbacks.Callback):
     global random states are what they are without the callback. The operator is not checked, which
     would take products of its own: `preflight(callback.operator)` does it after the training.
 
+    What is wrong with the arguments, the model or the loss is raised before the first step. From
+    there on the training goes on whatever happens here: an error (of a product, of the probe set,
+    of a file) is logged, warned of once a kind, and the values of its measurement are NaN.
+
+    Keras does not tell a callback of the `class_weight` of `fit`: pass it to the callback, too.
+
     Attributes:
         records: list of `SpectrumRecord`, of all calls of `fit` with this object.
         operator: the curvature operator of the current or last `fit`; None before it is made.
@@ -111,6 +122,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         density: bool = False,
         operator: Callable[..., CurvatureOperator] = HessianOperator,
         variables: Any = None,
+        class_weight: Mapping[int, float] | None = None,
         name: str | None = None,
         csv_path: str | os.PathLike[str] | None = None,
         tensorboard_dir: str | os.PathLike[str] | None = None,
@@ -134,6 +146,8 @@ class SpectrumCallback(keras.callbacks.Callback):
             operator: which matrix: `HessianOperator`, `GaussNewtonOperator`, or anything that is
                 called as `operator(model, loss, dataset, variables=...)` and returns one.
             variables: which trainable variables, see `HessianOperator`.
+            class_weight: weights of the classes in the probe set, the same as those of `fit`, which
+                are not known here otherwise; the operator is called with `class_weight=` then.
             name: what stands before the names in `logs`; None for "hessian", "gauss_newton", ...
                 after the operator.
             csv_path: a file with one row for each measurement, written as they are made. A file
@@ -179,6 +193,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             )
         self._dataset, self._loss, self._variables = dataset, loss, variables
         self._make_operator = operator
+        self._class_weight = class_weight
         self._density = bool(density)
         self._verbose = verbose
         self.name = name if name is not None else _matrix_name(operator)
@@ -192,6 +207,8 @@ class SpectrumCallback(keras.callbacks.Callback):
         self._epoch = self._step = self._epoch_start = 0
         self._fresh: SpectrumRecord | None = None
         self._time = _TimeShare(self._budget)
+        self._under_way = False
+        self._warned: set[str] = set()
 
     @property
     def seconds(self) -> float:
@@ -212,12 +229,22 @@ class SpectrumCallback(keras.callbacks.Callback):
         self._fresh = None
         self._num_before = len(self.records)
         self.num_skipped = 0
-        # With a budget nothing is known yet of what things cost. Without, errors come first.
-        if self._budget is None and self.model.built:
+        self._under_way = False
+        self._warned.clear()
+        if not self.model.built:
+            self._check_arguments()
+        elif self._budget is None:
             with self._time.spending("survey"):
                 self._survey()
+        else:
+            # What the probe set costs is not known yet; one batch shows what is wrong. Nor is the
+            # time that a class derived by the user takes.
+            with self._time.spending("trial"):
+                make = _of_this_package(self._make_operator)
+                self._operator_over([first_batch(self._dataset)], make)
         if self._at_start:
             self._due()
+        self._under_way = True
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Count."""
@@ -235,12 +262,12 @@ class SpectrumCallback(keras.callbacks.Callback):
         # Several steps at once (steps_per_execution) are one call, with the number of the last.
         before, self._step = self._step, self._epoch_start + batch + 1
         if self._every_steps and self._step // self._every_steps > before // self._every_steps:
-            self._due()
+            self._attempt(self._due)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure after every n-th epoch, and put the values into the logs."""
         if self._every_epochs and (epoch + 1) % self._every_epochs == 0:
-            self._due()
+            self._attempt(self._due)
         if logs is not None:
             logs.update(self._log_values(self._fresh))
 
@@ -248,8 +275,43 @@ class SpectrumCallback(keras.callbacks.Callback):
         """Say what it took."""
         self._time.stop()
         if self._events is not None:
-            self._events.flush()
-        self._say(1, self._summary())
+            self._attempt(self._events.flush)
+        self._attempt(lambda: self._say(1, self._summary()))
+
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        """Return what an action returns, None where it fails once the training is under way.
+
+        The only place where every error is caught: a training of hours is not ours to end. It is
+        told all the same. `KeyboardInterrupt` and `SystemExit` are no `Exception`.
+        """
+        try:
+            return action()
+        except FloatingPointError as error:
+            # A training that diverges is to end as it would without us.
+            _log.warning("no spectrum at step %d: %s", self._step, error)
+        except Exception as error:
+            if not self._under_way:
+                raise
+            self._report(error)
+        return None
+
+    def _report(self, error: Exception) -> None:
+        """Log an error, and warn of the first of its kind."""
+        _log.warning("no spectrum at step %d: %s", self._step, error, exc_info=error)
+        kind = type(error).__name__
+        if kind in self._warned:
+            return
+        self._warned.add(kind)
+        try:
+            warnings.warn(
+                f"SpectrumCallback failed at step {self._step}, and the training goes on: {kind}: "
+                f"{error}. Its values are NaN there. Further errors of this kind are only logged.",
+                UserWarning,
+                stacklevel=2,
+            )
+        except UserWarning:
+            # Where warnings are errors this one would end the training; it is in the log.
+            return
 
     # Keras 2 asks these of every callback.
 
@@ -268,15 +330,24 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     def _due(self) -> None:
         """Measure if there is the time."""
-        if not self._afford_preparation():
+        affordable = self._attempt(self._afford_preparation)
+        if affordable is None:
+            self._keep(self._record(_clock(), None))
+            return
+        if not affordable:
             self.num_skipped += 1
             _log.debug("spectrum at step %d left out: over the budget", self._step)
             return
         with self._time.spending("measurement"):
-            self._fresh = self._measure()
-            self.records.append(self._fresh)
-            self._write(self._fresh)
-        self._say(2, self._describe(self._fresh))
+            record = self._record(_clock(), self._attempt(self._measure))
+            self._keep(record)
+        self._say(2, self._describe(record))
+
+    def _keep(self, record: SpectrumRecord) -> None:
+        """Keep a measurement, and write it to the files."""
+        self._fresh = record
+        self.records.append(record)
+        self._attempt(lambda: self._write(record))
 
     def _afford_preparation(self) -> bool:
         """Make the operator and compile its product as far as the budget allows.
@@ -308,9 +379,17 @@ class SpectrumCallback(keras.callbacks.Callback):
         return ledger.affords(_SAFETY * products * ledger.last["product"])
 
     def _survey(self) -> None:
-        self.operator = self._make_operator(
-            self.model, self._loss, self._dataset, variables=self._variables
-        )
+        self.operator = self._operator_over(self._dataset, self._make_operator)
+
+    def _operator_over(self, dataset: Any, make: Callable[..., Any]) -> Any:
+        options = {} if self._class_weight is None else {"class_weight": self._class_weight}
+        return make(self.model, self._loss, dataset, variables=self._variables, **options)
+
+    def _check_arguments(self) -> None:
+        """Raise what is known to be wrong with the loss while the model has no weights yet."""
+        make = self._make_operator
+        if isinstance(make, type) and issubclass(make, CurvatureOperator):
+            make_objective(self.model, self._loss)
 
     def _multiply_once(self) -> None:
         n = self.operator.shape[0]
@@ -326,23 +405,20 @@ class SpectrumCallback(keras.callbacks.Callback):
         most = min(self._num_draws, default_draws_at_once(n, order))
         return order, max(d for d in range(1, most + 1) if self._num_draws % d == 0)
 
-    def _measure(self) -> SpectrumRecord:
-        start = _clock()
+    def _measure(self) -> Spectrum:
         order, width = self._shape()
-        spectrum: Spectrum | None = None
-        try:
-            spectrum = estimate_spectrum(
-                self.operator,
-                order,
-                self._num_draws,
-                seed=self._seed,
-                draws_at_once=width,
-                check=False,
-                progress=False,
-            )
-        except FloatingPointError as error:
-            # A training that diverges is to end as it would without us.
-            _log.warning("no spectrum at step %d: %s", self._step, error)
+        return estimate_spectrum(
+            self.operator,
+            order,
+            self._num_draws,
+            seed=self._seed,
+            draws_at_once=width,
+            check=False,
+            progress=False,
+        )
+
+    def _record(self, start: float, spectrum: Spectrum | None) -> SpectrumRecord:
+        """Return a measurement that began then; its numbers are NaN without a spectrum."""
         found = _numbers(spectrum, self._num_eigenvalues)
         return SpectrumRecord(
             self._epoch,
@@ -551,6 +627,13 @@ def _density_png(spectrum: Spectrum, title: str) -> bytes:
         ax.set_title(title)
 
     return png_bytes(draw, _FIGURE_INCHES)
+
+
+def _of_this_package(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the class of this package that an operator class is derived from, or the operator."""
+    kinds = operator.__mro__ if isinstance(operator, type) else ()
+    package = __name__.partition(".")[0] + "."
+    return next((kind for kind in kinds if kind.__module__.startswith(package)), operator)
 
 
 def _positive(value: int | None, name: str) -> int:

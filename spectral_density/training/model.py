@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.frameworks import check_backend, losses_put_back
+from spectral_density.curvature.frameworks import check_backend
+from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import KerasObjective
+from spectral_density.curvature.own_code import own_training_method
 from spectral_density.linalg.arguments import number
 from spectral_density.training.batch_problem import BatchProblem, full_batch
 from spectral_density.training.methods import SecondOrderMethod
@@ -38,7 +41,8 @@ class SecondOrderModel(keras.Model):
 
     Each step differentiates the objective of its batch at `training=False`: dropout is off, and
     BatchNormalization uses its moving statistics, so that loss, gradient and curvature are those
-    of one function. Regularization and sample weights count in all three.
+    of one function. Regularization, sample and class weights count in all three; variables that
+    the loss writes keep their values.
 
     The method's `hessian_data` or `hessian_batch_size` says which examples the matrix is made of,
     the gradient's own unless told otherwise. A batch that is smaller than that, as the last one of
@@ -129,7 +133,8 @@ class SecondOrderModel(keras.Model):
 
         Raises:
             TypeError: if the optimizer is no second-order method.
-            ValueError: without a loss, or if XLA is asked for.
+            ValueError: without a loss, if XLA is asked for, or if the wrapped model has a training
+                step or an objective of its own.
         """
         if not isinstance(optimizer, SecondOrderMethod):
             raise TypeError(
@@ -141,11 +146,12 @@ class SecondOrderModel(keras.Model):
             raise ValueError(
                 "compile needs loss=: a method's line searches and matrices are made from it."
             )
-        if type(self.model).compute_loss is not keras.Model.compute_loss:
+        own = own_training_method(self.model)
+        if own is not None:
             raise ValueError(
-                f"{type(self.model).__name__} has a compute_loss of its own, which products with "
-                "its Hessian know nothing of. Write its terms as a loss (y_true, y_pred), or add "
-                "them with add_loss in call."
+                f"{own[0]} has a {own[1]} of its own, which the steps and the "
+                "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
+                "y_pred), or add them with add_loss in call."
             )
         if options.pop("jit_compile", False) is True:
             raise ValueError(
@@ -307,6 +313,14 @@ class _Run:
     def begin_fit(self, arguments: dict[str, Any]) -> None:
         """Read off the arguments of `fit` how many examples an epoch has."""
         self.num_examples, self._steps = _epoch_size(arguments)
+        if arguments.get("class_weight") is not None and self.method.hessian_data is not None:
+            warnings.warn(
+                "class_weight weighs the examples that fit is given, and not those of "
+                "hessian_data: the matrix is of another loss than the gradient. Give hessian_data "
+                "sample weights, (x, y, sample_weight), or leave it out.",
+                UserWarning,
+                stacklevel=3,
+            )
         if self.problem is not None:
             self.problem.work.go_on_with_other_data()
 

@@ -24,7 +24,7 @@ from models import (
     weights_of_examples,
 )
 
-from spectral_density.curvature import HessianOperator
+from spectral_density.curvature import GaussNewtonOperator, HessianOperator
 
 X, Y = classification()
 ONE_HOT = np.eye(3, dtype=np.float32)[Y]
@@ -217,3 +217,77 @@ def test_what_is_no_loss(loss, options, error, message):
 def test_two_outputs_need_two_labels(y):
     with pytest.raises(ValueError, match="2 outputs"):
         HessianOperator(two_outputs(False)(), "mse", [(normals(NUM_EXAMPLES, 3), y)])
+
+
+# What a function takes ---------------------------------------------------------------------------
+
+
+class Callable:
+    def __call__(self, labels, outputs):
+        return self.method(labels, outputs)
+
+    def method(self, labels, outputs):
+        return keras.ops.mean(keras.ops.square(labels - outputs), axis=-1)
+
+
+def unnamed(t, p):
+    return tf.reduce_mean(tf.square(t - p), axis=-1)
+
+
+def with_power(t, p, power):
+    return tf.reduce_mean(tf.abs(t - p) ** power, axis=-1)
+
+
+UNNAMED = {
+    "function": unnamed,
+    "lambda": lambda t, p: keras.ops.mean(keras.ops.square(t - p), -1),
+    "partial": functools.partial(with_power, power=2.0),
+    "object": Callable(),
+    "method": Callable().method,
+}
+
+
+@pytest.mark.parametrize("kind", UNNAMED)
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_a_function_of_labels_and_outputs_under_any_names(operator, kind):
+    hessian = operator(mlp(), UNNAMED[kind], split((X, ONE_HOT)))
+    assert hessian.loss() == pytest.approx(operator(mlp(), "mse", [(X, ONE_HOT)]).loss(), rel=1e-5)
+    assert "as loss(y_true, y_pred)" in repr(hessian)
+
+
+@pytest.mark.parametrize("kind", UNNAMED)
+def test_a_compiled_function_under_any_names(kind):
+    model = mlp()
+    model.compile("sgd", UNNAMED[kind])
+    hessian = HessianOperator(model, None, split((X, ONE_HOT)))
+    assert hessian.loss() == pytest.approx(model.evaluate(X, ONE_HOT, verbose=0), rel=1e-5)
+
+
+def test_a_function_of_model_and_batch_under_any_names():
+    hessian = HessianOperator(mlp(), lambda net, d: loss_fn(net, d), split((X, ONE_HOT)))
+    assert hessian.loss() == pytest.approx(
+        HessianOperator(mlp(), "mse", [(X, ONE_HOT)]).loss(), rel=1e-5
+    )
+    assert "as loss" not in repr(hessian)
+
+
+def fails_in_both(a, b):
+    raise RuntimeError("the user's own")
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_a_function_that_traces_in_neither_form_gives_both_errors(operator):
+    with pytest.raises(TypeError, match="the user's own") as raised:
+        operator(mlp(), fails_in_both, [(X, ONE_HOT)])
+    text = str(raised.value)
+    assert "loss_fn(model, batch) -> scalar: RuntimeError" in text
+    assert "loss(y_true, y_pred) -> one value per example: RuntimeError" in text
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_an_error_in_a_function_of_a_model_is_its_own():
+    def wrong(model, batch):
+        raise ZeroDivisionError("the user's own")
+
+    with pytest.raises(ZeroDivisionError, match="the user's own"):
+        HessianOperator(mlp(), wrong, [(X, ONE_HOT)])

@@ -161,6 +161,83 @@ def test_batches_that_may_be_coupled_stay_as_they_are(model, loss, options):
     assert len(sd.HessianOperator(model, loss, examples([5, 5, 3]), **options).batches.parcels) == 3
 
 
+def along_the_batch(of, dtype="float64"):
+    """A functional model with something between two layers."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,), dtype=dtype)
+    hidden = of(keras.layers.Dense(3, activation="tanh", dtype=dtype)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3, dtype=dtype)(hidden))
+
+
+COUPLED = {
+    "softmax": lambda h: keras.ops.softmax(h, axis=0),
+    "mean": lambda h: h - keras.ops.mean(h, 0),
+    "centred": lambda h: keras.ops.subtract(h, keras.ops.mean(h, axis=0, keepdims=True)),
+    "sorted": lambda h: keras.ops.sort(h, axis=0),
+    "matrix of the batch": lambda h: keras.ops.matmul(h @ keras.ops.transpose(h), h),
+    "axis -2 of a matrix": keras.layers.Softmax(axis=-2, dtype="float64"),
+    "normalized": lambda h: keras.ops.normalize(h, axis=0),
+    "unit norm": keras.layers.UnitNormalization(axis=0, dtype="float64"),
+    "batch statistics": lambda h: keras.layers.BatchNormalization(dtype="float64")(
+        h, training=True
+    ),
+    "own activation": keras.layers.Activation(keras.ops.flip, dtype="float64"),
+    "nested": lambda h: along_the_batch(lambda g: g - keras.ops.mean(g, 0))(
+        keras.layers.Dense(4, dtype="float64")(h)
+    ),
+    "replaced method": lambda h: replaced(keras.layers.ReLU(dtype="float64"))(h),
+}
+
+
+def replaced(layer):
+    layer.call = lambda x: x - tf.reduce_mean(x, axis=0)
+    return layer
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+def test_operations_that_may_couple_examples_keep_the_batches(kind):
+    model = along_the_batch(COUPLED[kind])
+    hessian = sd.HessianOperator(model, LOSS, examples([5, 5, 3]), variables=model.layers[-1])
+    assert len(hessian.batches.parcels) == 3
+
+
+@pytest.mark.parametrize("operation", [lambda h: 5 * keras.ops.softmax(h, axis=0)])
+def test_the_matrix_of_coupled_batches_is_the_mean_of_theirs(operation):
+    model, data = along_the_batch(operation), examples([5, 5, 5])
+    v = np.random.default_rng(2).normal(size=27)
+    each = [sd.HessianOperator(model, LOSS, [batch]) @ v for batch in data]
+    product = sd.HessianOperator(model, LOSS, data) @ v
+    np.testing.assert_allclose(product, np.mean(each, axis=0), rtol=0, atol=1e-12)
+
+
+def test_layers_alone_are_still_merged():
+    def block(h):
+        scaled = keras.layers.LayerNormalization(dtype="float64")(h)
+        return keras.layers.Add(dtype="float64")([h, keras.layers.ReLU(dtype="float64")(scaled)])
+
+    hessian = sd.HessianOperator(along_the_batch(block), LOSS, examples([5, 5, 3]))
+    assert len(hessian.batches.parcels) == 1
+
+
+def test_so_are_residuals_written_as_sums():
+    def block(h):
+        return h + 0.5 * keras.ops.gelu(keras.layers.Dense(3, dtype="float64")(h)) * h
+
+    model, data = along_the_batch(block), examples([5, 5, 5])
+    hessian = sd.HessianOperator(model, LOSS, data)
+    assert len(hessian.batches.parcels) == 1
+    v = np.random.default_rng(2).normal(size=hessian.shape[0])
+    each = [sd.HessianOperator(model, LOSS, [batch]) @ v for batch in data]
+    np.testing.assert_allclose(hessian @ v, np.mean(each, axis=0), rtol=0, atol=1e-12)
+
+
+def test_an_einsum_that_mixes_examples_keeps_the_batches():
+    assert merging._keeps_first_letter("abc,cd->abd")
+    assert merging._keeps_first_letter("...x,xy->...y")
+    assert not merging._keeps_first_letter("ab,ac->bc")
+    assert not merging._keeps_first_letter("ab,bc->ca")
+
+
 def test_batches_of_other_forms_stay_apart():
     model = keras.Sequential(
         [keras.Input((None, 4)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(3)]

@@ -198,6 +198,178 @@ def test_options_that_make_no_sense_are_errors_at_once(options, error, message):
         callback(**options)
 
 
+# A training is never ended by its observer -------------------------------------------------------
+
+
+def tiny():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+class Failing:
+    """A curvature matrix whose products fail once a training has begun."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, model, loss, dataset, **options):
+        operator = HessianOperator(model, loss, dataset, **options)
+
+        def fail(block):
+            raise self.error
+
+        operator._matmat = operator._matvec = fail
+        return operator
+
+
+ERRORS = [
+    tf.errors.ResourceExhaustedError(None, None, "no memory on the device"),
+    tf.errors.InvalidArgumentError(None, None, "indices out of range"),
+    ValueError("refused in the first product"),
+    MemoryError("no memory"),
+    LookupError("no gradient"),
+    Warning("a warning made an error"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_of_a_product_leaves_nan_and_one_warning(error, tmp_path):
+    path = tmp_path / "a.csv"
+    watched = callback(operator=Failing(error), name="hessian", csv_path=path)
+    with pytest.warns(UserWarning, match=f"the training goes on: {type(error).__name__}") as found:
+        history = fit(tiny(), watched, epochs=2).history
+    assert len(found) == 1
+    assert len(history["loss"]) == len(history["hessian_trace"]) == 2
+    assert np.isnan(history["hessian_trace"]).all()
+    assert [record.step for record in watched.records] == [6, 12]
+    assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)], ids=["interrupt", "exit"])
+def test_an_interrupt_ends_the_training(error):
+    with pytest.raises(type(error)):
+        fit(tiny(), callback(operator=Failing(error), name="hessian"))
+
+
+def test_a_factory_that_fails_later_is_tried_again():
+    calls = []
+
+    def make(model, loss, dataset, **options):
+        calls.append(len(dataset))
+        if len(calls) == 2:
+            raise RuntimeError("not now")
+        return HessianOperator(model, loss, dataset, **options)
+
+    # With a budget the first call is a trial on one batch, before the first step.
+    watched = callback(operator=make, name="hessian", budget=1.0)
+    with pytest.warns(UserWarning, match="RuntimeError: not now"):
+        history = fit(tiny(), watched).history
+    assert calls[0] == 1
+    assert set(calls[1:]) == {2}
+    assert np.isnan(history["hessian_trace"][0])
+    assert len(history["hessian_trace"]) == 4
+
+
+def test_a_file_that_cannot_be_written_costs_the_file_alone(tmp_path):
+    (tmp_path / "file").touch()
+    watched = callback(csv_path=tmp_path / "file" / "a.csv")
+    with pytest.warns(UserWarning, match="the training goes on: (NotADirectory|FileExists)Error"):
+        history = fit(tiny(), watched, epochs=2).history
+    assert np.isfinite(history["hessian_trace"]).all()
+
+
+def test_a_probe_set_that_changes_leaves_nan():
+    x, y = data()
+    batches = [(x, y)]
+    watched = SpectrumCallback(
+        lambda: iter(batches), num_eigenvalues=2, order=4, num_draws=1, operator=streaming
+    )
+
+    def spoil(epoch, logs):
+        batches.append((x, y))
+
+    with pytest.warns(UserWarning, match="ValueError"):
+        history = fit(
+            tiny(), keras.callbacks.LambdaCallback(on_epoch_begin=spoil), watched, epochs=2
+        ).history
+    assert np.isnan(history["curvature_trace"]).all()
+
+
+def streaming(model, loss, dataset, **options):
+    return HessianOperator(model, loss, dataset, memory_share=0.0, **options)
+
+
+def test_where_warnings_are_errors_the_training_goes_on_too(recwarn):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = fit(
+            tiny(), callback(operator=Failing(ValueError("no")), name="hessian"), epochs=1
+        ).history
+    assert np.isnan(history["hessian_trace"]).all()
+
+
+@pytest.mark.parametrize("budget", [None, 0.5])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": lambda model, batch: model(batch[0])}, "scalar"),
+        ({"loss": ["mse", "mse"]}, "2 entries"),
+        ({"variables": "nope"}, "nope"),
+        ({"class_weight": {0: -1.0}}, ">= 0"),
+    ],
+    ids=["no scalar", "two losses", "no layer", "class weight"],
+)
+def test_what_is_known_before_the_first_step_is_raised_there(options, message, budget):
+    model = tiny()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        fit(model, callback(budget=budget, **options))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("budget", [None, 0.5])
+def test_a_training_step_of_its_own_is_refused_before_it_begins(budget):
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            raise AssertionError("the training has begun")
+
+    model = Own([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Own has a train_step of its own"):
+        fit(model, callback(budget=budget))
+
+
+def test_so_it_is_where_the_model_has_no_weights_yet():
+    tf_keras = pytest.importorskip("tf_keras")
+
+    class Own(tf_keras.Sequential):
+        def train_step(self, data):
+            raise AssertionError("the training has begun")
+
+    model = Own([tf_keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Own has a train_step of its own"):
+        fit(model, callback())
+
+
+# Class weights -----------------------------------------------------------------------------------
+
+
+def test_class_weights_are_passed_on_to_the_operator():
+    x, y = data()
+    weights = {0: 1.0, 1: 10.0, 2: 0.5}
+    model, watched = tiny(), callback(class_weight=weights, order=21)
+    history = fit(model, watched, epochs=1, class_weight=weights).history
+    w = np.array([1.0, 10.0, 0.5], "float32")[y]
+    exact = dense_eigenvalues(model, [(x, y, w)])
+    assert history["hessian_eigenvalue_1"][-1] == pytest.approx(exact[-1], rel=1e-5)
+
+
 # Compiled once, nothing disturbed ----------------------------------------------------------------
 
 

@@ -199,6 +199,53 @@ def test_class_weights_are_sample_weights():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_class_weights_that_do_not_reach_the_matrix_are_warned_of():
+    x, y = data()
+    wrapped = trainer(saddle_free(hessian_data=[(x[:20], y[:20])]))
+    with pytest.warns(UserWarning, match="not those of hessian_data"):
+        run_once(wrapped, x, y, class_weight={0: 1.0, 1: 3.0})
+
+
+def test_what_the_loss_writes_keeps_its_bits():
+    """Another network's statistics and a counter, through gradients, products and line searches."""
+    keras.utils.set_random_seed(0)
+    other = keras.Sequential([layers.Input((3,)), layers.BatchNormalization()])
+    counter = tf.Variable(0)
+
+    def loss(y_true, y_pred):
+        counter.assign_add(1)
+        return keras.ops.mean((other(y_pred, training=True) - y_true) ** 2, axis=-1)
+
+    x, _ = data()
+    before = [np.asarray(v) for v in other.variables]
+    wrapped = SecondOrderModel(small_model())
+    wrapped.compile(saddle_free(globalization="armijo"), loss=loss, metrics=["mae"])
+    # BatchNormalization couples the examples, so that the batch is the whole data.
+    history = run_once(wrapped, x, np.zeros((N, 3), "float32"), batch_size=N, epochs=2)
+    assert history["mae"][0] > 0
+    for old, new in zip(before, other.variables, strict=True):
+        np.testing.assert_array_equal(old, np.asarray(new))
+    assert int(counter) == 0
+
+
+def test_a_trainable_weight_that_the_forward_pass_writes_is_refused():
+    class Clipped(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+        def call(self, x):
+            self.scale.assign(keras.ops.clip(self.scale, 0.0, 0.5))
+            return x * self.scale
+
+    model = keras.Sequential([layers.Input((5,)), Clipped(), layers.Dense(3)])
+    wrapped = trainer(model=model)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"scale.*Clipped"):
+        run_once(wrapped, *data())
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_several_outputs_with_their_losses_and_weights():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((5,))

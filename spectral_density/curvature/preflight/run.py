@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from spectral_density.curvature.batches import batch_hash
-from spectral_density.curvature.frameworks import tf_variable
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import (
     Comparison,
@@ -142,7 +140,7 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
         UserWarning: naming the doubts.
     """
     seed = integer(seed, "seed", 0)
-    state = seed, _weights_hash(operator)
+    state = seed, operator.variables_hash()
     if operator in _checked and _checked[operator][0] == state:
         return _checked[operator][1]
     report = preflight(operator, seed=seed)
@@ -170,11 +168,6 @@ def _is_news(dataset: Any) -> bool:
     except TypeError:  # a list or another iterable that cannot be remembered
         return True
     return news
-
-
-def _weights_hash(operator: CurvatureOperator) -> str:
-    model_variables = getattr(operator.objective.model, "variables", ())
-    return batch_hash([*operator.parameters.variables, *map(tf_variable, model_variables)])
 
 
 def _level_of_caller() -> int:

@@ -1,0 +1,44 @@
+"""What every curvature operator does, whichever matrix it is."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import spectral_density as sd
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((None, 2)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    return keras.Sequential(layers)
+
+
+def sequences(lengths, rows=3):
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(rows, t, 2)).astype("f4"), np.zeros((rows, 1))) for t in lengths]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        sequences(range(3, 15)),
+        [batch for rows in range(2, 12) for batch in sequences([4], rows)],
+        [batch for rows in (2, 3, 4) for batch in sequences(range(3, 7), rows)],
+    ],
+    ids=["lengths", "batch sizes", "both"],
+)
+def test_batches_of_many_shapes_are_warned_of_once(data):
+    model = network()
+    with pytest.warns(UserWarning, match="more than 8 shapes.*Pad or bucket") as caught:
+        hessian = sd.HessianOperator(model, "mse", data)
+        hessian.with_dataset(data)
+    assert len(caught) == 1
+    assert hessian.num_passes == 0
+
+
+def test_a_few_shapes_are_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sd.HessianOperator(network(), "mse", sequences([3, 4, 5, 6] * 4))
