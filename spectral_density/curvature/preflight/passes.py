@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.culprits import layers_of
 from spectral_density.curvature.preflight.halves import Halves, in_two
 from spectral_density.linalg.arguments import stream
 
@@ -185,7 +184,9 @@ def stated_rounding(operator: CurvatureOperator) -> float:
     """Return the relative rounding of products in the coarsest dtype that a layer computes in."""
     dtypes = {operator.product_dtype.name}
     dtypes |= {v.dtype.name for v in operator.parameters.variables}
-    dtypes |= {str(getattr(layer, "compute_dtype", "")) for layer in layers_of(operator)}
+    dtypes |= {
+        str(getattr(layer, "compute_dtype", "")) for layer in layers_of(operator.objective.model)
+    }
     return max(_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING)
 
 
