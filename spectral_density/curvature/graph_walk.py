@@ -1,9 +1,9 @@
 """A walk over a traced graph: the operations that a derivative passes.
 
-An operation counts if it lies on a way from the sources (variables) to the targets (a loss, or a
-gradient) on which a derivative can go: through real and complex numbers, into the bodies of loops,
-branches and functions, and around what `tf.custom_gradient` bridges. What only makes data (integers,
-comparisons, stopped values) does not count.
+An operation counts if it lies on a path from the sources (variables) to the targets (a loss, or a
+gradient) that a derivative takes: through real and complex numbers, into the bodies of loops,
+branches and functions, and around what `tf.custom_gradient` bridges. What only makes data
+(integers, comparisons, stopped values) does not count.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from spectral_density.curvature.tf_graphs import (
     has_custom_gradient,
 )
 
-ZERO_DERIVATIVE = frozenset(
-    """
+_ZERO_DERIVATIVE = """
     ZerosLike OnesLike Sign Floor Ceil Round Rint FloorDiv TruncateDiv EditDistance
     LookupTableFind LookupTableFindV2 StatelessRandomBinomial StatelessRandomPoisson
     StatefulRandomBinomial RandomPoisson RandomPoissonV2
-    """.split()
-)
+"""
+ZERO_DERIVATIVE = frozenset(_ZERO_DERIVATIVE.split())
 """Operations on real numbers whose derivative is zero wherever there is one."""
 
 STOP = "StopGradient"
@@ -125,18 +124,37 @@ class _Walk:
 
     # From the sources ----------------------------------------------------------------------------
 
-    def _reached_from(self, starts: list[Any]) -> set[int]:
-        """Return the ids of the tensors that depend on some, those included."""
+    def _reached_from(self, starts: list[Any], loop: Any = None) -> set[int]:
+        """Return the ids of the tensors that depend on some, those included.
+
+        Args:
+            starts: the tensors, of one graph.
+            loop: the graph if it is the body of a loop: what a step returns, the next one takes.
+        """
+        following = _next_step(loop)
         reached = {id(tensor) for tensor in starts}
         waiting = list(starts)
-        while waiting:
-            for operation in waiting.pop().consumers():
+        calls: dict[str, Any] = {}  # last, when all of their inputs are known
+        while waiting or calls:
+            if waiting:
+                tensor = waiting.pop()
+                new = list(following.get(id(tensor), ()))
+                operations = []
+                for operation in tensor.consumers():
+                    if operation.type in _BODIES:
+                        calls[operation.name] = operation
+                    else:
+                        operations.append(operation)
+            else:
+                operations, new = [calls.pop(next(iter(calls)))], []
+            for operation in operations:
                 outputs = operation.outputs
-                for position in self._outputs_reached(operation, _those_in(operation, reached)):
-                    tensor = outputs[position]
-                    if id(tensor) not in reached:
-                        reached.add(id(tensor))
-                        waiting.append(tensor)
+                given = _those_in(operation, reached)
+                new += [outputs[i] for i in self._outputs_reached(operation, given)]
+            for tensor in new:
+                if id(tensor) not in reached:
+                    reached.add(id(tensor))
+                    waiting.append(tensor)
         return reached
 
     def _outputs_reached(self, operation: Any, given: _Positions) -> Iterable[int]:
@@ -145,11 +163,10 @@ class _Walk:
             return ()
         bodies = _bodies(operation)
         if bodies:
-            if operation.type in _LOOPS:
-                return self._carried(bodies[0], given)
             before = _BODIES[operation.type][1]
             inside = frozenset(position - before for position in given)
-            return frozenset().union(*(self._through(body, inside)[1] for body in bodies))
+            found = [self._through(operation, body, inside)[1] for body in bodies]
+            return frozenset().union(*found)
         numbers = [i for i, tensor in enumerate(operation.outputs) if _takes_derivatives(tensor)]
         if operation.type != "IdentityN":
             return numbers
@@ -158,40 +175,45 @@ class _Walk:
             return [i for i in numbers if i < results] if max(given) >= results else ()
         return given.intersection(numbers)
 
-    def _through(self, body: Any, given: _Positions) -> tuple[set[int], _Positions]:
+    def _through(self, operation: Any, body: Any, given: _Positions) -> tuple[set[int], _Positions]:
         """Return what depends on some arguments of a body: the ids of tensors, and the outputs."""
         key = id(body), given
         if key not in self._reached:
             starts = [body.inputs[i] for i in given if 0 <= i < len(body.inputs)]
-            reached = self._reached_from(starts)
+            reached = self._reached_from(starts, body if operation.type in _LOOPS else None)
             outputs = (i for i, tensor in enumerate(body.outputs) if id(tensor) in reached)
             self._reached[key] = reached, frozenset(outputs)
         return self._reached[key]
 
-    def _carried(self, body: Any, given: _Positions) -> _Positions:
-        """Return which variables of a loop depend on some of them after any number of steps."""
-        while not (after := self._through(body, given)[1]) <= given:
-            given |= after
-        return given
-
     # Back from the targets -----------------------------------------------------------------------
 
-    def _back(self, reached: set[int], targets: Iterable[Any]) -> tuple[set[int], list[Node]]:
+    def _back(
+        self, reached: set[int], targets: Iterable[Any], loop: Any = None
+    ) -> tuple[set[int], list[Node]]:
         """Return what targets depend on among the tensors reached, and the operations between."""
+        before = _step_before(loop)
         waiting = [tensor for tensor in targets if id(tensor) in reached]
         wanted = {id(tensor) for tensor in waiting}
-        nodes: dict[Any, list[Node]] = {}
-        while waiting:
-            operation = waiting.pop().op
-            given = _those_in(operation, reached)
-            if not given:
-                continue
-            needed, inside = self._inputs_needed(operation, given, wanted)
-            own = Node(operation, operation.name, tuple(sorted(needed)))
-            nodes[operation.name] = [own, *inside]
-            for position in needed:
-                tensor = operation.inputs[position]
-                if id(tensor) not in wanted:
+        nodes: dict[str, list[Node]] = {}
+        calls: dict[str, Any] = {}  # last, when all that is wanted of them is known
+        while waiting or calls:
+            if waiting:
+                tensor = waiting.pop()
+                operation = tensor.op
+                new = list(before.get(id(tensor), ()))
+                if operation.type in _BODIES:
+                    calls[operation.name] = operation
+                    operation = None
+            else:
+                operation, new = calls.pop(next(iter(calls))), []
+            given = frozenset() if operation is None else _those_in(operation, reached)
+            if given:
+                needed, inside = self._inputs_needed(operation, given, wanted)
+                own = Node(operation, operation.name, tuple(sorted(needed)))
+                nodes[operation.name] = [own, *inside]
+                new += [operation.inputs[position] for position in needed]
+            for tensor in new:
+                if id(tensor) in reached and id(tensor) not in wanted:
                     wanted.add(id(tensor))
                     waiting.append(tensor)
         return wanted, [node for entry in nodes.values() for node in entry]
@@ -202,37 +224,35 @@ class _Walk:
         """Return which of the inputs given the wanted outputs depend on, and what is between."""
         asked = frozenset(i for i, tensor in enumerate(operation.outputs) if id(tensor) in wanted)
         bodies = _bodies(operation)
-        if not bodies:
-            if operation.type != "IdentityN":
-                return given, []
-            if has_custom_gradient(operation):
-                results = self._num_results(operation)
-                return frozenset(i for i in given if i >= results), []
-            return given & asked, []
-        if operation.type in _LOOPS:
-            given = self._carried(bodies[0], given)
-            while not (before := self._part(bodies[0], given, asked)[0]) <= asked:
-                asked |= before
-            given_outside = _those_within(operation, given)
-            return asked & given_outside, _renamed(
-                operation, self._part(bodies[0], given, asked)[1]
-            )
-        offset = _BODIES[operation.type][1]
-        inside = frozenset(position - offset for position in given)
-        parts = [self._part(body, inside, asked) for body in bodies]
-        needed = frozenset(i + offset for found, _ in parts for i in found)
-        return needed & given, [n for _, nodes in parts for n in _renamed(operation, nodes)]
+        if bodies:
+            offset = _BODIES[operation.type][1]
+            inside = frozenset(position - offset for position in given)
+            parts = [self._part(operation, body, inside, asked) for body in bodies]
+            needed = frozenset(i + offset for found, _ in parts for i in found)
+            nodes = [
+                replace(node, name=f"{operation.name}/{node.name}")
+                for _, found in parts
+                for node in found
+            ]
+            return needed & given, nodes
+        if operation.type != "IdentityN":
+            return given, []
+        if has_custom_gradient(operation):
+            results = self._num_results(operation)
+            return frozenset(i for i in given if i >= results), []
+        return given & asked, []
 
     def _part(
-        self, body: Any, given: _Positions, asked: _Positions
+        self, operation: Any, body: Any, given: _Positions, asked: _Positions
     ) -> tuple[_Positions, list[Node]]:
         """Return which arguments some outputs of a body depend on, and what is between."""
         key = id(body), given, asked
         if key not in self._parts:
-            reached, _ = self._through(body, given)
+            reached, _ = self._through(operation, body, given)
             ends = [body.outputs[i] for i in asked if i < len(body.outputs)]
-            wanted, nodes = self._back(reached, ends)
-            needed = (i for i in given if i < len(body.inputs) and id(body.inputs[i]) in wanted)
+            loop = body if operation.type in _LOOPS else None
+            wanted, nodes = self._back(reached, ends, loop)
+            needed = (i for i, tensor in enumerate(body.inputs) if id(tensor) in wanted)
             self._parts[key] = frozenset(needed), nodes
         return self._parts[key]
 
@@ -251,8 +271,19 @@ def _those_in(operation: Any, tensors: set[int]) -> _Positions:
     return frozenset(i for i, tensor in enumerate(operation.inputs) if id(tensor) in tensors)
 
 
-def _those_within(operation: Any, positions: _Positions) -> _Positions:
-    return frozenset(i for i in positions if i < len(operation.inputs))
+def _next_step(loop: Any) -> dict[int, list[Any]]:
+    """Return, by the id of what a step of a loop returns, what the next one takes for it."""
+    following: dict[int, list[Any]] = {}
+    for taken, returned in () if loop is None else zip(loop.inputs, loop.outputs, strict=False):
+        following.setdefault(id(returned), []).append(taken)
+    return following
+
+
+def _step_before(loop: Any) -> dict[int, list[Any]]:
+    """Return, by the id of what a step of a loop takes, what the one before returned."""
+    if loop is None:
+        return {}
+    return {id(a): [b] for a, b in zip(loop.inputs, loop.outputs, strict=False)}
 
 
 def _bodies(operation: Any) -> list[Any]:
@@ -267,10 +298,6 @@ def _bodies(operation: Any) -> list[Any]:
     return [] if any(body is None for body in bodies) else bodies
 
 
-def _renamed(operation: Any, nodes: Iterable[Node]) -> list[Node]:
-    return [replace(node, name=f"{operation.name}/{node.name}") for node in nodes]
-
-
 def _takes_derivatives(tensor: tf.Tensor) -> bool:
     """Tell whether a derivative can go through a tensor: numbers, lists of them, and variables."""
     dtype = tensor.dtype
@@ -280,12 +307,10 @@ def _takes_derivatives(tensor: tf.Tensor) -> bool:
 # Who stopped a gradient --------------------------------------------------------------------------
 
 # Functions of TensorFlow and Keras between a call of `stop_gradient` and the operation it makes.
-_MAKING = frozenset(
-    """
+_MAKING = """
     from_node_def _create_op_internal create_op_internal _apply_op_helper apply_op stop_gradient
     op_dispatch_handler error_handler wrapper
-    """.split()
-)
+"""
 _LIBRARIES = ("tensorflow", "keras", "tf_keras", "spectral_density")
 
 # Files of Keras that call a function because a model was made with it, and importers of graphs.
@@ -302,7 +327,7 @@ def _is_users(operation: Any) -> bool:
         path = frame.filename.replace("\\", "/")
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
-        if frame.name not in _MAKING:
+        if frame.name not in _MAKING.split():
             return False
     return True
 

@@ -76,8 +76,8 @@ _QUANTIZED_CALLS = (
     *("fake_quant_with_min_max_vars", "grad_pass_through"),
 )
 
-# Errors of TensorFlow's in a reverse pass that are not the user's: unregistered gradients, gradients
-# that were switched off, and functions that were written for one derivative only.
+# Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
+# and functions that were written for one derivative only.
 _RAW = (LookupError, NotImplementedError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 _ANOTHER = "choose variables that come after it with variables=, or replace it"

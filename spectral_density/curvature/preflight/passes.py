@@ -12,6 +12,7 @@ import tensorflow as tf
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.halves import Halves, in_two
+from spectral_density.curvature.scopes import layers_of
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
