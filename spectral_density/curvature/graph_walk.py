@@ -25,7 +25,6 @@ from spectral_density.curvature.tf_graphs import (
 _ZERO_DERIVATIVE = """
     ZerosLike OnesLike Sign Floor Ceil Round Rint FloorDiv TruncateDiv EditDistance
     LookupTableFind LookupTableFindV2 StatelessRandomBinomial StatelessRandomPoisson
-    StatefulRandomBinomial RandomPoisson RandomPoissonV2
 """
 ZERO_DERIVATIVE = frozenset(_ZERO_DERIVATIVE.split())
 """Operations on real numbers whose derivative is zero wherever there is one."""

@@ -73,7 +73,7 @@ _PREVENTED = "PreventGradient"
 _CTC_FILE = "/tensorflow/python/ops/ctc_ops.py"
 _QUANTIZED_CALLS = (
     *("_int8_call", "_int4_call", "_float8_call"),
-    *("fake_quant_with_min_max_vars", "grad_pass_through"),
+    *("fake_quant_with_min_max_vars", "grad_pass_through", "_grad_pass_through_op"),
 )
 
 # Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
