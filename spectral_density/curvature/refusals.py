@@ -17,6 +17,7 @@ from spectral_density.curvature.graph_walk import CALLS, Node, differentiated
 from spectral_density.curvature.scopes import place_of
 from spectral_density.curvature.tf_graphs import (
     Derivative,
+    author_of_gradient,
     calls,
     derivative_of,
     derivative_of_type,
@@ -73,8 +74,9 @@ _PREVENTED = "PreventGradient"
 _CTC_FILE = "/tensorflow/python/ops/ctc_ops.py"
 _QUANTIZED_CALLS = (
     *("_int8_call", "_int4_call", "_float8_call"),
-    *("fake_quant_with_min_max_vars", "grad_pass_through", "_grad_pass_through_op"),
+    "fake_quant_with_min_max_vars",
 )
+_PASSED_THROUGH = "grad_pass_through."
 
 # Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
 # and functions that were written for one derivative only.
@@ -165,7 +167,10 @@ def _of_quantization(node: Node) -> str | None:
     operation = node.operation
     through = operation.type.startswith(_QUANTIZED) or (
         has_custom_gradient(operation)
-        and any(name in _QUANTIZED_CALLS for _, name in calls(operation))
+        and (
+            author_of_gradient(operation).startswith(_PASSED_THROUGH)
+            or any(name in _QUANTIZED_CALLS for _, name in calls(operation))
+        )
     )
     if not through:
         return None

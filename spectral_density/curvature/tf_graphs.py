@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from inspect import getclosurevars, isfunction
 from typing import Any
 
 import tensorflow as tf
@@ -55,6 +56,19 @@ def captured(graph: Any, outside: Iterable[Any]) -> list[tf.Tensor]:
 def has_custom_gradient(operation: Any) -> bool:
     """Tell whether the gradient of an operation is another than that of its type."""
     return _CUSTOM_GRADIENT in operation.node_def.attr
+
+
+def author_of_gradient(operation: Any) -> str:
+    """Return the qualified name of the function that `tf.custom_gradient` takes a gradient from."""
+    kind = tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
+    try:
+        function = ops.gradient_registry.lookup(kind)
+    except LookupError:
+        return ""
+    # The function that was registered calls one that calls the one that was written.
+    for name in ("tape_grad_fn", "grad_fn"):
+        function = getclosurevars(function).nonlocals.get(name) if isfunction(function) else None
+    return getattr(function, "__qualname__", "")
 
 
 def derivative_of(operation: Any) -> Derivative:

@@ -104,6 +104,7 @@ def test_straight_through_estimators_are_refused(operation):
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("mode", ["int8", "float8"])
 def test_quantized_layers_are_refused_by_name(mode):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(1, name="head")])
