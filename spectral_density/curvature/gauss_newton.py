@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,8 @@ from spectral_density.curvature.losses import Objective, PairObjective, make_obj
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import OutputLoss, OutputsOfBatch
 from spectral_density.curvature.parameters import Parameters, select
+from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
+from spectral_density.curvature.scopes import layers_of
 
 
 class ThroughOutputs(CurvatureOperator):
@@ -104,8 +106,11 @@ class ThroughOutputs(CurvatureOperator):
             tape.watch(variables)
             outputs = self._outputs(batch)
             value = outputs.value(weight, scales)
-        gradient = tape.gradient(value, variables)
-        tangents = jacobian_products(tape, outputs.tensors, variables, vectors)
+        layers = layers_of(self.objective.model)
+        refuse_without_derivatives(variables, [value, *outputs.tensors], layers, order=2)
+        with gradients_explained():
+            gradient = tape.gradient(value, variables)
+        tangents = jacobian_products(tape, outputs.tensors, variables, vectors, layers)
         products = [
             tape.gradient(outputs.tensors, variables, output_gradients=cotangents)
             for cotangents in self._at_outputs(outputs, weight, scales, tangents)
@@ -205,6 +210,7 @@ def jacobian_products(
     outputs: list[tf.Tensor],
     variables: Any,
     vectors: list[list[tf.Tensor]],
+    layers: Sequence[Any] = (),
 ) -> list[list[tf.Tensor]]:
     """Return the Jacobian of `outputs`, recorded on a persistent tape, times each vector.
 
@@ -213,6 +219,9 @@ def jacobian_products(
     share the primal pass, and loops go through. TensorFlow's forward mode (`ForwardAccumulator`)
     is the same trick for each operation, needs a primal pass for each vector, measures 1.0 to 1.7
     times the time of this, gives the same bits, and fails in compiled loops.
+
+    Raises:
+        ValueError: if an operation lacks a derivative, naming it and its layer among `layers`.
 
     References:
         Townsend (2017), "A new trick for calculating Jacobian vector products".
@@ -227,12 +236,15 @@ def jacobian_products(
     used = [position for position, part in enumerate(pulled) if part is not None]
     if not used:
         return [dummies for _ in vectors]
-    return [
-        second.gradient(
-            [pulled[position] for position in used],
-            dummies,
-            output_gradients=[vector[position] for position in used],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        for vector in vectors
-    ]
+    parts = [pulled[position] for position in used]
+    refuse_without_derivatives(dummies, parts, layers, order=1)
+    with gradients_explained():
+        return [
+            second.gradient(
+                parts,
+                dummies,
+                output_gradients=[vector[position] for position in used],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            for vector in vectors
+        ]

@@ -11,6 +11,7 @@ from spectral_density.curvature.frameworks import check_backend, variable_name
 from spectral_density.curvature.losses import FunctionObjective, make_objective
 from spectral_density.curvature.operator import CurvatureOperator, hessian_products
 from spectral_density.curvature.parameters import Parameters, select
+from spectral_density.curvature.scopes import layers_of
 
 
 class HessianOperator(CurvatureOperator):
@@ -112,5 +113,8 @@ class HessianOperator(CurvatureOperator):
         self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, vectors: list[list[tf.Tensor]]
     ) -> tuple[list[list[Any]], list[Any]]:
         return hessian_products(
-            lambda: self._batch_value(batch, weight, scales), self.parameters.variables, vectors
+            lambda: self._batch_value(batch, weight, scales),
+            self.parameters.variables,
+            vectors,
+            layers_of(self.objective.model),
         )

@@ -45,7 +45,9 @@ from spectral_density.curvature.products import (
     compiled,
     width_of_chunks,
 )
+from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
 from spectral_density.curvature.replicas import Adding, Replicas, checksum, replicas_of
+from spectral_density.curvature.scopes import layers_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,7 +116,7 @@ class CurvatureOperator(LinearOperator):
         replicas = range(1 if self._replicas is None else len(self._replicas.ids))
         self._gradient_fns = [compiled(self._traced_gradient, objective) for _ in replicas]
         self._loss_fns = [compiled(self._batch_value, objective) for _ in replicas]
-        self._sums_fn = compiled(objective.sums, objective)
+        self._sums_fn = compiled(self._traced_sums, objective)
         self._denominators_fn = compiled(self._traced_denominators, objective)
         self._is_tried = False  # whether the loss was computed for a dataset before
         self._at_once: dict[str, int] = {}  # examples of each form to compute together
@@ -621,6 +623,7 @@ class CurvatureOperator(LinearOperator):
         with losses_put_back(self.objective.model):
             if not self._graphs.num_graphs:
                 self.objective.validate(batch)
+                self._refuse_penalty()
             concrete = function.get_concrete_function(batch, weight)
         graph = concrete.graph
         if self._graphs.knows(graph):
@@ -642,6 +645,17 @@ class CurvatureOperator(LinearOperator):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _refuse_penalty(self) -> None:
+        """Raise if what is added once to the loss lacks a derivative that products need."""
+
+        def trace() -> None:
+            penalty = self.objective.penalty()
+            layers = layers_of(self.objective.model)
+            if penalty is not None:
+                refuse_without_derivatives(self.parameters.variables, [penalty], layers, order=2)
+
+        compiled(trace, self.objective).get_concrete_function()
 
     def _examples_at_once(self, batch: Any, weight: tf.Tensor) -> int:
         """Return how many examples like these to compute together; 0 for batches as they are."""
@@ -677,6 +691,13 @@ class CurvatureOperator(LinearOperator):
         sums, _ = self.objective.sums(batch, weight)
         return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
 
+    def _traced_sums(self, batch: Any, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return `Objective.sums`; raise if they lack a derivative that products need."""
+        sums, denominators = self.objective.sums(batch, weight)
+        layers = layers_of(self.objective.model)
+        refuse_without_derivatives(self.parameters.variables, [sums], layers, order=2)
+        return sums, denominators
+
     def _traced_denominators(self, batch: Any, weight: tf.Tensor) -> tf.Tensor:
         """Return the denominators alone: TensorFlow leaves out what they do not depend on."""
         return self.objective.sums(batch, weight)[1]
@@ -704,8 +725,9 @@ class CurvatureOperator(LinearOperator):
     def _penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the products and the gradient of what is added once to the loss."""
         vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
+        layers = layers_of(self.objective.model)
         products, gradient = hessian_products(
-            self.objective.penalty, self.parameters.variables, vectors
+            self.objective.penalty, self.parameters.variables, vectors, layers
         )
         return self.parameters.stack(products), self.parameters.join(gradient)
 
@@ -812,33 +834,40 @@ def hessian_products(
     value: Callable[[], tf.Tensor],
     variables: Sequence[tf.Variable],
     vectors: list[list[tf.Tensor]],
+    layers: Sequence[Any] = (),
 ) -> tuple[list[list[Any]], list[Any]]:
     """Return the products of the Hessian of `value()` with each vector, and its gradient.
 
     Reverse over reverse: the gradient g, then the gradient of <g, v> for each v. The vectors share
     the primal pass and the first gradient (Pearlmutter 1994, Neural Computation 6:147, in reverse
     mode: it goes through every operation that has a gradient, loops included).
+
+    Raises:
+        ValueError: if an operation lacks a derivative, naming it and its layer among `layers`.
     """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
         outer.watch(variables)
         with tf.GradientTape(watch_accessed_variables=False) as inner:
             inner.watch(variables)
             scalar = value()
-        gradient = [
-            None if part is None else tf.convert_to_tensor(part)
-            for part in inner.gradient(scalar, variables)
-        ]
+        refuse_without_derivatives(variables, [scalar], layers, order=2)
+        with gradients_explained():
+            gradient = [
+                None if part is None else tf.convert_to_tensor(part)
+                for part in inner.gradient(scalar, variables)
+            ]
     used = [position for position, part in enumerate(gradient) if part is not None]
     if not used:
         return [[None] * len(gradient) for _ in vectors], gradient
-    products = [
-        outer.gradient(
-            [gradient[position] for position in used],
-            variables,
-            output_gradients=[vector[position] for position in used],
-        )
-        for vector in vectors
-    ]
+    parts = [gradient[position] for position in used]
+    refuse_without_derivatives(variables, parts, layers, order=1)
+    with gradients_explained():
+        products = [
+            outer.gradient(
+                parts, variables, output_gradients=[vector[position] for position in used]
+            )
+            for vector in vectors
+        ]
     return products, gradient
 
 

@@ -513,7 +513,18 @@ def test_the_report_is_the_same_for_the_same_seed():
 def test_a_report_says_what_was_asked_and_found():
     report = preflight(hessian(mlp()))
     names = [check.name for check in report.checks]
-    assert names == ["finite", "data", "repeatable", "split", "symmetric", "outputs", "variables"]
+    assert names == [
+        *(
+            "finite",
+            "data",
+            "repeatable",
+            "split",
+            "symmetric",
+            "outputs",
+            "surrogate",
+            "variables",
+        ),
+    ]
     text = str(report)
     assert text.startswith("HessianOperator(SparseCategoricalCrossentropy, 31 parameters")
     assert all(name in text for name in names)

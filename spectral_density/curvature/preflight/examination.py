@@ -8,12 +8,14 @@ import tensorflow as tf
 from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.culprits import batch_norms, culprits
+from spectral_density.curvature.preflight.culprits import batch_norms, culprits, forward_pass
 from spectral_density.curvature.preflight.data import Comparison, judge
 from spectral_density.curvature.preflight.halves import Halves, plain
 from spectral_density.curvature.preflight.outputs import gradient_reaches, mistaken_outputs
 from spectral_density.curvature.preflight.passes import Passes, difference
 from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
+from spectral_density.curvature.preflight.surrogate import surrogate
+from spectral_density.curvature.scopes import layers_of
 
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
 _DOUBT = 1e-3
@@ -68,6 +70,7 @@ class Examination:
         self._judge_data(repeats)
         self._judge_symmetry(repeats)
         self._judge_outputs()
+        self._judge_stops()
         self._list_variables()
 
     def _status(self, figure: float, cause: bool) -> Status:
@@ -217,6 +220,12 @@ class Examination:
             self._add("outputs", "doubtful", worst, " ".join(doubts))
         else:
             self._add("outputs", "passed", None, "the outputs are what the loss expects.")
+
+    def _judge_stops(self) -> None:
+        operator = self.operator
+        forward = forward_pass(operator, self.passes.entry)
+        layers = layers_of(operator.objective.model)
+        self.checks.append(surrogate(forward, operator.parameters.variables, layers))
 
     def _variables_finite(self) -> bool:
         parameters = self.operator.parameters

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.culprits import layers_of
 from spectral_density.curvature.preflight.data import Contents, Difference, compare
 from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
+from spectral_density.curvature.scopes import layers_of
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
@@ -198,7 +198,9 @@ def stated_rounding(operator: CurvatureOperator) -> float:
     """Return the relative rounding of products in the coarsest dtype that a layer computes in."""
     dtypes = {operator.product_dtype.name}
     dtypes |= {v.dtype.name for v in operator.parameters.variables}
-    dtypes |= {str(getattr(layer, "compute_dtype", "")) for layer in layers_of(operator)}
+    dtypes |= {
+        str(getattr(layer, "compute_dtype", "")) for layer in layers_of(operator.objective.model)
+    }
     return max(_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING)
 
 

@@ -54,6 +54,8 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
       ||A - A'||_F / ||A||_F, which is sqrt(n) times the gap relative to ||Au|| ||v||.
     - outputs: a loss of probabilities gets no logits, one of logits no probabilities. A doubt.
+    - surrogate: no model or loss stops a gradient itself (`tf.stop_gradient`). Where one does, the
+      matrix is that of the loss with the stopped values as constants: a doubt.
     - variables: which variables the loss does not depend on. Fails only where that is all of them.
 
     Differences are relative norms; rounding is 1e-5 in float32, 1e-11 in float64, more in half

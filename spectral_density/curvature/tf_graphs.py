@@ -1,0 +1,100 @@
+"""What TensorFlow does not say in public about its graphs: bodies of functions, gradients of types.
+
+The one file of the graph walk that uses private names of TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from inspect import getclosurevars, isfunction
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+
+_CUSTOM_GRADIENT = "_gradient_op_type"
+
+
+class Derivative(Enum):
+    """What TensorFlow's registry of gradients says of an operation."""
+
+    REGISTERED = "a function"
+    NONE = "declared not differentiable: its derivative is taken for zero without a word"
+    MISSING = "unknown: asking for it raises a LookupError"
+
+
+def body_of(operation: Any, function: Any) -> Any | None:
+    """Return the graph of a function that an operation calls, or None if it is not to be had.
+
+    Args:
+        operation: a loop, a branch or a call.
+        function: one of its attributes, a `NameAttrList`.
+    """
+    graph = operation.graph
+    while graph is not None:
+        defined = graph._get_function(function.name)
+        if defined is not None:
+            return getattr(defined, "graph", None)
+        graph = getattr(graph, "outer_graph", None)
+    return None
+
+
+def handles_of(variable: Any) -> list[Any]:
+    """Return the handles that graphs may read a variable by: one for each of its replicas."""
+    if isinstance(variable, tf.distribute.DistributedValues):
+        return [part.handle for part in variable.values]
+    return [variable.handle]
+
+
+def captured(graph: Any, outside: Iterable[Any]) -> list[tf.Tensor]:
+    """Return the tensors of a graph that stand for tensors outside of it."""
+    wanted = {id(tensor) for tensor in outside}
+    return [inside for other, inside in graph.captures if id(other) in wanted]
+
+
+def has_custom_gradient(operation: Any) -> bool:
+    """Tell whether the gradient of an operation is another than that of its type."""
+    return _CUSTOM_GRADIENT in operation.node_def.attr
+
+
+def author_of_gradient(operation: Any) -> str:
+    """Return the qualified name of the function that `tf.custom_gradient` takes a gradient from."""
+    kind = tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
+    try:
+        function = ops.gradient_registry.lookup(kind)
+    except LookupError:
+        return ""
+    # The function that was registered calls one that calls the one that was written.
+    for name in ("tape_grad_fn", "grad_fn"):
+        function = getclosurevars(function).nonlocals.get(name) if isfunction(function) else None
+    return getattr(function, "__qualname__", "")
+
+
+def derivative_of(operation: Any) -> Derivative:
+    """Return what the registry of gradients says of an operation."""
+    kind = operation.type
+    if has_custom_gradient(operation):
+        kind = tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
+    return derivative_of_type(kind)
+
+
+def derivative_of_type(kind: str) -> Derivative:
+    """Return what the registry of gradients says of a type of operations."""
+    try:
+        function = ops.gradient_registry.lookup(kind)
+    except LookupError:
+        return Derivative.MISSING
+    return Derivative.NONE if function is None else Derivative.REGISTERED
+
+
+def unchanged_by_autograph(error: Exception) -> Exception:
+    """Return an error that leaves a function which AutoGraph converted with its type and text."""
+    error.ag_pass_through = True  # type: ignore[attr-defined]
+    return error
+
+
+def calls(operation: Any) -> list[tuple[str, str]]:
+    """Return the file and the function of each call that led to an operation, the last first."""
+    frames = reversed(operation.traceback)
+    return [(frame.filename.replace("\\", "/"), frame.name) for frame in frames]
