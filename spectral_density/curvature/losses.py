@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import is_keras_loss, keras_module, tf_variable
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 
 REDUCTIONS = ("mean", "sum")
 
@@ -166,7 +167,8 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
     Raises:
         TypeError: if the function returns no real floating-point tensor.
     """
-    value = tf.function(function).get_concrete_function(batch).structured_outputs
+    with exact_second_derivatives():
+        value = tf.function(function).get_concrete_function(batch).structured_outputs
     if not (hasattr(value, "shape") and hasattr(value, "dtype")) or not value.dtype.is_floating:
         found = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")
@@ -240,7 +242,8 @@ class KerasObjective(Objective):
         def outputs(x: Any) -> Any:
             return self.outputs(x)
 
-        graph = tf.function(outputs, autograph=False).get_concrete_function(x)
+        with exact_second_derivatives(self.model):
+            graph = tf.function(outputs, autograph=False).get_concrete_function(x)
         structure = graph.structured_outputs
         num_outputs = len(tf.nest.flatten(structure))
         names = getattr(self.model, "output_names", None)
