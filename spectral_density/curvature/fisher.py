@@ -26,6 +26,7 @@ from spectral_density.curvature.outputs import (
     value_weights,
 )
 from spectral_density.curvature.parameters import select
+from spectral_density.curvature.products import compiled
 from spectral_density.curvature.replicas import Replicas
 from spectral_density.linalg.arguments import integer, stream
 
@@ -164,16 +165,16 @@ class FisherOperator(ThroughOutputs):
         if self.kind != "monte_carlo":
             raise ValueError(f'labels are drawn for kind="monte_carlo", not for {self.kind!r}.')
 
-        @tf.function(autograph=False)
         def draw(numbered: Any) -> list[tf.Tensor]:
             outputs = self._outputs(numbered)
             return [
                 self._labels(i, outputs, ending) for i, (_, ending) in enumerate(outputs.terms())
             ]
 
+        graph = compiled(draw, self.objective)
         with self._pass():
             return [
-                [np.asarray(labels) for labels in draw(numbered)]
+                [np.asarray(labels) for labels in graph(numbered)]
                 for numbered, _ in self._weighted_batches()
             ]
 
@@ -240,7 +241,7 @@ class FisherOperator(ThroughOutputs):
         if self.kind == "empirical":
             if isinstance(self.objective, KerasObjective):
                 with self._put_back():
-                    tf.function(self._check_values, autograph=False).get_concrete_function(batch)
+                    compiled(self._check_values, self.objective).get_concrete_function(batch)
             return
         endings = self._output_loss.endings
         if not endings or any(ending.distribution is None for ending in endings):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,9 +10,6 @@ import tensorflow as tf
 
 # tf_keras is optional: an object of it can only exist once the user has imported it.
 _TF_KERAS = "tf_keras"
-
-# Tracing takes some hundredths of a second a step.
-_MAX_STEPS = 64
 
 
 def keras_module(model: Any) -> Any | None:
@@ -89,60 +84,3 @@ def trainable_variables(model: Any) -> list[Any]:
             "the model has no trainable variables: it was never built, or every layer is frozen."
         )
     return list(unique.values())
-
-
-@contextmanager
-def recurrences_written_out(model: Any) -> Iterator[None]:
-    """Write out the steps of Keras's recurrent layers, where they are known to be few.
-
-    The layers compute the same with `unroll=True`. A loop in a graph keeps a list of every tensor
-    of its steps for each reverse pass; without one a product takes half the time or less.
-    """
-    module = keras_module(model)
-    layers = [
-        layer
-        for layer in (model._flatten_layers() if module is keras else ())
-        if isinstance(layer, keras.layers.RNN) and not layer.unroll and _has_few_steps(layer)
-    ]
-    for layer in layers:
-        layer.unroll = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.unroll = False
-
-
-def _has_few_steps(layer: Any) -> bool:
-    shape = (layer.get_build_config() or {}).get("input_shape")
-    return shape is not None and len(shape) == 3 and 0 < (shape[1] or 0) <= _MAX_STEPS
-
-
-class ExactMoments:
-    """A context in which `tf.nn.moments` has all its second derivatives.
-
-    TensorFlow's stops the gradient at the mean inside the variance. The first derivative is the
-    same, since that of the variance with respect to the mean is zero; the second is not. Keras
-    normalizes layers with it. The values are TensorFlow's own, bit for bit.
-    """
-
-    def __enter__(self) -> None:
-        """Put the exact one in its place."""
-        self._before = tf.nn.moments
-        tf.nn.moments = _moments
-
-    def __exit__(self, *error: object) -> None:
-        """Put TensorFlow's back."""
-        tf.nn.moments = self._before
-
-
-def _moments(
-    x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: Any = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-    x = tf.convert_to_tensor(x)
-    y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
-    mean = tf.reduce_mean(y, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=True)
-    if not keepdims:
-        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)

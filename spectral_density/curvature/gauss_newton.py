@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.curvature.frameworks import check_backend
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 from spectral_density.curvature.losses import Objective, PairObjective, make_objective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import OutputLoss, OutputsOfBatch
@@ -76,7 +77,10 @@ class ThroughOutputs(CurvatureOperator):
         if not isinstance(self.objective, PairObjective):
             return
         variables = self.parameters.variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with (
+            exact_second_derivatives(self.objective.model),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+        ):
             tape.watch(variables)
             outputs = self.objective.outputs_of(batch)
             cut = tf.nest.map_structure(tf.stop_gradient, outputs)

@@ -23,6 +23,7 @@ from spectral_density.curvature.frameworks import (
     tf_variable,
     trainable_variables,
 )
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.own_code import (
     is_second_order_model,
@@ -189,7 +190,8 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
         TypeError: if the function returns no real floating-point tensor.
     """
     try:
-        value = tf.function(function).get_concrete_function(batch).structured_outputs
+        with exact_second_derivatives():
+            value = tf.function(function).get_concrete_function(batch).structured_outputs
     except StagingError as error:
         # In place of errors that AutoGraph cannot make anew, such as an IndexError: the user's own.
         raise error.__context__ or error from None
@@ -270,7 +272,8 @@ class KerasObjective(Objective):
         def outputs(x: Any) -> Any:
             return self.outputs(x)
 
-        graph = tf.function(outputs, autograph=False).get_concrete_function(x)
+        with exact_second_derivatives(self.model):
+            graph = tf.function(outputs, autograph=False).get_concrete_function(x)
         structure = graph.structured_outputs
         num_outputs = len(tf.nest.flatten(structure))
         names = getattr(self.model, "output_names", None)

@@ -19,6 +19,7 @@ from spectral_density.curvature.losses import (
     weighted_sum,
 )
 from spectral_density.curvature.operator import hessian_products
+from spectral_density.curvature.products import compiled
 
 # The distribution that a loss is the negative log-likelihood of, up to averages and constants: its
 # parameters are the outputs. The squared error's is normal with variance 1/2.
@@ -80,8 +81,7 @@ class OutputLoss:
 
     def survey(self, batch: Any) -> None:
         """Find out how each output ends, in a trace of the model, and warn of what G is not."""
-        trace = tf.function(self._survey, autograph=self.objective.autograph)
-        trace.get_concrete_function(batch)
+        compiled(self._survey, self.objective).get_concrete_function(batch)
 
     def _survey(self, batch: Any) -> None:
         structure = self.objective.outputs_of(batch)

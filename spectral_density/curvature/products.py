@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.frameworks import ExactMoments, recurrences_written_out
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 from spectral_density.curvature.linearization import (
     Linearization,
     TracedProducts,
@@ -33,17 +33,14 @@ _MAX_UNROLLED_BYTES = 2**28
 # All that is kept for the batches of one operator.
 MAX_BYTES = 2**30
 
-# Replicas trace in threads of their own, and a Keras layer holds the losses of one call at a time.
-_TRACED_ALONE = RLock()
-
 
 def compiled(method: Callable[..., Any], objective: Objective) -> Any:
-    """Return a function of tensors as a graph, to be differentiated: see `frameworks`."""
+    """Return a function of tensors as a graph, to be differentiated: see `keras_internals`."""
 
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
     def traced(*arguments: Any) -> Any:
-        with _TRACED_ALONE, ExactMoments(), recurrences_written_out(objective.model):
+        with exact_second_derivatives(objective.model):
             return method(*arguments)
 
     return tf.function(partial(traced), autograph=objective.autograph)

@@ -15,6 +15,7 @@ from spectral_density.curvature.batches import count_examples, form_of
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
 from spectral_density.curvature.graph_state import GraphState
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import KerasObjective, unpack
 from spectral_density.curvature.operator import CurvatureOperator
@@ -182,7 +183,8 @@ class BatchProblem(Problem):
 
     def _traced_evaluate(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         variables = self.parameters.variables
-        with losses_put_back(self.objective.model):
+        model = self.objective.model
+        with losses_put_back(model), exact_second_derivatives(model):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 value, outputs, count = self._cost(batch)
@@ -193,7 +195,8 @@ class BatchProblem(Problem):
         return value, gradient, observed
 
     def _traced_value(self, batch: Any) -> tf.Tensor:
-        with losses_put_back(self.objective.model):
+        model = self.objective.model
+        with losses_put_back(model), exact_second_derivatives(model):
             return self._cost(batch)[0]
 
     def _cost(self, batch: Any) -> tuple[tf.Tensor, Any, tf.Tensor]:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.curvature.keras_internals import exact_second_derivatives
 from spectral_density.curvature.losses import KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import standard_loss
+from spectral_density.curvature.products import compiled
 
 
 def gradient_reaches(
@@ -27,8 +29,7 @@ def gradient_reaches(
                 value += tf.cast(penalty, value.dtype)
         reaches.extend(part is not None for part in tape.gradient(value, variables))
 
-    graph = tf.function(trace, autograph=operator.objective.autograph)
-    graph.get_concrete_function(entry, weight)
+    compiled(trace, operator.objective).get_concrete_function(entry, weight)
     return reaches[-len(variables) :]
 
 
@@ -43,7 +44,8 @@ def mistaken_outputs(objective: KerasObjective, batch: Any) -> tuple[list[str], 
         suspects.append((name, options.get("from_logits", False)) if of_probabilities else None)
     if not any(suspects):
         return [], None
-    outputs = objective.outputs_of(batch)  # once: tracing would cost more
+    with exact_second_derivatives(objective.model):
+        outputs = objective.outputs_of(batch)  # once: tracing would cost more
     doubts: list[str] = []
     worst: float | None = None
     for position, (suspect, output) in enumerate(
