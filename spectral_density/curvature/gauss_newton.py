@@ -14,6 +14,7 @@ from spectral_density.curvature.losses import Objective, PairObjective, make_obj
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.outputs import OutputLoss, OutputsOfBatch
 from spectral_density.curvature.parameters import Parameters, select
+from spectral_density.curvature.traced import note
 
 
 class ThroughOutputs(CurvatureOperator):
@@ -101,12 +102,20 @@ class ThroughOutputs(CurvatureOperator):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = self._outputs(batch)
-            value = outputs.value(weight, scales)
+            value = note("loss", outputs.value(weight, scales))
         gradient = tape.gradient(value, variables)
         tangents = jacobian_products(tape, outputs.tensors, variables, vectors)
+        at_outputs = self._at_outputs(outputs, weight, scales, tangents)
+        for what, tensors in (
+            ("outputs", outputs.tensors),
+            ("tangents", tangents[0]),
+            ("cotangents", at_outputs[0]),
+        ):
+            for tensor in tensors:
+                note(what, tensor)
         products = [
             tape.gradient(outputs.tensors, variables, output_gradients=cotangents)
-            for cotangents in self._at_outputs(outputs, weight, scales, tangents)
+            for cotangents in at_outputs
         ]
         return products, gradient
 

@@ -37,6 +37,7 @@ from spectral_density.curvature.products import (
     width_of_chunks,
 )
 from spectral_density.curvature.replicas import Adding, Replicas, checksum, replicas_of
+from spectral_density.curvature.traced import note
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -272,10 +273,15 @@ class CurvatureOperator(LinearOperator):
                 bar.update(first + width - start)
         return dense
 
-    def check(self, *, seed: int = 0) -> PreflightReport:
+    def check(self, *, seed: int = 0, derivative: bool = True) -> PreflightReport:
         """Raise unless this is one fixed, symmetric, finite matrix: two passes, see `preflight`.
 
         The report is remembered while the weights stay as they are, so asking again costs nothing.
+
+        Args:
+            seed: of the vectors.
+            derivative: whether product and gradient are compared with differences of the first
+                batch: six gradients and one product of it.
 
         Raises:
             PreflightError: a `ValueError` that names what is unsound, with its figure.
@@ -285,7 +291,7 @@ class CurvatureOperator(LinearOperator):
         """
         from spectral_density.curvature.preflight import check
 
-        return check(self, seed=seed)
+        return check(self, seed=seed, derivative=derivative)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this matrix from another: loss, variables, weights and data.
@@ -592,7 +598,7 @@ class CurvatureOperator(LinearOperator):
     def _batch_value(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         """Return the share of a batch in the loss, times the divisor, as a scalar."""
         sums, _ = self.objective.sums(batch, weight)
-        return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
+        return note("loss", tf.reduce_sum(sums * tf.cast(scales, sums.dtype)))
 
     def _traced_denominators(self, batch: Any, weight: tf.Tensor) -> tf.Tensor:
         """Return the denominators alone: TensorFlow leaves out what they do not depend on."""
@@ -606,6 +612,8 @@ class CurvatureOperator(LinearOperator):
         products, gradient = self._batch_products(batch, weight, scales, vectors)
         self._products.depends |= any(part is not None for part in gradient)
         added = (self.parameters.stack(products), self.parameters.join(gradient))
+        note("product", added[0])
+        note("gradient", added[1])
         # The gradient is not computed where no sum of it was passed.
         return [total + tf.cast(new, tf.float64) for total, new in zip(sums, added, strict=False)]
 
