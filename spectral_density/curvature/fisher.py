@@ -28,6 +28,7 @@ from spectral_density.curvature.outputs import (
 from spectral_density.curvature.parameters import select
 from spectral_density.curvature.products import compiled
 from spectral_density.curvature.replicas import Replicas
+from spectral_density.curvature.traced import note
 from spectral_density.linalg.arguments import integer, stream
 
 KINDS = ("type2", "monte_carlo", "empirical")
@@ -301,6 +302,7 @@ class FisherOperator(ThroughOutputs):
             return outputs.hessian_products(weight, scales, tangents)
         if self.kind == "empirical":
             gradients = [g[None] for g in outputs.example_gradients(weight, scales)]
+            note("example losses", outputs.example_losses(weight, scales))
         else:
             gradients = [
                 self._sampled_gradients(i, outputs, part, ending, scales)
@@ -328,6 +330,9 @@ class FisherOperator(ThroughOutputs):
         else:
             gradients = 2.0 * (z - tf.cast(labels, dtype))
         roots = tf.sqrt(weights / num_averaged(z, ending.distribution, dtype))[..., None]
+        losses = tf.math.multiply_no_nan(_losses(ending.distribution, z, labels), roots)
+        losses = tf.reduce_sum(losses, axis=tf.range(2, tf.rank(losses)))
+        note("example losses", losses / tf.sqrt(tf.cast(self.num_samples, dtype)))
         gradients = tf.math.multiply_no_nan(gradients, tf.broadcast_to(roots, tf.shape(gradients)))
         return tf.cast(gradients, outputs.tensors[i].dtype)
 
@@ -379,6 +384,19 @@ def _numbers(
         dtype=tf.float32,
     )
     return tf.reshape(tf.reshape(flat, [shape[0], steps * _PER_COUNT])[:, :size], shape)
+
+
+def _losses(distribution: str | None, z: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Return -log p(y | z) of labels, (num_samples, examples, ..., 1 or C), up to constants."""
+    z = z[None]
+    if distribution == "categorical":
+        hot = tf.one_hot(labels, tf.shape(z)[-1], dtype=z.dtype)
+        return -tf.reduce_sum(hot * tf.nn.log_softmax(z), axis=-1, keepdims=True)
+    # Fixed, and no function of the outputs that they were drawn at.
+    labels = tf.stop_gradient(tf.cast(labels, z.dtype))
+    if distribution == "bernoulli":
+        return tf.nn.softplus(z) - labels * z
+    return tf.square(z - labels)
 
 
 def _outer_products(gradients: list[tf.Tensor], tangent: list[tf.Tensor]) -> list[tf.Tensor]:

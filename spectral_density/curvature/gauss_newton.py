@@ -17,6 +17,7 @@ from spectral_density.curvature.outputs import OutputLoss, OutputsOfBatch
 from spectral_density.curvature.parameters import Parameters, select
 from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
 from spectral_density.curvature.scopes import layers_of
+from spectral_density.curvature.traced import note
 
 
 class ThroughOutputs(CurvatureOperator):
@@ -109,15 +110,23 @@ class ThroughOutputs(CurvatureOperator):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = self._outputs(batch)
-            value = outputs.value(weight, scales)
+            value = note("loss", outputs.value(weight, scales))
         layers = layers_of(self.objective.model)
         refuse_without_derivatives(variables, [value, *outputs.tensors], layers, order=2)
         with gradients_explained():
             gradient = tape.gradient(value, variables)
         tangents = jacobian_products(tape, outputs.tensors, variables, vectors, layers)
+        at_outputs = self._at_outputs(outputs, weight, scales, tangents)
+        for what, tensors in (
+            ("outputs", outputs.tensors),
+            ("tangents", tangents[0]),
+            ("cotangents", at_outputs[0]),
+        ):
+            for tensor in tensors:
+                note(what, tensor)
         products = [
             tape.gradient(outputs.tensors, variables, output_gradients=cotangents)
-            for cotangents in self._at_outputs(outputs, weight, scales, tangents)
+            for cotangents in at_outputs
         ]
         return products, gradient
 

@@ -48,6 +48,7 @@ from spectral_density.curvature.products import (
 from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
 from spectral_density.curvature.replicas import Adding, Replicas, checksum, replicas_of
 from spectral_density.curvature.scopes import layers_of
+from spectral_density.curvature.traced import note
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -298,10 +299,15 @@ class CurvatureOperator(LinearOperator):
                 bar.update(first + width - start)
         return dense
 
-    def check(self, *, seed: int = 0) -> PreflightReport:
+    def check(self, *, seed: int = 0, derivative: bool = True) -> PreflightReport:
         """Raise unless this is one fixed, symmetric, finite matrix: two passes, see `preflight`.
 
         The report is remembered while the weights stay as they are, so asking again costs nothing.
+
+        Args:
+            seed: of the vectors.
+            derivative: whether product and gradient are compared with differences of the first
+                batch: six gradients and one product of it.
 
         Raises:
             PreflightError: a `ValueError` that names what is unsound, with its figure.
@@ -311,7 +317,7 @@ class CurvatureOperator(LinearOperator):
         """
         from spectral_density.curvature.preflight import check
 
-        return check(self, seed=seed)
+        return check(self, seed=seed, derivative=derivative)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this matrix from another: loss, variables, weights and data.
@@ -689,7 +695,7 @@ class CurvatureOperator(LinearOperator):
     def _batch_value(self, batch: Any, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
         """Return the share of a batch in the loss, times the divisor, as a scalar."""
         sums, _ = self.objective.sums(batch, weight)
-        return tf.reduce_sum(sums * tf.cast(scales, sums.dtype))
+        return note("loss", tf.reduce_sum(sums * tf.cast(scales, sums.dtype)))
 
     def _traced_sums(self, batch: Any, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return `Objective.sums`; raise if they lack a derivative that products need."""
@@ -710,6 +716,8 @@ class CurvatureOperator(LinearOperator):
         products, gradient = self._batch_products(batch, weight, scales, vectors)
         self._products.depends |= any(part is not None for part in gradient)
         added = (self.parameters.stack(products), self.parameters.join(gradient))
+        note("product", added[0])
+        note("gradient", added[1])
         # The gradient is not computed where no sum of it was passed.
         return [total + tf.cast(new, tf.float64) for total, new in zip(sums, added, strict=False)]
 

@@ -195,14 +195,27 @@ class OutputsOfBatch:
                 )
         return tape.gradient(total, free, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
+    def example_losses(self, weight: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+        """Return `sum_u sqrt(a_iu) ell_iu` of each example i, (num_examples,), as above."""
+        objective = self._loss.objective
+        if isinstance(objective, PairObjective):
+            return self._pair_root_losses(objective, self._structure, weight, scales)
+        losses = [_root_losses(part, ending, scales) for part, ending in self.terms()]
+        return tf.add_n([tf.cast(_sum_of_each(part), losses[0].dtype) for part in losses])
+
     def _pair_root_sum(
+        self, objective: PairObjective, structure: Any, weight: tf.Tensor, scales: tf.Tensor
+    ) -> tf.Tensor:
+        return tf.reduce_sum(self._pair_root_losses(objective, structure, weight, scales))
+
+    def _pair_root_losses(
         self, objective: PairObjective, structure: Any, weight: tf.Tensor, scales: tf.Tensor
     ) -> tf.Tensor:
         values = objective.examples_at(structure, self._batch)
         scale = scales[0]
         if objective.averaged[0]:
             scale *= weight / tf.cast(tf.size(values), weight.dtype)
-        return tf.reduce_sum(values) * tf.cast(tf.sqrt(scale), values.dtype)
+        return values * tf.cast(tf.sqrt(scale), values.dtype)
 
     def _term_products(
         self,
@@ -264,10 +277,18 @@ def num_averaged(output: tf.Tensor, distribution: str | None, dtype: Any) -> tf.
 
 
 def _root_sum(part: OutputTerm, ending: Ending, scales: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(_root_losses(part, ending, scales))
+
+
+def _sum_of_each(values: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(values, axis=tf.range(1, tf.rank(values)))
+
+
+def _root_losses(part: OutputTerm, ending: Ending, scales: tf.Tensor) -> tf.Tensor:
     values = term_values(part)
     weights = value_weights(part, values, scales)
     count = num_averaged(part.output, ending.distribution, values.dtype)
-    return tf.reduce_sum(tf.math.multiply_no_nan(values, tf.sqrt(weights * count)))
+    return tf.math.multiply_no_nan(values, tf.sqrt(weights * count))
 
 
 def closed_form(

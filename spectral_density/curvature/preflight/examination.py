@@ -5,27 +5,42 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.curvature.blocks import layer_indices
 from spectral_density.curvature.finite import check_penalty
+from spectral_density.curvature.gauss_newton import ThroughOutputs
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import batch_norms, culprits, forward_pass
 from spectral_density.curvature.preflight.data import Comparison, judge
+from spectral_density.curvature.preflight.derivative import Finding
+from spectral_density.curvature.preflight.differences import (
+    BatchOfProducts,
+    compare_hessian,
+    compare_through_outputs,
+    direction_of,
+)
 from spectral_density.curvature.preflight.halves import Halves, plain
 from spectral_density.curvature.preflight.outputs import gradient_reaches, mistaken_outputs
-from spectral_density.curvature.preflight.passes import Passes, difference
+from spectral_density.curvature.preflight.passes import Passes, difference, line
 from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
 from spectral_density.curvature.preflight.surrogate import surrogate
+from spectral_density.curvature.quadratic import moved
 from spectral_density.curvature.scopes import layers_of
+from spectral_density.linalg.arguments import stream
 
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
 _DOUBT = 1e-3
+
+# Key of the random share of the direction of differences.
+_KEY = 7044
 
 
 class Examination:
     """The questions to one operator, asked in turn."""
 
-    def __init__(self, operator: CurvatureOperator, seed: int):
+    def __init__(self, operator: CurvatureOperator, seed: int, derivative: bool = True):
         self.operator = operator
+        self._seed, self._derivative = seed, derivative
         self.passes = Passes(operator, seed)
         self.checks: list[Check] = []
         self.unused: tuple[str, ...] = ()
@@ -69,6 +84,7 @@ class Examination:
         self._judge_split(split_figure, repeats, random, writers)
         self._judge_data(repeats)
         self._judge_symmetry(repeats)
+        self._judge_derivatives(repeats)
         self._judge_outputs()
         self._judge_stops()
         self._list_variables()
@@ -210,6 +226,57 @@ class Examination:
             "no second derivative then."
         )
         self._add("symmetric", status, figure, message)
+
+    def _judge_derivatives(self, repeats: bool) -> None:
+        if not self._derivative:
+            why = "not asked for"
+        elif not repeats:
+            why = "not judged: the product does not repeat"
+        else:
+            try:
+                found = self._compare_with_differences()
+            except (ValueError, TypeError, tf.errors.OpError) as error:
+                why = f"not judged: the batch cannot be computed beside its weights ({line(error)})"
+            else:
+                for name, finding in found.items():
+                    self._add(name, *finding)
+                return
+        for name in ("derivative", "gradient"):
+            self._add(name, "skipped", None, f"{why}.")
+
+    def _compare_with_differences(self) -> dict[str, Finding]:
+        """Compare product, gradient and loss of the first batch; the weights are moved and back."""
+        operator, passes = self.operator, self.passes
+        arguments = (passes.entry, passes.weight, operator._scales, passes.u, passes.zeros())
+        concrete = operator._product_fn(1).get_concrete_function(*arguments)
+        batch = BatchOfProducts(concrete, arguments, operator.parameters)
+        layers = layer_indices(operator)
+        with operator._put_back(), moved(operator) as move:
+            gradient = batch.gradient()[: operator.parameters.size]
+            summed = not operator.objective.averaged.all()
+            accuracy = batch.accuracy(float(passes.weight) if summed else 1.0)
+            if accuracy is None:
+                skipped = Finding("skipped", None, "not judged: computed in half precision.")
+                return {"derivative": skipped, "gradient": skipped}
+            weights = operator.parameters.flatten(
+                [tf.cast(value, tf.float64) for value in operator.parameters.variables]
+            )
+            noise = stream(self._seed, _KEY).normal(size=len(weights))
+            found = np.asarray(passes.first, np.float64)
+            direction = direction_of(weights, gradient, found, noise, layers)
+
+            def rows(vector: np.ndarray) -> tf.Tensor:
+                return operator._rows(vector[None])
+
+            if isinstance(operator, ThroughOutputs):
+                passes.num_products += 1 / len(operator.batches.parcels)
+                return compare_through_outputs(batch, rows, move, direction, layers, accuracy)
+
+            def product(vector: np.ndarray) -> np.ndarray:
+                found = passes.product(passes.entry, passes.weight, rows(vector))
+                return np.asarray(found, np.float64)
+
+            return compare_hessian(batch, product, move, direction, layers, accuracy)
 
     def _judge_outputs(self) -> None:
         objective = self.operator.objective

@@ -138,7 +138,7 @@ class Passes:
             other = self.product(*b, self.u, share=shares[1])
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             # Models of a fixed batch size take no halves.
-            self.why_whole = f"the model or loss takes no half of a batch ({_line(error)})"
+            self.why_whole = f"the model or loss takes no half of a batch ({line(error)})"
             return None
         return Halves([self.along_u, other], shares)
 
@@ -204,5 +204,6 @@ def stated_rounding(operator: CurvatureOperator) -> float:
     return max(_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING)
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """Return the first line of what an error says."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -30,12 +30,14 @@ _PACKAGE = __name__.partition(".")[0] + "."
 # The doubts that a user knows of, and the state in which an operator was found to be no worse.
 _warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
 _warned_of_data: WeakSet[Any] = WeakSet()
-_checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, str], PreflightReport]] = (
+_checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, bool, str], PreflightReport]] = (
     WeakKeyDictionary()
 )
 
 
-def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
+def preflight(
+    operator: CurvatureOperator, /, *, seed: int = 0, derivative: bool = True
+) -> PreflightReport:
     r"""Find out whether an operator is one fixed, symmetric, finite matrix.
 
     Two passes over the data with a random vector u. The second goes on in the state that the first
@@ -51,6 +53,11 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
       stream it fails, unless the product is the same: a doubt too.
     - repeatable: the second pass has the product of the first.
     - split: the first batch has the product that its two halves have together.
+    - derivative: the product of the first batch is the derivative that central differences show,
+      layer by layer: for a Hessian of the gradient; for a matrix J'BJ, J of the outputs and B of
+      the loss in the outputs (of the loss of each example, labels fixed, for the empirical and
+      Monte Carlo Fisher matrix).
+    - gradient: the gradient of the first batch has the slopes of its loss.
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
       ||A - A'||_F / ||A||_F, which is sqrt(n) times the gap relative to ||Au|| ||v||.
     - outputs: a loss of probabilities gets no logits, one of logits no probabilities. A doubt.
@@ -58,12 +65,21 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
       matrix is that of the loss with the stopped values as constants: a doubt.
     - variables: which variables the loss does not depend on. Fails only where that is all of them.
 
+    "derivative" and "gradient" compare with the truth, not with itself: what TensorFlow's tape gives may be wrong,
+    and symmetric all the same. They take six gradients and one product of the first batch, two
+    steps to either side along a direction that the matrix acts on. Active sets (ReLU, max-pooling,
+    comparisons) and values that a loss of the user's stops gradients at are held, so that
+    differences converge. A check fails where two step lengths agree with each other and not with
+    the product by more than the rounding that the values show explains; where rounding hides the
+    answer (half precision, a cross-entropy near zero, products that vanish) it is "skipped".
+
     Differences are relative norms; rounding is 1e-5 in float32, 1e-11 in float64, more in half
     precision or where products cancel, which is then measured.
 
     Args:
         operator: Hessian, Gauss-Newton or Fisher operator.
-        seed: of the two vectors.
+        seed: of the vectors.
+        derivative: whether to ask "derivative" and "gradient"; recorded as skipped if not.
 
     Returns:
         The report; nothing is raised or warned of, see `CurvatureOperator.check`.
@@ -79,11 +95,13 @@ def preflight(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightRepo
     seed = integer(seed, "seed", 0)
     with operator._put_back():
         if operator._replicas is not None:
-            return _of_all_replicas(operator, operator._replicas, seed)
-        return Examination(operator, seed).report()
+            return _of_all_replicas(operator, operator._replicas, seed, derivative)
+        return Examination(operator, seed, derivative).report()
 
 
-def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int) -> PreflightReport:
+def _of_all_replicas(
+    operator: CurvatureOperator, replicas: Replicas, seed: int, derivative: bool
+) -> PreflightReport:
     """Look into the batches of each replica where it is, and put the reports together."""
     parts = operator._of_replicas()
 
@@ -91,7 +109,9 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
         count = len(parts[local].batches.parcels)
         if not count:
             return None
-        examination = Examination(parts[local], seed)
+        # The first batch is that of the first replica.
+        first = derivative and replicas.ids[local] == 0
+        examination = Examination(parts[local], seed, first)
         return count, examination.report(), examination.comparison
 
     # Models that write a state share it.
@@ -122,7 +142,9 @@ def _of_all_replicas(operator: CurvatureOperator, replicas: Replicas, seed: int)
     return PreflightReport(repr(operator), tuple(checks), in_order, round(cost, 3))
 
 
-def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
+def check(
+    operator: CurvatureOperator, /, *, seed: int = 0, derivative: bool = True
+) -> PreflightReport:
     """Raise if an operator is unsound; warn, once for each operator, if it is doubtful.
 
     Of a dataset whose examples change it warns once for all operators over it.
@@ -134,6 +156,7 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
     Args:
         operator: see `preflight`.
         seed: see `preflight`.
+        derivative: see `preflight`.
 
     Raises:
         PreflightError: naming what failed, with its figure.
@@ -142,10 +165,10 @@ def check(operator: CurvatureOperator, /, *, seed: int = 0) -> PreflightReport:
         UserWarning: naming the doubts.
     """
     seed = integer(seed, "seed", 0)
-    state = seed, operator.variables_hash()
+    state = seed, bool(derivative), operator.variables_hash()
     if operator in _checked and _checked[operator][0] == state:
         return _checked[operator][1]
-    report = preflight(operator, seed=seed)
+    report = preflight(operator, seed=seed, derivative=derivative)
     if report.failed:
         raise PreflightError(report)
     _checked[operator] = state, report

@@ -1,0 +1,426 @@
+"""A traced computation again, with its active sets and its stopped gradients held at a point.
+
+ReLU, max-pooling, comparisons and sorting are piecewise: units cross their kinks between w - h u
+and w + h u, so that differences of gradients do not converge in float32. With the piece that each
+unit is on held fixed, the computation is smooth, has the same value and the same derivatives at the
+point, and its differences converge.
+
+Second derivatives are those of the pieces, as backpropagation takes them. Nothing is differentiated
+here: the graph of a gradient is computed again as it was traced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+_raw = tf.raw_ops
+
+# A list of tensors for each operation that is held: its inputs or its outputs at the point.
+Held = list[tf.Tensor]
+
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+
+# Of these, and of all that gives integers or truth values, the output is held.
+_PIECEWISE_CONSTANT = frozenset(
+    {"Sign", "Floor", "Ceil", "Rint", "Round", "FloorDiv", "TruncateDiv"}
+)
+
+# Of these the inputs at these places are held, which say what piece is meant.
+_SELECTING_INPUTS = {
+    "ReluGrad": (1,),
+    "Relu6Grad": (1,),
+    "LeakyReluGrad": (1,),
+    "MaxPoolGrad": (0, 1),
+    "MaxPoolGradV2": (0, 1),
+    "MaxPoolGradGrad": (0, 1),
+    "MaxPool3DGrad": (0, 1),
+    "MaxPool3DGradGrad": (0, 1),
+}
+
+Piece = Callable[[Any, Sequence[tf.Tensor], Sequence[tf.Tensor]], list[tf.Tensor]]
+
+
+def _relu(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return [_raw.ReluGrad(gradients=now[0], features=held[0])]
+
+
+def _relu6(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    moved = _raw.Relu6Grad(gradients=now[0] - held[0], features=held[0])
+    return [_raw.Relu6(features=held[0]) + moved]
+
+
+def _leaky_relu(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    alpha = operation.get_attr("alpha")
+    return [_raw.LeakyReluGrad(gradients=now[0], features=held[0], alpha=alpha)]
+
+
+def _abs(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return [now[0] * tf.sign(held[0])]
+
+
+def _maximum(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    return [tf.where(held[0] >= held[1], now[0], now[1])]
+
+
+def _minimum(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    return [tf.where(held[0] <= held[1], now[0], now[1])]
+
+
+def _clip(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    value, low, high = held
+    above = tf.where(value > high, now[2], now[0])
+    return [tf.where(value < low, now[1], above)]
+
+
+def _extreme(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Return the mean of the elements that were the largest (or smallest) along the axes."""
+    reduce = tf.reduce_max if operation.type == "Max" else tf.reduce_min
+    keep_dims = operation.get_attr("keep_dims")
+    value, axes = held[0], now[1]
+    attained = tf.cast(tf.equal(value, reduce(value, axes, keepdims=True)), value.dtype)
+    return [
+        tf.reduce_sum(attained * now[0], axes, keepdims=keep_dims)
+        / tf.reduce_sum(attained, axes, keepdims=keep_dims)
+    ]
+
+
+def _max_pool(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    names = ("ksize", "strides", "padding", "data_format")
+    options = {name: _attribute(operation, name) for name in names}
+    if options["data_format"] == "NHWC" and options["padding"] in ("SAME", "VALID"):
+        del options["data_format"]
+        places = _raw.MaxPoolWithArgmax(input=held[0], include_batch_in_index=True, **options)[1]
+        return [tf.gather(tf.reshape(now[0], [-1]), places)]
+    # The kernel writes into its last input where shapes agree: it must not be the only user.
+    options["explicit_paddings"] = operation.get_attr("explicit_paddings")
+    pooled = _raw.MaxPool(input=held[0], **options)
+    kept = tf.identity(now[0])
+    found = _raw.MaxPoolGradGrad(
+        orig_input=held[0],
+        orig_output=pooled,
+        grad=kept,
+        **{key: value for key, value in options.items() if key != "explicit_paddings"},
+    )
+    return [found]
+
+
+def _max_pool_3d(
+    operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    names = ("ksize", "strides", "padding", "data_format")
+    options = {name: _attribute(operation, name) for name in names}
+    pooled = _raw.MaxPool3D(input=held[0], **options)
+    return [_raw.MaxPool3DGradGrad(orig_input=held[0], orig_output=pooled, grad=now[0], **options)]
+
+
+def _top_k(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    _, places = tf.math.top_k(held[0], now[1], sorted=operation.get_attr("sorted"))
+    rank = now[0].shape.rank
+    values = tf.gather(now[0], places, batch_dims=rank - 1, axis=rank - 1)
+    return [values, tf.cast(places, operation.outputs[1].dtype)]
+
+
+# Operations that are smooth on each piece: computed again on the piece that they were on.
+_PIECES: dict[str, Piece] = {
+    "Relu": _relu,
+    "Relu6": _relu6,
+    "LeakyRelu": _leaky_relu,
+    "Abs": _abs,
+    "Maximum": _maximum,
+    "Minimum": _minimum,
+    "ClipByValue": _clip,
+    "Max": _extreme,
+    "Min": _extreme,
+    "MaxPool": _max_pool,
+    "MaxPool3D": _max_pool_3d,
+    "TopKV2": _top_k,
+}
+
+_KINKED = frozenset({*_PIECES, *_SELECTING_INPUTS})
+
+
+class HeldGraph:
+    """Some tensors of a traced graph as a function, whose active sets may be held.
+
+    Attributes:
+        has_kinks: whether anything is held; known after the first call.
+        in_loops: types of operations with kinks inside loops and branches, which are not held.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        outputs: Sequence[tf.Tensor],
+        variables: Iterable[tf.Variable] = (),
+        free: Sequence[tf.Tensor] = (),
+        differentiated: bool = False,
+    ):
+        """Prepare the tensors of a concrete function's graph.
+
+        Args:
+            graph: that of a concrete function.
+            outputs: tensors of it, wanted as functions of what it captures and of its arguments.
+            variables: what will be moved: what does not depend on them is not held.
+            free: tensors of it that are given as further arguments, and moved as well.
+            differentiated: whether the gradient of the sum of the outputs in the free tensors is
+                wanted instead of the outputs.
+        """
+        self._graph = graph
+        self._free = list(free)
+        self._differentiated = differentiated
+        self._outputs = list(outputs)
+        self._handles = {id(variable.handle) for variable in variables}
+        captured = {inside.ref() for _, inside in graph.captures}
+        self._arguments = [t for t in graph.inputs if t.ref() not in captured] + self._free
+        self._record_fn = tf.function(self._record, autograph=False)
+        self._again_fn = tf.function(self._again, autograph=False)
+        self.has_kinks = False
+        self.in_loops: set[str] = set()
+
+    def record(self, arguments: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
+        """Return the outputs, and what is to be held at the point that the variables are at.
+
+        Args:
+            arguments: those of the concrete function, flat, without what it captures, and then
+                the free tensors.
+        """
+        return self._record_fn(list(arguments))
+
+    def again(self, arguments: Sequence[tf.Tensor], held: Held) -> list[tf.Tensor]:
+        """Return the outputs where the variables are now, on the pieces that were recorded."""
+        if not held:
+            return self._record_fn(list(arguments))[0]
+        return self._again_fn(list(arguments), held)
+
+    def _record(self, arguments: list[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
+        copying = _Copy(self._handles, None)
+        outputs = self._copied(copying, arguments)
+        self.has_kinks = bool(copying.recorded)
+        self.in_loops = copying.in_loops
+        return outputs, copying.recorded
+
+    def _again(self, arguments: list[tf.Tensor], held: Held) -> list[tf.Tensor]:
+        return self._copied(_Copy(self._handles, list(held)), arguments)
+
+    def _copied(self, copying: _Copy, arguments: list[tf.Tensor]) -> list[tf.Tensor]:
+        target = tf.compat.v1.get_default_graph()
+        _take_functions(self._graph, target)
+        given = {t.ref(): v for t, v in zip(self._arguments, arguments, strict=True)}
+        given |= {inside.ref(): target.capture(outside) for outside, inside in self._graph.captures}
+        moving = {
+            inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
+        }
+        moving |= {tensor.ref() for tensor in self._free}
+        outputs = copying.copied(self._graph, given, moving, self._outputs)[0]
+        if not self._differentiated:
+            return outputs
+        free = [given[tensor.ref()] for tensor in self._free]
+        return tf.gradients(outputs, free, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+@dataclass
+class _Copy:
+    """Operations of one graph and of the functions it calls, put into another in their order."""
+
+    handles: set[int]
+    held: Held | None  # None to record
+    recorded: Held = field(default_factory=list)
+    in_loops: set[str] = field(default_factory=set)
+
+    def copied(
+        self,
+        graph: Any,
+        given: dict[Any, tf.Tensor],
+        moving: set[Any],
+        outputs: Sequence[tf.Tensor],
+    ) -> tuple[list[tf.Tensor], list[bool]]:
+        """Return tensors computed again, and whether each depends on what is moved."""
+        given, moving = dict(given), set(moving)
+        for operation in _needed(graph, outputs, given):
+            inputs = [given[tensor.ref()] for tensor in operation.inputs]
+            moves = [tensor.ref() in moving for tensor in operation.inputs]
+            if operation.type in _CALLS:
+                results, depend = self._call(graph, operation, inputs, moves)
+            else:
+                depend = [any(moves)] * len(operation.outputs)
+                results = (
+                    self._on_its_piece(operation, inputs)
+                    if any(moves)
+                    else _copied(operation, inputs)
+                )
+            for tensor, result, depends in zip(operation.outputs, results, depend, strict=True):
+                given[tensor.ref()] = result
+                if depends:
+                    moving.add(tensor.ref())
+        return [given[t.ref()] for t in outputs], [t.ref() in moving for t in outputs]
+
+    def _call(
+        self, graph: Any, operation: Any, inputs: list[tf.Tensor], moves: list[bool]
+    ) -> tuple[list[tf.Tensor], list[bool]]:
+        """Copy what a function does in place of a call to it."""
+        body = _function(graph, operation.get_attr("f"))
+        given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
+        moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
+        return self.copied(body, given, moving, body.outputs)
+
+    def _on_its_piece(self, operation: Any, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+        kind = operation.type
+        if kind in _PIECES:
+            held = self._hold(lambda: inputs)
+            return inputs and (
+                _copied(operation, inputs)
+                if self.held is None
+                else _PIECES[kind](operation, inputs, held)
+            )
+        if kind in _SELECTING_INPUTS:
+            places = _SELECTING_INPUTS[kind]
+            held = self._hold(lambda: [inputs[place] for place in places])
+            fixed = dict(zip(places, held, strict=True))
+            return _copied(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
+        if _is_constant_on_pieces(operation) or is_deliberate_stop(operation):
+            return self._hold(lambda: _copied(operation, inputs), len(operation.outputs))
+        self.in_loops |= _kinks_inside(operation)
+        return _copied(operation, inputs)
+
+    def _hold(self, tensors: Callable[[], list[tf.Tensor]], count: int = 0) -> list[tf.Tensor]:
+        """Record tensors, or return those that were recorded in their place."""
+        if self.held is None:
+            found = tensors()
+            self.recorded.extend(found)
+            return found
+        count = count or len(tensors())
+        found, self.held = self.held[:count], self.held[count:]
+        return found
+
+
+def is_deliberate_stop(operation: Any) -> bool:
+    """Tell whether an operation is a `stop_gradient` that no function of a framework called."""
+    if operation.type != "StopGradient":
+        return False
+    frames = list(operation.traceback or ())
+    for frame in reversed(frames):
+        path = frame.filename.replace("\\", "/")
+        if frame.name in _OF_A_CALL or "/autograph/" in path or "/gen_" in path:
+            continue
+        if path.endswith(_OF_EVERY_OPERATION):
+            continue
+        return not path.startswith(_framework_folders())
+    return False
+
+
+def _framework_folders() -> tuple[str, ...]:
+    """Return the folders of TensorFlow and both Keras packages, as far as they are imported."""
+    modules = [sys.modules.get(name) for name in ("tensorflow", "keras", "tf_keras")]
+    paths = [path for module in modules if module for path in module.__path__]
+    return tuple(f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths)
+
+
+# Between a call of stop_gradient and the operation.
+_OF_A_CALL = frozenset(
+    {"stop_gradient", "op_dispatch_handler", "error_handler", "symbolic_call", "wrapper"}
+)
+_OF_EVERY_OPERATION = (
+    "python/framework/ops.py",
+    "python/framework/func_graph.py",
+    "python/framework/op_def_library.py",
+    "python/ops/array_ops.py",
+    "python/util/dispatch.py",
+    "python/util/traceback_utils.py",
+    "keras/src/utils/traceback_utils.py",
+    "keras/src/ops/core.py",
+    "keras/src/ops/operation.py",
+)
+
+
+def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]) -> list[Any]:
+    """Return the operations that tensors come from, in the order in which they were made."""
+    found: set[Any] = set()
+    waiting = [tensor.op for tensor in outputs if tensor.ref() not in given]
+    while waiting:
+        operation = waiting.pop()
+        if operation in found:
+            continue
+        found.add(operation)
+        waiting.extend(tensor.op for tensor in operation.inputs if tensor.ref() not in given)
+        # Reads of a variable wait for what wrote to it before.
+        waiting.extend(o for o in operation.control_inputs if o.op_def.is_stateful and o.inputs)
+    return [operation for operation in graph.get_operations() if operation in found]
+
+
+def _copied(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Put the same operation into the graph that is being traced."""
+    definition = operation.node_def.attr
+    # The class says with which operations of the other graph it shares a device.
+    attributes = {name: definition[name] for name in definition if name != "_class"}
+    made = tf.compat.v1.get_default_graph().create_op(
+        operation.type,
+        list(inputs),
+        dtypes=[tensor.dtype for tensor in operation.outputs],
+        attrs=attributes,
+        op_def=operation.op_def,
+    )
+    return list(made.outputs)
+
+
+def _is_constant_on_pieces(operation: Any) -> bool:
+    if operation.type in _PIECEWISE_CONSTANT:
+        return True
+    kinds = [tensor.dtype for tensor in operation.outputs]
+    return bool(kinds) and all(kind.is_integer or kind.is_bool for kind in kinds)
+
+
+def _kinks_inside(operation: Any) -> set[str]:
+    """Return the types of operations with kinks in the functions that an operation runs."""
+    graph = operation.graph
+    waiting = _functions_of(operation)
+    seen: set[str] = set()
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for inner in _function(graph, name).get_operations():
+            found |= {inner.type} & _KINKED
+            waiting.extend(_functions_of(inner))
+    return found
+
+
+def _functions_of(operation: Any) -> list[str]:
+    attributes = operation.node_def.attr.values()
+    return [value.func.name for value in attributes if value.HasField("func")]
+
+
+def _function(graph: Any, function: Any) -> Any:
+    """Return the graph of a function that an operation of a graph names."""
+    name = getattr(function, "name", function)
+    return graph._get_function(name.decode() if isinstance(name, bytes) else name).graph
+
+
+def _take_functions(graph: Any, target: Any) -> None:
+    """Let operations of another graph call the functions that those of this one call."""
+    definition = graph.as_graph_def()
+    if definition.library.function:
+        library = type(definition)(versions=definition.versions, library=definition.library)
+        with target.as_default():
+            tf.graph_util.import_graph_def(library, name="")
+
+
+def _attribute(operation: Any, name: str) -> Any:
+    value = operation.get_attr(name)
+    return value.decode() if isinstance(value, bytes) else value

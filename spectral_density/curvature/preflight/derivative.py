@@ -1,0 +1,272 @@
+"""Products and gradients against central differences, layer by layer, within rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spectral_density.curvature.preflight.report import Status
+
+# The first step length relative to the weights. The second is so many times as long, or as short
+# where the function bends by more than this share of its change.
+_STEPS = {"float32": 1e-3, "float64": 1e-5}
+_RATIO = 4.0
+_BENT = 0.1
+
+# Relative differences that are none, whatever the quotients say.
+_TOLERANCES = {"float32": 2e-3, "float64": 1e-5}
+
+# These shares of the difference between the two quotients, and of the rounding that the values
+# show, explain a gap. The error of the shorter step is a fifteenth of the first where the function
+# is smooth, a third where its derivative has kinks. Where kinks are crossed it is all of it.
+_SPREAD = 0.5
+_SPREAD_OVER_KINKS = 10.0
+_ROUNDINGS = 4.0
+
+# A layer is judged where what explains a gap is less than this share of the product.
+_DECIDABLE = 0.5
+
+
+class Finding(NamedTuple):
+    """What a comparison says."""
+
+    status: Status
+    figure: float | None  # relative difference, of the worst layer
+    message: str
+
+
+class Accuracy(NamedTuple):
+    """How well derivatives are known."""
+
+    precision: str  # "float32" or "float64", what they are computed in
+    saturation: float = 0.0  # relative error of derivatives where a cross-entropy is all but zero
+    crosses_kinks: bool = False  # whether differences may cross kinks
+
+    def tolerance(self) -> float:
+        """Return the relative difference that is none."""
+        return _TOLERANCES[self.precision] + self.saturation
+
+    def step(self) -> float:
+        """Return the first step length."""
+        return _STEPS[self.precision]
+
+    def eps(self) -> float:
+        """Return the spacing of numbers near 1."""
+        return float(np.finfo(self.precision).eps)
+
+
+class Pair(NamedTuple):
+    """Values of a function at w + h d and w - h d."""
+
+    step: float
+    after: np.ndarray
+    before: np.ndarray
+
+    def quotient(self) -> np.ndarray:
+        """Return the central difference."""
+        return (self.after - self.before) / (2 * self.step)
+
+    def bend(self, here: np.ndarray) -> np.ndarray:
+        """Return the second difference."""
+        return self.after + self.before - 2 * here
+
+    def second_step(self, here: np.ndarray) -> float:
+        """Return a longer step than this one, or a shorter one where the function bends much."""
+        bend, change = np.linalg.norm(self.bend(here)), np.linalg.norm(self.after - self.before)
+        return self.step / _RATIO if bend > _BENT * change else self.step * _RATIO
+
+
+class Quotients(NamedTuple):
+    """A vector that is a derivative, from differences at two step lengths."""
+
+    far: np.ndarray  # at the longer step
+    near: np.ndarray  # at the shorter one
+    rounding: np.ndarray  # that the shorter step lets through, one for each element
+
+    @classmethod
+    def of(cls, here: np.ndarray, pairs: Sequence[Pair], eps: float) -> Quotients:
+        """Return the quotients of a function from its values at both ends of two steps."""
+        near, far = sorted(pairs, key=lambda pair: pair.step)
+        # Second differences of a smooth function fall with the square of the step; what is left
+        # of them beyond that is rounding.
+        share = (near.step / far.step) ** 2
+        uneven = np.abs(near.bend(here) - share * far.bend(here)) / (2 * near.step)
+        return cls(far.quotient(), near.quotient(), uneven + eps * np.abs(here) / near.step)
+
+
+class Slopes(NamedTuple):
+    """Gradient and loss around a point along a direction."""
+
+    gradient: np.ndarray  # there
+    loss: float
+    of_gradient: Sequence[Pair]
+    of_loss: Sequence[Pair]
+
+
+def slopes_along(
+    gradient: Callable[[], np.ndarray],
+    loss: Callable[[], float],
+    move: Callable[[np.ndarray], None],
+    direction: np.ndarray,
+    step: float,
+) -> Slopes:
+    """Evaluate gradient and loss at a point and at both ends of two steps: five gradients.
+
+    Args:
+        gradient: of the loss, where the weights were moved to, (n,).
+        loss: there, asked for where the gradient just was.
+        move: moves the weights to their place plus a vector, (n,).
+        direction: as long as the weights in each layer.
+        step: the first step length.
+    """
+
+    def evaluated(step: float) -> tuple[np.ndarray, np.ndarray]:
+        move(step * direction)
+        return np.array(gradient(), np.float64), np.array([loss()], np.float64)
+
+    def pairs(step: float) -> tuple[Pair, Pair]:
+        after, before = evaluated(step), evaluated(-step)
+        of_gradient, of_loss = (Pair(step, *ends) for ends in zip(after, before, strict=True))
+        return of_gradient, of_loss
+
+    here, value = evaluated(0.0)
+    first = pairs(step)
+    second = pairs(first[0].second_step(here))
+    move(0.0 * direction)
+    of_gradient, of_loss = zip(first, second, strict=True)
+    return Slopes(here, float(value[0]), of_gradient, of_loss)
+
+
+def judge_product(
+    product: np.ndarray, slopes: Quotients, layers: Mapping[str, Any], accuracy: Accuracy
+) -> Finding:
+    """Say whether a product is the derivative that differences show, layer by layer.
+
+    Args:
+        product: of the matrix with the direction, (n,).
+        slopes: of what the matrix is the derivative of, along the same direction.
+        layers: the indices of each layer, by its name.
+        accuracy: of both.
+    """
+    if not all(np.isfinite(part).all() for part in (*slopes, product)):
+        return Finding("skipped", None, "not judged: gradients beside the weights are not finite.")
+    least = 100 * accuracy.eps() * float(np.linalg.norm(product))
+    wrong: dict[str, float] = {}
+    right: list[float] = []
+    for name, where in layers.items():
+        part = _Part.of(product[where], *(each[where] for each in slopes))
+        explained = part.explained(accuracy) + least
+        if part.gap > explained:
+            wrong[name] = part.relative
+        elif explained <= _DECIDABLE * part.scale:
+            right.append(part.relative)
+    if wrong:
+        names = sorted(wrong, key=lambda name: -wrong[name])
+        return Finding("failed", wrong[names[0]], names[0])
+    if right:
+        return Finding("passed", max(right), "the product is the derivative of the gradient.")
+    vanishes = not product.any() and (
+        np.linalg.norm(slopes.near) <= _ROUNDINGS * np.linalg.norm(slopes.rounding)
+    )
+    why = "the product vanishes" if vanishes else "rounding outweighs the product, or kinks do"
+    return Finding("skipped", None, f"not judged: {why}.")
+
+
+def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: Accuracy) -> Finding:
+    """Say whether a gradient has the slopes that differences of the loss show.
+
+    Where the slope vanishes, at a minimum, the bend of the loss is compared with the change of the
+    gradient along the direction.
+    """
+    here = np.array([slopes.loss])
+    along = Quotients.of(here, slopes.of_loss, accuracy.eps())
+    first = _compare_numbers(slopes.gradient @ direction, along, accuracy)
+    if first.status != "skipped":
+        return first
+    near, far = sorted(
+        zip(slopes.of_loss, slopes.of_gradient, strict=True), key=lambda pair: pair[0].step
+    )
+    bends = [loss.bend(here) / loss.step**2 for loss, _ in (far, near)]
+    last_bits = 4 * accuracy.eps() * np.abs([*near[0].after, *near[0].before, *here]).max()
+    rounding = np.array([last_bits / near[0].step ** 2])
+    return _compare_numbers(near[1].quotient() @ direction, Quotients(*bends, rounding), accuracy)
+
+
+def _compare_numbers(slope: float, along: Quotients, accuracy: Accuracy) -> Finding:
+    part = _Part.of(np.array([slope]), *along)
+    explained = part.explained(accuracy)
+    if not np.isfinite(part).all():
+        return Finding("skipped", None, "not judged: losses beside the weights are not finite.")
+    if part.gap > explained and part.gap > 0:
+        return Finding(
+            "failed",
+            part.relative,
+            f"the gradient is {part.relative:.2g} off the differences of the loss, relative to its "
+            "slope: it is that of another function. Look for tf.custom_gradient, py_function, or "
+            "an operation whose registered gradient is wrong.",
+        )
+    if explained > _DECIDABLE * part.scale or not part.scale:
+        why = "rounding of the loss outweighs its slope"
+        return Finding("skipped", None, f"not judged: {why}.")
+    return Finding("passed", part.relative, "the gradient has the slopes of the loss.")
+
+
+class _Part(NamedTuple):
+    """Norms of what is compared, of one layer."""
+
+    scale: float
+    gap: float  # to the closer quotient
+    spread: float  # between the quotients
+    rounding: float
+
+    @classmethod
+    def of(
+        cls, product: np.ndarray, far: np.ndarray, near: np.ndarray, rounding: np.ndarray
+    ) -> _Part:
+        norm = np.linalg.norm
+        return cls(
+            float(max(norm(product), norm(near))),
+            float(min(norm(product - far), norm(product - near))),
+            float(norm(far - near)),
+            float(norm(rounding)),
+        )
+
+    @property
+    def relative(self) -> float:
+        return self.gap / self.scale if self.scale else 0.0
+
+    def explained(self, accuracy: Accuracy) -> float:
+        """Return how large a gap the errors of the quotients explain."""
+        spread = _SPREAD_OVER_KINKS if accuracy.crosses_kinks else _SPREAD
+        return accuracy.tolerance() * self.scale + spread * self.spread + _ROUNDINGS * self.rounding
+
+
+def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[str], bool]) -> str | None:
+    """Return the last of the layers whose own block is wrong, by bisection; None for none.
+
+    What lies before a wrong operation has a wrong block of its own, what lies behind has not.
+
+    Args:
+        names: of the layers, in the order of the model.
+        is_wrong: tells whether the block of a layer is.
+    """
+    start, stop = 0, len(names)
+    while start < stop:
+        middle = (start + stop) // 2
+        if is_wrong(names[middle]):
+            start = middle + 1
+        else:
+            stop = middle
+    return names[start - 1] if start else None
+
+
+def block_is_wrong(
+    product: np.ndarray, slopes: Pair, where: Any, accuracy: Accuracy, figure: float
+) -> bool:
+    """Tell whether a layer's own block is, given that some layer is wrong by a figure."""
+    quotient = slopes.quotient()[where]
+    scale = max(float(np.linalg.norm(product[where])), float(np.linalg.norm(quotient)))
+    gap = float(np.linalg.norm(product[where] - quotient))
+    return gap > max(2 * accuracy.tolerance(), 0.1 * figure) * scale

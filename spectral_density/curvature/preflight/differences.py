@@ -1,0 +1,349 @@
+"""The first batch of an operator against differences: what is computed, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.curvature.active_sets import Held, HeldGraph
+from spectral_density.curvature.linearization import flat
+from spectral_density.curvature.parameters import Parameters
+from spectral_density.curvature.preflight.derivative import (
+    Accuracy,
+    Finding,
+    Pair,
+    Quotients,
+    block_is_wrong,
+    judge_gradient,
+    judge_product,
+    last_wrong_layer,
+    slopes_along,
+)
+from spectral_density.curvature.traced import noted
+
+# A share of a random vector: what no gradient points to is looked at as well.
+_RANDOM_SHARE = 0.25
+
+# Losses whose values and derivatives near zero are rounding of numbers near one.
+_SATURATING = frozenset(
+    {"SparseSoftmaxCrossEntropyWithLogits", "SoftmaxCrossEntropyWithLogits", "Log", "Log1p"}
+    | {"LogSoftmax"}
+)
+_SATURATED = 4.0  # roundings
+
+
+class BatchOfProducts:
+    """One batch, computed again from the graph of its product, on the pieces that it is on.
+
+    Loss, gradient and outputs are in that graph: nothing is traced for them.
+
+    Attributes:
+        num_gradients: how many were computed.
+    """
+
+    def __init__(self, concrete: Any, arguments: Any, parameters: Parameters):
+        """Take the graph of a product.
+
+        Args:
+            concrete: the concrete function of products of a batch with one vector.
+            arguments: of it: batch, weight, scales, rows and sums.
+            parameters: the variables that are moved.
+        """
+        graph = concrete.graph
+        self._concrete, self._parameters = graph, parameters
+        self.outputs = noted(graph, "outputs")
+        tensors = [noted(graph, "loss")[-1], noted(graph, "gradient")[-1], *self.outputs]
+        self._graph = HeldGraph(graph, tensors, parameters.variables)
+        self._with_rows = list(arguments)
+        self._arguments = flat(arguments)
+        self._held: Held | None = None
+        self._values: list[np.ndarray] = []
+        self.num_gradients = 0
+
+    def gradient(self) -> np.ndarray:
+        """Return the gradient where the weights are, (n,), and after it that of the outputs."""
+        self.num_gradients += 1
+        if self._held is None:
+            tensors, self._held = self._graph.record(self._arguments)
+        else:
+            tensors = self._graph.again(self._arguments, self._held)
+        loss, *others = (np.asarray(tf.cast(tensor, tf.float64)) for tensor in tensors)
+        self._values = [loss, *others]
+        return np.concatenate([other.reshape(-1) for other in others])
+
+    def loss(self) -> float:
+        """Return the loss where the gradient was taken last."""
+        return float(self._values[0])
+
+    def accuracy(self, num_examples: float) -> Accuracy | None:
+        """Return how well derivatives are known, None in half precision.
+
+        Args:
+            num_examples: that the loss is a sum over, 1 for a mean.
+        """
+        operations = self._concrete.get_operations()
+        dtypes = {tensor.dtype for operation in operations for tensor in operation.outputs}
+        if dtypes & {tf.float16, tf.bfloat16}:
+            return None
+        precision = "float32" if tf.float32 in dtypes else "float64"
+        saturation = 0.0
+        if any(operation.type in _SATURATING for operation in operations):
+            loss = abs(self.loss()) / num_examples
+            eps = float(np.finfo(precision).eps)
+            saturation = _SATURATED * eps / loss if loss else np.inf
+        return Accuracy(precision, saturation, bool(self._graph.in_loops))
+
+    # At the outputs ------------------------------------------------------------------------------
+
+    def product(self, rows: tf.Tensor) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Return the product with a row, what it gives at the outputs, and the matrix there."""
+        graph = self._concrete
+        names = ("product", "tangents", "cotangents")
+        tensors = [noted(graph, name) for name in names]
+        if not hasattr(self, "_whole"):
+            self._whole = HeldGraph(graph, [t for part in tensors for t in part])
+        batch, weight, scales, _, *sums = self._with_rows
+        found = self._whole.record(flat((batch, weight, scales, rows, *sums)))[0]
+        values = [np.asarray(tf.cast(tensor, tf.float64)) for tensor in found]
+        count = len(tensors[1])
+        return values[0][0], values[1 : 1 + count], values[1 + count :]
+
+    def at_outputs(self, what: str, differentiated: bool) -> Callable[[list[np.ndarray]], Any]:
+        """Return a function of the outputs: tensors that were noted, or the gradient of them."""
+        tensors = noted(self._concrete, what)
+        if what == "loss":
+            tensors = tensors[-1:]
+        graph = HeldGraph(self._concrete, tensors, free=self.outputs, differentiated=differentiated)
+        held: list[Held] = []
+
+        def function(outputs: list[np.ndarray]) -> np.ndarray:
+            values = [
+                tf.cast(tf.convert_to_tensor(value), tensor.dtype)
+                for value, tensor in zip(outputs, self.outputs, strict=True)
+            ]
+            arguments = [*self._arguments, *values]
+            if not held:
+                found, recorded = graph.record(arguments)
+                held.append(recorded)
+            else:
+                found = graph.again(arguments, held[0])
+            parts = [np.asarray(tf.cast(part, tf.float64)) for part in found]
+            # The outputs of an example have one loss together.
+            return _joined(parts) if differentiated else np.sum(parts, axis=0).reshape(-1)
+
+        return function
+
+    def knows(self, what: str) -> bool:
+        """Tell whether tensors of a name were noted."""
+        return bool(noted(self._concrete, what))
+
+
+def compare_hessian(
+    batch: BatchOfProducts,
+    product: Callable[[np.ndarray], np.ndarray],
+    move: Callable[[np.ndarray], None],
+    direction: np.ndarray,
+    layers: Mapping[str, Any],
+    accuracy: Accuracy,
+) -> dict[str, Finding]:
+    """Compare the product with differences of the gradient, and this with those of the loss."""
+    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
+    along = product(direction)
+    found = judge_product(along, quotients, layers, accuracy)
+
+    def is_wrong(name: str) -> bool:
+        part = _only(direction, layers[name])
+        return block_is_wrong(
+            product(part), _pair(batch, move, part, accuracy), layers[name], accuracy, found.figure
+        )
+
+    if found.status == "failed":
+        found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "gradient")
+    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+
+
+def compare_through_outputs(
+    batch: BatchOfProducts,
+    rows: Callable[[np.ndarray], tf.Tensor],
+    move: Callable[[np.ndarray], None],
+    direction: np.ndarray,
+    layers: Mapping[str, Any],
+    accuracy: Accuracy,
+) -> dict[str, Finding]:
+    """Compare each part of a product J' B J u with differences: J u, B J u, and u' of the whole."""
+    n = len(direction)
+    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
+    product, tangents, cotangents = batch.product(rows(direction))
+    tangent, cotangent = _joined(tangents), _joined(cotangents)
+    at_outputs = Quotients(*(part[n:] for part in quotients))
+    everything = {"the outputs": slice(None)}
+    found = judge_product(tangent, at_outputs, everything, accuracy)
+
+    def is_wrong(name: str) -> bool:
+        part = _only(direction, layers[name])
+        pair = _pair(batch, move, part, accuracy)
+        at_outputs = pair._replace(after=pair.after[n:], before=pair.before[n:])
+        tangent = _joined(batch.product(rows(part))[1])
+        return block_is_wrong(tangent, at_outputs, slice(None), accuracy, found.figure)
+
+    if found.status == "failed":
+        found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "outputs")
+    elif found.status == "passed":
+        outputs = slopes.gradient[n:]
+        shapes = [part.shape for part in tangents]
+        found = _worse(
+            found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, accuracy)
+        )
+        found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, accuracy))
+    of_gradient = [
+        pair._replace(after=pair.after[:n], before=pair.before[:n]) for pair in slopes.of_gradient
+    ]
+    slopes = slopes._replace(gradient=slopes.gradient[:n], of_gradient=of_gradient)
+    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+
+
+def _matrix_at_outputs(
+    batch: BatchOfProducts,
+    outputs: np.ndarray,
+    shapes: list[Any],
+    tangent: np.ndarray,
+    cotangent: np.ndarray,
+    accuracy: Accuracy,
+) -> Finding:
+    """Compare B t with differences of the loss, or of each example's, in the outputs along t."""
+    of_examples = batch.knows("example losses")
+    function = (
+        batch.at_outputs("example losses", False) if of_examples else batch.at_outputs("loss", True)
+    )
+    length = float(np.linalg.norm(outputs)) or 1.0
+    size = float(np.linalg.norm(tangent))
+    if not size:
+        return Finding("skipped", None, "not judged: the outputs do not change.")
+    unit = length / size
+
+    def value(step: float) -> np.ndarray:
+        return function(_cut(outputs + step * unit * tangent, shapes))
+
+    here = value(0.0)
+    first = Pair(accuracy.step(), value(accuracy.step()), value(-accuracy.step()))
+    step = first.second_step(here)
+    second = Pair(step, value(step), value(-step))
+    quotients = Quotients.of(here, [first, second], accuracy.eps())
+    if not of_examples:
+        found = judge_product(unit * cotangent, quotients, {"the outputs": slice(None)}, accuracy)
+    else:
+        # The sum over examples (a mean over samples) of squares of their slopes is t'Bt.
+        form = unit * np.sqrt(max(float(tangent @ cotangent), 0.0))
+        norms = [np.linalg.norm(part, keepdims=True).reshape(1) for part in quotients]
+        found = judge_product(
+            np.array([form]), Quotients(*norms), {"the outputs": slice(None)}, accuracy
+        )
+    if found.status != "failed":
+        return found
+    return found._replace(
+        message=f"the matrix at the outputs is {found.figure:.2g} off the differences of the loss "
+        "in the outputs. Look for tf.custom_gradient or py_function in the loss."
+    )
+
+
+def _quadratic_form(
+    form: float, tangent: np.ndarray, cotangent: np.ndarray, accuracy: Accuracy
+) -> Finding:
+    """Compare u'Au with (J u)'B(J u)."""
+    scale = float(np.linalg.norm(tangent) * np.linalg.norm(cotangent))
+    figure = abs(form - float(tangent @ cotangent)) / scale if scale else 0.0
+    if figure <= accuracy.tolerance():
+        return Finding("passed", figure, "the product is the derivative of the outputs.")
+    return Finding(
+        "failed",
+        figure,
+        f"u'Au is {figure:.2g} off (J u)'B(J u): the outputs' derivative has another transpose. "
+        "Look for tf.custom_gradient or py_function in the model.",
+    )
+
+
+def direction_of(
+    weights: np.ndarray,
+    gradient: np.ndarray,
+    product: np.ndarray,
+    noise: np.ndarray,
+    layers: Mapping[str, Any],
+) -> np.ndarray:
+    """Return a vector that the matrix acts on in every layer, of the length of its weights.
+
+    A random vector alone does not do: in a trained network the matrix takes hardly anything of it,
+    and rounding of the gradient outweighs the product. The gradient, and a product, are in the
+    range of the matrix.
+
+    Args:
+        weights: (n,).
+        gradient: of the loss, (n,).
+        product: of the matrix with a random vector, (n,).
+        noise: random, (n,).
+        layers: the indices of each layer, by its name.
+    """
+    found = np.zeros(len(weights))
+    for where in layers.values():
+        parts = [_unit(gradient[where]), _unit(product[where]), _RANDOM_SHARE * _unit(noise[where])]
+        length = float(np.linalg.norm(weights[where])) or 1.0
+        found[where] = length * _unit(np.sum(parts, axis=0))
+    return found
+
+
+def _wrong(found: Finding, layer: str | None, what: str) -> Finding:
+    """Say which layer a wrong operation is behind."""
+    name = found.message if layer is None else layer
+    return found._replace(
+        message=f"the product is {found.figure:.2g} off the differences of the {what}: in layer "
+        f"{name!r}, or between it and the next, an operation has a second derivative that is "
+        "wrong or missing. Look for tf.custom_gradient, py_function, interpolation of images, or "
+        "normalization that is not Keras's."
+    )
+
+
+def _worse(first: Finding, second: Finding) -> Finding:
+    """Return what fails, or else is skipped, or else has the larger figure."""
+    order = ("passed", "skipped", "failed")
+    if first.status != second.status:
+        return max(first, second, key=lambda finding: order.index(finding.status))
+    return max(first, second, key=lambda finding: finding.figure or 0.0)
+
+
+def _pair(
+    batch: BatchOfProducts,
+    move: Callable[[np.ndarray], None],
+    direction: np.ndarray,
+    accuracy: Accuracy,
+) -> Pair:
+    ends = []
+    for step in (accuracy.step(), -accuracy.step()):
+        move(step * direction)
+        ends.append(batch.gradient())
+    move(0.0 * direction)
+    return Pair(accuracy.step(), *ends)
+
+
+def _only(vector: np.ndarray, where: Any) -> np.ndarray:
+    found = np.zeros(len(vector))
+    found[where] = vector[where]
+    return found
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    norm = float(np.linalg.norm(vector))
+    return vector / norm if np.isfinite(norm) and norm > 0 else np.zeros(len(vector))
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _cut(vector: np.ndarray, shapes: list[Any]) -> list[np.ndarray]:
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    pieces = np.split(vector, np.cumsum(sizes)[:-1])
+    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
