@@ -17,6 +17,7 @@ import tensorflow as tf
 from spectral_density.curvature.scopes import place_of
 from spectral_density.curvature.tf_graphs import (
     body_of,
+    calls,
     captured,
     handles_of,
     has_custom_gradient,
@@ -65,20 +66,28 @@ class Node:
     inputs: tuple[int, ...]
 
 
-def differentiated(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> list[Node]:
+def differentiated(
+    graph: Any,
+    sources: Iterable[Any],
+    targets: Iterable[tf.Tensor],
+    *,
+    through_stops: bool = False,
+) -> list[Node]:
     """Return the operations that a derivative of targets with respect to sources passes.
 
     Args:
         graph: a `FuncGraph`, or the one that is being traced.
         sources: variables, or tensors of the graph.
         targets: tensors of the graph.
+        through_stops: go on through `tf.stop_gradient`, as if it were not there.
     """
-    return _Walk(frozenset()).between(graph, sources, targets)
+    passed = frozenset({STOP}) if through_stops else frozenset()
+    return _Walk(passed).between(graph, sources, targets)
 
 
 def stops(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> list[Node]:
     """Return the `StopGradient` operations between sources and targets: see `differentiated`."""
-    nodes = _Walk(frozenset({STOP})).between(graph, sources, targets)
+    nodes = differentiated(graph, sources, targets, through_stops=True)
     return [node for node in nodes if node.operation.type == STOP]
 
 
@@ -133,19 +142,19 @@ class _Walk:
         following = _next_step(loop)
         reached = {id(tensor) for tensor in starts}
         waiting = list(starts)
-        calls: dict[str, Any] = {}  # last, when all of their inputs are known
-        while waiting or calls:
+        later: dict[str, Any] = {}  # what runs functions, when all of its inputs are known
+        while waiting or later:
             if waiting:
                 tensor = waiting.pop()
                 new = list(following.get(id(tensor), ()))
                 operations = []
                 for operation in tensor.consumers():
                     if operation.type in _BODIES:
-                        calls[operation.name] = operation
+                        later[operation.name] = operation
                     else:
                         operations.append(operation)
             else:
-                operations, new = [calls.pop(next(iter(calls)))], []
+                operations, new = [later.pop(next(iter(later)))], []
             for operation in operations:
                 outputs = operation.outputs
                 given = _those_in(operation, reached)
@@ -194,17 +203,17 @@ class _Walk:
         waiting = [tensor for tensor in targets if id(tensor) in reached]
         wanted = {id(tensor) for tensor in waiting}
         nodes: dict[str, list[Node]] = {}
-        calls: dict[str, Any] = {}  # last, when all that is wanted of them is known
-        while waiting or calls:
+        later: dict[str, Any] = {}  # what runs functions, when all that is wanted of it is known
+        while waiting or later:
             if waiting:
                 tensor = waiting.pop()
                 operation = tensor.op
                 new = list(before.get(id(tensor), ()))
                 if operation.type in _BODIES:
-                    calls[operation.name] = operation
+                    later[operation.name] = operation
                     operation = None
             else:
-                operation, new = calls.pop(next(iter(calls))), []
+                operation, new = later.pop(next(iter(later))), []
             given = frozenset() if operation is None else _those_in(operation, reached)
             if given:
                 needed, inside = self._inputs_needed(operation, given, wanted)
@@ -322,11 +331,10 @@ _ON_BEHALF = (
 
 def _is_users(operation: Any) -> bool:
     """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras."""
-    for frame in reversed(operation.traceback):
-        path = frame.filename.replace("\\", "/")
+    for path, function in calls(operation):
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
-        if frame.name not in _MAKING.split():
+        if function not in _MAKING.split():
             return False
     return True
 
