@@ -91,6 +91,7 @@ def stops(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> l
     return [node for node in nodes if node.operation.type == STOP]
 
 
+@tf.autograph.experimental.do_not_convert
 def deliberate_stops(
     graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor], layers: Sequence[Any] = ()
 ) -> list[tuple[str, str]]:
@@ -102,7 +103,9 @@ def deliberate_stops(
     Returns:
         For each the name of the operation, and the layer or else the name scope that it is in.
     """
-    found = [node for node in stops(graph, sources, targets) if _is_users(node.operation)]
+    found = [
+        node for node in stops(graph, sources, targets) if is_deliberate(calls(node.operation))
+    ]
     return [(node.name, place_of(node.name, layers)) for node in found]
 
 
@@ -174,7 +177,8 @@ class _Walk:
             before = _BODIES[operation.type][1]
             inside = frozenset(position - before for position in given)
             found = [self._through(operation, body, inside)[1] for body in bodies]
-            return frozenset().union(*found)
+            # A reverse pass gives the body of an operation that was there before more outputs.
+            return frozenset().union(*found) & frozenset(range(len(operation.outputs)))
         numbers = [i for i, tensor in enumerate(operation.outputs) if _takes_derivatives(tensor)]
         if operation.type != "IdentityN":
             return numbers
@@ -317,7 +321,7 @@ def _takes_derivatives(tensor: tf.Tensor) -> bool:
 # Functions of TensorFlow and Keras between a call of `stop_gradient` and the operation it makes.
 _MAKING = """
     from_node_def _create_op_internal create_op_internal _apply_op_helper apply_op stop_gradient
-    op_dispatch_handler error_handler wrapper
+    op_dispatch_handler error_handler wrapper _call_unconverted converted_call
 """
 _LIBRARIES = ("tensorflow", "keras", "tf_keras", "spectral_density")
 
@@ -329,9 +333,14 @@ _ON_BEHALF = (
 )
 
 
-def _is_users(operation: Any) -> bool:
-    """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras."""
-    for path, function in calls(operation):
+def is_deliberate(calls: Iterable[tuple[str, str]]) -> bool:
+    """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras.
+
+    Args:
+        calls: file and function of each call that led to it, the last first; those of an unknown
+            origin (a graph from a file) are none.
+    """
+    for path, function in calls:
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
         if function not in _MAKING.split():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.linearization import flat
 from spectral_density.curvature.losses import FunctionObjective, KerasObjective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.culprits import batch_norms, culprits, forward_pass
@@ -242,7 +241,8 @@ class Examination:
         batch = plain(operator, self.passes.entry)
         check = surrogate(
             forward_pass(operator, self.passes.entry),
-            flat((batch, tf.constant(1.0, tf.float64))),
+            objective.sums,
+            (batch, tf.constant(1.0, tf.float64)),
             operator.parameters.variables,
             layers_of(objective.model),
             compiled=lambda function: compiled(function, objective),
