@@ -104,7 +104,7 @@ def deliberate_stops(
         For each the name of the operation, and the layer or else the name scope that it is in.
     """
     found = [
-        node for node in stops(graph, sources, targets) if is_deliberate(calls(node.operation))
+        node for node in stops(graph, sources, targets) if _is_deliberate(calls(node.operation))
     ]
     return [(node.name, place_of(node.name, layers)) for node in found]
 
@@ -321,7 +321,7 @@ def _takes_derivatives(tensor: tf.Tensor) -> bool:
 # Functions of TensorFlow and Keras between a call of `stop_gradient` and the operation it makes.
 _MAKING = """
     from_node_def _create_op_internal create_op_internal _apply_op_helper apply_op stop_gradient
-    op_dispatch_handler error_handler wrapper _call_unconverted converted_call
+    op_dispatch_handler error_handler wrapper
 """
 _LIBRARIES = ("tensorflow", "keras", "tf_keras", "spectral_density")
 
@@ -333,7 +333,7 @@ _ON_BEHALF = (
 )
 
 
-def is_deliberate(calls: Iterable[tuple[str, str]]) -> bool:
+def _is_deliberate(calls: Iterable[tuple[str, str]]) -> bool:
     """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras.
 
     Args:

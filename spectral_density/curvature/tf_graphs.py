@@ -5,16 +5,13 @@ The one file of the graph walk that uses private names of TensorFlow.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from enum import Enum
 from inspect import getclosurevars, isfunction
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import ops
-from tensorflow.python.ops import gen_array_ops
 
 _CUSTOM_GRADIENT = "_gradient_op_type"
 
@@ -95,34 +92,6 @@ def unchanged_by_autograph(error: Exception) -> Exception:
     """Return an error that leaves a function which AutoGraph converted with its type and text."""
     error.ag_pass_through = True  # type: ignore[attr-defined]
     return error
-
-
-@contextmanager
-def stops_lifted(lifted: Callable[[Iterable[tuple[str, str]]], bool]) -> Iterator[None]:
-    """Let gradients pass `tf.stop_gradient` while a graph is traced.
-
-    Args:
-        lifted: told the file and the function of each call that led there, the last first; says
-            whether the gradient passes.
-    """
-    before = gen_array_ops.stop_gradient
-
-    def stop_gradient(input: Any, name: Any = None) -> tf.Tensor:
-        passes = lifted(_calls_here())
-        return tf.identity(input, name) if passes else before(input, name)
-
-    gen_array_ops.stop_gradient = stop_gradient
-    try:
-        yield
-    finally:
-        gen_array_ops.stop_gradient = before
-
-
-def _calls_here() -> Iterator[tuple[str, str]]:
-    frame = sys._getframe(2)
-    while frame is not None:
-        yield frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
-        frame = frame.f_back  # type: ignore[assignment]
 
 
 def calls(operation: Any) -> list[tuple[str, str]]:

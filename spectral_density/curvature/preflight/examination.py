@@ -13,7 +13,6 @@ from spectral_density.curvature.preflight.outputs import gradient_reaches, mista
 from spectral_density.curvature.preflight.passes import Passes, difference
 from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
 from spectral_density.curvature.preflight.surrogate import surrogate
-from spectral_density.curvature.products import compiled
 from spectral_density.curvature.scopes import layers_of
 
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
@@ -237,18 +236,9 @@ class Examination:
 
     def _judge_stops(self) -> None:
         operator = self.operator
-        objective = operator.objective
-        batch = plain(operator, self.passes.entry)
-        check = surrogate(
-            forward_pass(operator, self.passes.entry),
-            objective.sums,
-            (batch, tf.constant(1.0, tf.float64)),
-            operator.parameters.variables,
-            layers_of(objective.model),
-            compiled=lambda function: compiled(function, objective),
-            rounding=self.passes.rounding,
-        )
-        self.checks.append(check)
+        forward = forward_pass(operator, self.passes.entry)
+        layers = layers_of(operator.objective.model)
+        self.checks.append(surrogate(forward, operator.parameters.variables, layers))
 
     def _variables_finite(self) -> bool:
         parameters = self.operator.parameters
