@@ -17,6 +17,7 @@ import tensorflow as tf
 from spectral_density.curvature.scopes import place_of
 from spectral_density.curvature.tf_graphs import (
     body_of,
+    calls,
     captured,
     handles_of,
     has_custom_gradient,
@@ -65,23 +66,32 @@ class Node:
     inputs: tuple[int, ...]
 
 
-def differentiated(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> list[Node]:
+def differentiated(
+    graph: Any,
+    sources: Iterable[Any],
+    targets: Iterable[tf.Tensor],
+    *,
+    through_stops: bool = False,
+) -> list[Node]:
     """Return the operations that a derivative of targets with respect to sources passes.
 
     Args:
         graph: a `FuncGraph`, or the one that is being traced.
         sources: variables, or tensors of the graph.
         targets: tensors of the graph.
+        through_stops: go on through `tf.stop_gradient`, as if it were not there.
     """
-    return _Walk(frozenset()).between(graph, sources, targets)
+    passed = frozenset({STOP}) if through_stops else frozenset()
+    return _Walk(passed).between(graph, sources, targets)
 
 
 def stops(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> list[Node]:
     """Return the `StopGradient` operations between sources and targets: see `differentiated`."""
-    nodes = _Walk(frozenset({STOP})).between(graph, sources, targets)
+    nodes = differentiated(graph, sources, targets, through_stops=True)
     return [node for node in nodes if node.operation.type == STOP]
 
 
+@tf.autograph.experimental.do_not_convert
 def deliberate_stops(
     graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor], layers: Sequence[Any] = ()
 ) -> list[tuple[str, str]]:
@@ -93,7 +103,9 @@ def deliberate_stops(
     Returns:
         For each the name of the operation, and the layer or else the name scope that it is in.
     """
-    found = [node for node in stops(graph, sources, targets) if _is_users(node.operation)]
+    found = [
+        node for node in stops(graph, sources, targets) if _is_deliberate(calls(node.operation))
+    ]
     return [(node.name, place_of(node.name, layers)) for node in found]
 
 
@@ -133,19 +145,19 @@ class _Walk:
         following = _next_step(loop)
         reached = {id(tensor) for tensor in starts}
         waiting = list(starts)
-        calls: dict[str, Any] = {}  # last, when all of their inputs are known
-        while waiting or calls:
+        later: dict[str, Any] = {}  # what runs functions, when all of its inputs are known
+        while waiting or later:
             if waiting:
                 tensor = waiting.pop()
                 new = list(following.get(id(tensor), ()))
                 operations = []
                 for operation in tensor.consumers():
                     if operation.type in _BODIES:
-                        calls[operation.name] = operation
+                        later[operation.name] = operation
                     else:
                         operations.append(operation)
             else:
-                operations, new = [calls.pop(next(iter(calls)))], []
+                operations, new = [later.pop(next(iter(later)))], []
             for operation in operations:
                 outputs = operation.outputs
                 given = _those_in(operation, reached)
@@ -165,7 +177,8 @@ class _Walk:
             before = _BODIES[operation.type][1]
             inside = frozenset(position - before for position in given)
             found = [self._through(operation, body, inside)[1] for body in bodies]
-            return frozenset().union(*found)
+            # A reverse pass gives the body of an operation that was there before more outputs.
+            return frozenset().union(*found) & frozenset(range(len(operation.outputs)))
         numbers = [i for i, tensor in enumerate(operation.outputs) if _takes_derivatives(tensor)]
         if operation.type != "IdentityN":
             return numbers
@@ -194,17 +207,17 @@ class _Walk:
         waiting = [tensor for tensor in targets if id(tensor) in reached]
         wanted = {id(tensor) for tensor in waiting}
         nodes: dict[str, list[Node]] = {}
-        calls: dict[str, Any] = {}  # last, when all that is wanted of them is known
-        while waiting or calls:
+        later: dict[str, Any] = {}  # what runs functions, when all that is wanted of it is known
+        while waiting or later:
             if waiting:
                 tensor = waiting.pop()
                 operation = tensor.op
                 new = list(before.get(id(tensor), ()))
                 if operation.type in _BODIES:
-                    calls[operation.name] = operation
+                    later[operation.name] = operation
                     operation = None
             else:
-                operation, new = calls.pop(next(iter(calls))), []
+                operation, new = later.pop(next(iter(later))), []
             given = frozenset() if operation is None else _those_in(operation, reached)
             if given:
                 needed, inside = self._inputs_needed(operation, given, wanted)
@@ -320,13 +333,17 @@ _ON_BEHALF = (
 )
 
 
-def _is_users(operation: Any) -> bool:
-    """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras."""
-    for frame in reversed(operation.traceback):
-        path = frame.filename.replace("\\", "/")
+def _is_deliberate(calls: Iterable[tuple[str, str]]) -> bool:
+    """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras.
+
+    Args:
+        calls: file and function of each call that led to it, the last first; those of an unknown
+            origin (a graph from a file) are none.
+    """
+    for path, function in calls:
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
-        if frame.name not in _MAKING.split():
+        if function not in _MAKING.split():
             return False
     return True
 

@@ -103,15 +103,28 @@ def refuse_without_derivatives(
     if tf.executing_eagerly():
         return
     graph = tf.compat.v1.get_default_graph()
-    nodes = differentiated(graph, sources, targets)
-    for sentence in (_of_ctc, _of_python, _of_quantization, _of_first, _of_second):
-        if sentence is _of_second and order < 2:
+    for node, text in faults(differentiated(graph, sources, targets), order):
+        text = text.format(operation=_named(node, layers))
+        raise unchanged_by_autograph(ValueError(text))
+
+
+def faults(nodes: Sequence[Node], order: int) -> Iterator[tuple[Node, str]]:
+    """Yield the operations that have not all the derivatives to come, the worst first.
+
+    Args:
+        nodes: what is differentiated.
+        order: how many derivatives are still to be taken.
+
+    Yields:
+        The operation and what is wrong with it, a text with a place for `operation`.
+    """
+    for fault in (_of_ctc, _of_python, _of_quantization, _of_first, _of_second):
+        if fault is _of_second and order < 2:
             continue
         for node in nodes:
-            text = sentence(node)
+            text = fault(node)
             if text is not None:
-                text = text.format(operation=_named(node, layers))
-                raise unchanged_by_autograph(ValueError(text))
+                yield node, text
 
 
 @contextmanager

@@ -95,6 +95,9 @@ def unchanged_by_autograph(error: Exception) -> Exception:
 
 
 def calls(operation: Any) -> list[tuple[str, str]]:
-    """Return the file and the function of each call that led to an operation, the last first."""
-    frames = reversed(operation.traceback)
+    """Return the file and the function of each call that led to an operation, the last first.
+
+    There are none where a graph was loaded from a file.
+    """
+    frames = reversed(operation.traceback or ())
     return [(frame.filename.replace("\\", "/"), frame.name) for frame in frames]

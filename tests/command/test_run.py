@@ -465,3 +465,18 @@ def test_a_killed_run_and_ctrl_c_in_a_process_of_its_own(here, tmp_path):
         assert "Traceback" not in error
         command = [*command, "--resume"] if "--resume" not in command else command
     assert "Go on with" in error
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+@pytest.mark.parametrize("line", ["check q.keras --data d.npz", "run q.keras --data d.npz --out o"])
+def test_a_model_without_second_derivatives_is_refused_in_a_sentence(command, line):
+    model = mlp()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.quantize("int8")
+    model.save("q.keras")
+    code, _, error = command(line)
+    assert code
+    assert "straight-through" in error
+    assert "layer Dense" in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1

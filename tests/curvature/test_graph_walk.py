@@ -204,3 +204,13 @@ def test_a_layer_behind_the_stop_has_no_surrogate():
     operator = GaussNewtonOperator(model, "mse", [(X, Y)], variables=model.layers[-1])
     assert preflight(operator)["surrogate"].status == "passed"
     assert layers_of(model)
+
+
+def test_bodies_that_a_reverse_pass_has_changed_are_walked():
+    def function(v):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            value = tf.reduce_sum(tf.cond(v[0] > 0, lambda: tf.tanh(loop(tf.sin, v)), lambda: v))
+        return value + tf.reduce_sum(tape.gradient(value, v) ** 2)
+
+    assert types(function, [0.3, -0.7]) >= {"Sin", "Tanh"}
