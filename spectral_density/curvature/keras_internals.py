@@ -3,8 +3,8 @@
 TensorFlow differentiates an operation by a function registered under its name, and a second time by
 the function registered for the operations that the first one built. Where none is registered the
 second derivative is an error; where it is registered as not differentiable it is silently zero.
-Everything that this package replaces in another package while it traces is in this file. Values and
-first derivatives stay the framework's own; what was replaced is restored.
+Everything that this package replaces in another package while it traces is in this file. Values
+stay the framework's own, first derivatives too or to rounding; what was replaced is restored.
 """
 
 from __future__ import annotations
