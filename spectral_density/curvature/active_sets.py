@@ -347,21 +347,28 @@ _OF_EVERY_OPERATION = (
 )
 
 
-def _needed(
-    graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]
-) -> list[Any]:
-    """Return the operations that tensors come from, in the order in which they were made."""
-    found: set[Any] = set()
-    waiting = [tensor.op for tensor in outputs if tensor.ref() not in given]
+def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]) -> list[Any]:
+    """Return the operations that tensors come from, each after those that it needs itself.
+
+    The order in which they were made does not do: loops get inputs that were made after them.
+    """
+    done: set[Any] = set()
+    ordered: list[Any] = []
+    waiting = [(tensor.op, False) for tensor in outputs if tensor.ref() not in given]
     while waiting:
-        operation = waiting.pop()
-        if operation in found:
+        operation, has_inputs = waiting.pop()
+        if operation in done:
             continue
-        found.add(operation)
-        waiting.extend(tensor.op for tensor in operation.inputs if tensor.ref() not in given)
+        if has_inputs:
+            done.add(operation)
+            ordered.append(operation)
+            continue
+        waiting.append((operation, True))
+        needed = [tensor.op for tensor in operation.inputs if tensor.ref() not in given]
         # Reads of a variable wait for what wrote to it before.
-        waiting.extend(o for o in operation.control_inputs if o.op_def.is_stateful and o.inputs)
-    return [operation for operation in graph.get_operations() if operation in found]
+        needed += [o for o in operation.control_inputs if o.op_def.is_stateful and o.inputs]
+        waiting.extend((o, False) for o in reversed(needed) if o not in done)
+    return ordered
 
 
 def _copied(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:

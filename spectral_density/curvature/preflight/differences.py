@@ -59,6 +59,7 @@ class BatchOfProducts:
         self._graph = HeldGraph(graph, tensors, parameters.variables)
         self._with_rows = list(arguments)
         self._arguments = flat(arguments)
+        self._whole: HeldGraph | None = None
         self._held: Held | None = None
         self._values: list[np.ndarray] = []
         self.num_gradients = 0
@@ -103,7 +104,7 @@ class BatchOfProducts:
         graph = self._concrete
         names = ("product", "tangents", "cotangents")
         tensors = [noted(graph, name) for name in names]
-        if not hasattr(self, "_whole"):
+        if self._whole is None:
             self._whole = HeldGraph(graph, [t for part in tensors for t in part])
         batch, weight, scales, _, *sums = self._with_rows
         found = self._whole.record(flat((batch, weight, scales, rows, *sums)))[0]
@@ -156,11 +157,12 @@ def compare_hessian(
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
+    step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
         return block_is_wrong(
-            product(part), _pair(batch, move, part, accuracy), layers[name], accuracy, found.figure
+            product(part), _pair(batch, move, part, step), layers[name], accuracy, found.figure
         )
 
     if found.status == "failed":
@@ -185,10 +187,11 @@ def compare_through_outputs(
     at_outputs = Quotients(*(part[n:] for part in quotients))
     everything = {"the outputs": slice(None)}
     found = judge_product(tangent, at_outputs, everything, accuracy)
+    step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        pair = _pair(batch, move, part, accuracy)
+        pair = _pair(batch, move, part, step)
         at_outputs = pair._replace(after=pair.after[n:], before=pair.before[n:])
         tangent = _joined(batch.product(rows(part))[1])
         return block_is_wrong(tangent, at_outputs, slice(None), accuracy, found.figure)
@@ -320,14 +323,15 @@ def _pair(
     batch: BatchOfProducts,
     move: Callable[[np.ndarray], None],
     direction: np.ndarray,
-    accuracy: Accuracy,
+    step: float,
 ) -> Pair:
+    """Return the gradient, and after it the outputs, at both ends of a step."""
     ends = []
-    for step in (accuracy.step(), -accuracy.step()):
-        move(step * direction)
+    for sign in (1.0, -1.0):
+        move(sign * step * direction)
         ends.append(batch.gradient())
     move(0.0 * direction)
-    return Pair(accuracy.step(), *ends)
+    return Pair(step, *ends)
 
 
 def _only(vector: np.ndarray, where: Any) -> np.ndarray:
