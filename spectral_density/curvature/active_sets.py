@@ -26,7 +26,9 @@ Held = list[tf.Tensor]
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
 # Of these, and of all that gives integers or truth values, the output is held.
-_PIECEWISE_CONSTANT = frozenset({"Sign", "Floor", "Ceil", "Rint", "Round", "FloorDiv", "TruncateDiv"})
+_PIECEWISE_CONSTANT = frozenset(
+    {"Sign", "Floor", "Ceil", "Rint", "Round", "FloorDiv", "TruncateDiv"}
+)
 
 # Of these the inputs at these places are held, which say what piece is meant.
 _SELECTING_INPUTS = {
@@ -123,9 +125,7 @@ def _max_pool_3d(
     names = ("ksize", "strides", "padding", "data_format")
     options = {name: _attribute(operation, name) for name in names}
     pooled = _raw.MaxPool3D(input=held[0], **options)
-    return [
-        _raw.MaxPool3DGradGrad(orig_input=held[0], orig_output=pooled, grad=now[0], **options)
-    ]
+    return [_raw.MaxPool3DGradGrad(orig_input=held[0], orig_output=pooled, grad=now[0], **options)]
 
 
 def _top_k(operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]) -> list[tf.Tensor]:

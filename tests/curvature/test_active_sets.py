@@ -45,15 +45,21 @@ PIECES = {
         lambda v: np.where(X > 0, v, 0.125 * v),
     ),
     "abs": (tf.abs, lambda v: np.sign(X) * v),
-    "maximum": (lambda v: tf.maximum(v, v[::-1]), lambda v: np.where(X > X[::-1], v, v[::-1])),
+    "maximum": (lambda v: tf.maximum(v, v[::-1]), lambda v: np.where(X - X[::-1] > 0, v, v[::-1])),
     "minimum": (lambda v: tf.minimum(v, 1.0), lambda v: np.where(X < 1, v, 1)),
-    "clip": (lambda v: tf.clip_by_value(v, -1.0, 5.0), lambda v: np.where(X > 5, 5, np.where(X < -1, -1, v))),
+    "clip": (
+        lambda v: tf.clip_by_value(v, -1.0, 5.0),
+        lambda v: np.where(X > 5, 5, np.where(X < -1, -1, v)),
+    ),
     "max": (lambda v: tf.reduce_max(v, -1), lambda v: v[[0, 1], X.argmax(-1)]),
     "min, kept": (
         lambda v: tf.reduce_min(v, 0, keepdims=True),
         lambda v: v[X.argmin(0), range(4)][None],
     ),
-    "sort": (lambda v: tf.sort(v, -1) * [1.0, 2.0, 3.0, 4.0], lambda v: np.take_along_axis(v, X.argsort(-1), -1) * [1, 2, 3, 4]),
+    "sort": (
+        lambda v: tf.sort(v, -1) * [1.0, 2.0, 3.0, 4.0],
+        lambda v: np.take_along_axis(v, X.argsort(-1), -1) * [1, 2, 3, 4],
+    ),
     "where": (lambda v: tf.where(v > 1.0, v**2, v), lambda v: np.where(X > 1, v**2, v)),
     "argmax": (
         lambda v: tf.gather(v, tf.argmax(v, -1), batch_dims=1),
@@ -95,7 +101,7 @@ def test_the_gradient_is_that_of_the_pieces(name):
 
 
 def test_what_a_framework_stops_is_not_held():
-    _, there, graph = held(lambda v: tf.reduce_logsumexp(v, -1), X, AWAY)
+    _, there, _ = held(lambda v: tf.reduce_logsumexp(v, -1), X, AWAY)
     np.testing.assert_allclose(there[0], np.sum(np.log(np.sum(np.exp(AWAY), -1))), rtol=1e-12)
     _, there, _ = held(lambda v: tf.compat.v2.nn.moments(v, [0])[1], X, AWAY)
     np.testing.assert_allclose(there[0], np.sum(np.var(AWAY, 0)), rtol=1e-12)
@@ -106,7 +112,10 @@ def test_pooling_takes_from_where_the_largest_was(padding):
     rng = np.random.default_rng(0)
     x, away = rng.normal(size=(2, 2, 6, 6, 2))
     _, there, _ = held(lambda v: tf.nn.max_pool2d(v, 2, 2, padding) ** 2, x, away)
-    windows = [a.reshape(2, 3, 2, 3, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 3, 3, 2, 4) for a in (x, away)]
+    windows = [
+        a.reshape(2, 3, 2, 3, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 3, 3, 2, 4)
+        for a in (x, away)
+    ]
     taken = np.take_along_axis(windows[1], windows[0].argmax(-1)[..., None], -1)
     np.testing.assert_allclose(there[0], np.sum(taken**2), rtol=1e-12)
 

@@ -14,8 +14,7 @@ from keras import layers
 from models import CASES, classes, compiled, mlp, normals, set_random_weights, split
 
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
-from spectral_density.curvature.preflight import PreflightError, preflight
-from spectral_density.curvature.preflight import differences
+from spectral_density.curvature.preflight import PreflightError, differences, preflight
 from spectral_density.curvature.preflight.derivative import (
     Accuracy,
     Pair,
@@ -95,7 +94,9 @@ def convolutions(activation, dtype, fault=None, after=0):
     stack = [keras.Input((8, 8, 1), dtype=dtype)]
     for number in range(3):
         stack.append(
-            layers.Conv2D(4, 3, activation=activation, padding="same", dtype=dtype, name=f"conv{number}")
+            layers.Conv2D(
+                4, 3, activation=activation, padding="same", dtype=dtype, name=f"conv{number}"
+            )
         )
         if fault is not None and number == after:
             stack.append(Wrong(fault, dtype=dtype))
@@ -109,7 +110,9 @@ def transformer(activation, dtype, fault=None, after=0):
     h = inputs
     for number in range(2):
         normal = layers.LayerNormalization(dtype=dtype, name=f"norm{number}")(h)
-        h = h + layers.MultiHeadAttention(2, 3, dtype=dtype, name=f"attention{number}")(normal, normal)
+        h = h + layers.MultiHeadAttention(2, 3, dtype=dtype, name=f"attention{number}")(
+            normal, normal
+        )
         wide = layers.Dense(8, activation, dtype=dtype, name=f"hidden{number}")(h)
         if fault is not None and number == after:
             wide = Wrong(fault, dtype=dtype)(wide)
@@ -409,7 +412,9 @@ def test_the_penalty_on_weights_is_no_part_of_it():
 
 
 def quotients(function, start, direction, steps=(1e-5, 4e-5)):
-    pairs = [Pair(h, function(start + h * direction), function(start - h * direction)) for h in steps]
+    pairs = [
+        Pair(h, function(start + h * direction), function(start - h * direction)) for h in steps
+    ]
     return Quotients.of(function(start), pairs, DOUBLE.eps())
 
 

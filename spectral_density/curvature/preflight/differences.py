@@ -117,9 +117,7 @@ class BatchOfProducts:
         tensors = noted(self._concrete, what)
         if what == "loss":
             tensors = tensors[-1:]
-        graph = HeldGraph(
-            self._concrete, tensors, free=self.outputs, differentiated=differentiated
-        )
+        graph = HeldGraph(self._concrete, tensors, free=self.outputs, differentiated=differentiated)
         held: list[Held] = []
 
         def function(outputs: list[np.ndarray]) -> np.ndarray:
@@ -201,7 +199,9 @@ def compare_through_outputs(
     elif found.status == "passed":
         outputs = slopes.gradient[n:]
         shapes = [part.shape for part in tangents]
-        found = _worse(found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, accuracy))
+        found = _worse(
+            found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, accuracy)
+        )
         found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, accuracy))
     of_gradient = [
         pair._replace(after=pair.after[:n], before=pair.before[:n]) for pair in slopes.of_gradient
@@ -238,13 +238,11 @@ def _matrix_at_outputs(
     second = Pair(step, value(step), value(-step))
     quotients = Quotients.of(here, [first, second], accuracy.eps())
     if not of_examples:
-        found = judge_product(
-            unit * cotangent, quotients, {"the outputs": slice(None)}, accuracy
-        )
+        found = judge_product(unit * cotangent, quotients, {"the outputs": slice(None)}, accuracy)
     else:
         # The sum over examples (a mean over samples) of squares of their slopes is t'Bt.
         form = unit * np.sqrt(max(float(tangent @ cotangent), 0.0))
-        norms = [np.linalg.norm(part, keepdims=True).reshape(1) for part in quotients]
+        norms = [np.array([np.linalg.norm(part)]) for part in quotients]
         found = judge_product(
             np.array([form]), Quotients(*norms), {"the outputs": slice(None)}, accuracy
         )

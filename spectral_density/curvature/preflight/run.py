@@ -24,9 +24,9 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 # The doubts that a user knows of, and the state in which an operator was found to be no worse.
 _warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
-_checked: WeakKeyDictionary[
-    CurvatureOperator, tuple[tuple[int, bool, str], PreflightReport]
-] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, bool, str], PreflightReport]] = (
+    WeakKeyDictionary()
+)
 
 
 def preflight(
@@ -56,7 +56,7 @@ def preflight(
     - outputs: a loss of probabilities gets no logits, one of logits no probabilities. A doubt.
     - variables: which variables the loss does not depend on. Fails only where that is all of them.
 
-    "derivative" and "gradient" compare with the truth, not with itself: what TensorFlow's tape gives may be wrong,
+    "derivative" and "gradient" compare with the truth: what TensorFlow's tape gives may be wrong,
     and symmetric all the same. They take six gradients and one product of the first batch, two
     steps to either side along a direction that the matrix acts on. Active sets (ReLU, max-pooling,
     comparisons) and values that a loss of the user's stops gradients at are held, so that
