@@ -158,8 +158,10 @@ class HeldGraph:
     """Some tensors of a traced graph as a function, whose active sets may be held.
 
     Attributes:
-        has_kinks: whether anything is held; known after the first call.
+        has_kinks: whether anything is held; known, as the others, after the first call.
         in_loops: types of operations with kinks inside loops and branches, which are not held.
+        kinds: types of the operations that depend on what is moved.
+        dtypes: floating-point types that these give.
     """
 
     def __init__(
@@ -191,6 +193,8 @@ class HeldGraph:
         self._again_fn = tf.function(self._again, autograph=False)
         self.has_kinks = False
         self.in_loops: set[str] = set()
+        self.kinds: set[str] = set()
+        self.dtypes: set[tf.DType] = set()
 
     def record(self, arguments: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
         """Return the outputs, and what is to be held at the point that the variables are at.
@@ -212,6 +216,7 @@ class HeldGraph:
         outputs = self._copied(copying, arguments)
         self.has_kinks = bool(copying.recorded)
         self.in_loops = copying.in_loops
+        self.kinds, self.dtypes = copying.kinds, copying.dtypes
         return outputs, copying.recorded
 
     def _again(self, arguments: list[tf.Tensor], held: Held) -> list[tf.Tensor]:
@@ -241,6 +246,8 @@ class _Copy:
     held: Held | None  # None to record
     recorded: Held = field(default_factory=list)
     in_loops: set[str] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
+    dtypes: set[tf.DType] = field(default_factory=set)
 
     def copied(
         self,
@@ -267,6 +274,8 @@ class _Copy:
                 given[tensor.ref()] = result
                 if depends:
                     moving.add(tensor.ref())
+                    self.kinds.add(operation.type)
+                    self.dtypes |= {tensor.dtype} if tensor.dtype.is_floating else set()
         return [given[t.ref()] for t in outputs], [t.ref() in moving for t in outputs]
 
     def _call(

@@ -85,13 +85,12 @@ class BatchOfProducts:
         Args:
             num_examples: that the loss is a sum over, 1 for a mean.
         """
-        operations = self._concrete.get_operations()
-        dtypes = {tensor.dtype for operation in operations for tensor in operation.outputs}
+        dtypes = self._graph.dtypes
         if dtypes & {tf.float16, tf.bfloat16}:
             return None
         precision = "float32" if tf.float32 in dtypes else "float64"
         saturation = 0.0
-        if any(operation.type in _SATURATING for operation in operations):
+        if self._graph.kinds & _SATURATING:
             loss = abs(self.loss()) / num_examples
             eps = float(np.finfo(precision).eps)
             saturation = _SATURATED * eps / loss if loss else np.inf
