@@ -181,6 +181,9 @@ class HeldGraph:
             free: tensors of it that are given as further arguments, and moved as well.
             differentiated: whether the gradient of the sum of the outputs in the free tensors is
                 wanted instead of the outputs.
+
+        The first of the outputs is the value: gradients that are stopped on the way to it, by the
+        user's own code, are held. Those that are stopped in a gradient are mistakes.
         """
         self._graph = graph
         self._free = list(free)
@@ -231,7 +234,8 @@ class HeldGraph:
             inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
         }
         moving |= {tensor.ref() for tensor in self._free}
-        outputs = copying.copied(self._graph, given, moving, self._outputs)[0]
+        forward = set(_needed(self._graph, self._outputs[:1], given))
+        outputs = copying.copied(self._graph, given, moving, self._outputs, forward)[0]
         if not self._differentiated:
             return outputs
         free = [given[tensor.ref()] for tensor in self._free]
@@ -255,18 +259,23 @@ class _Copy:
         given: dict[Any, tf.Tensor],
         moving: set[Any],
         outputs: Sequence[tf.Tensor],
+        forward: set[Any] | None,
     ) -> tuple[list[tf.Tensor], list[bool]]:
-        """Return tensors computed again, and whether each depends on what is moved."""
+        """Return tensors computed again, and whether each depends on what is moved.
+
+        `forward` are the operations that lead to the value, None for all.
+        """
         given, moving = dict(given), set(moving)
         for operation in _needed(graph, outputs, given):
             inputs = [given[tensor.ref()] for tensor in operation.inputs]
             moves = [tensor.ref() in moving for tensor in operation.inputs]
+            leads = forward is None or operation in forward
             if operation.type in _CALLS:
-                results, depend = self._call(graph, operation, inputs, moves)
+                results, depend = self._call(graph, operation, inputs, moves, leads)
             else:
                 depend = [any(moves)] * len(operation.outputs)
                 results = (
-                    self._on_its_piece(operation, inputs)
+                    self._on_its_piece(operation, inputs, leads)
                     if any(moves)
                     else _copied(operation, inputs)
                 )
@@ -279,29 +288,35 @@ class _Copy:
         return [given[t.ref()] for t in outputs], [t.ref() in moving for t in outputs]
 
     def _call(
-        self, graph: Any, operation: Any, inputs: list[tf.Tensor], moves: list[bool]
+        self,
+        graph: Any,
+        operation: Any,
+        inputs: list[tf.Tensor],
+        moves: list[bool],
+        leads: bool,
     ) -> tuple[list[tf.Tensor], list[bool]]:
         """Copy what a function does in place of a call to it."""
         body = _function(graph, operation.get_attr("f"))
         given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
         moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
-        return self.copied(body, given, moving, body.outputs)
+        return self.copied(body, given, moving, body.outputs, None if leads else set())
 
-    def _on_its_piece(self, operation: Any, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _on_its_piece(
+        self, operation: Any, inputs: list[tf.Tensor], leads: bool
+    ) -> list[tf.Tensor]:
         kind = operation.type
         if kind in _PIECES:
             held = self._hold(lambda: inputs)
-            return inputs and (
-                _copied(operation, inputs)
-                if self.held is None
-                else _PIECES[kind](operation, inputs, held)
-            )
+            if self.held is None:
+                return _copied(operation, inputs)
+            return _PIECES[kind](operation, inputs, held)
         if kind in _SELECTING_INPUTS:
             places = _SELECTING_INPUTS[kind]
             held = self._hold(lambda: [inputs[place] for place in places])
             fixed = dict(zip(places, held, strict=True))
             return _copied(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
-        if _is_constant_on_pieces(operation) or is_deliberate_stop(operation):
+        stops = leads and is_deliberate_stop(operation)
+        if stops or _is_constant_on_pieces(operation):
             return self._hold(lambda: _copied(operation, inputs), len(operation.outputs))
         self.in_loops |= _kinks_inside(operation)
         return _copied(operation, inputs)

@@ -167,13 +167,34 @@ def statuses(report):
 # Right networks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_right_network_passes(name):
+    report = preflight(made(name))
+    assert statuses(report) == ("passed", "passed"), report
+    assert report.verdict == "sound"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("relu MLP", "float32"),
+        ("relu MLP", "float64"),
+        ("relu CNN", "float32"),
+        ("gelu transformer", "float32"),
+    ],
+)
+def test_a_right_network_passes_once_it_is_trained(name, dtype):
+    report = preflight(made(name, dtype, trained=True))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_right_network_passes(name, dtype, trained):
+def test_every_right_network_passes(name, dtype, trained):
     report = preflight(made(name, dtype, trained=trained))
     assert statuses(report) == ("passed", "passed"), report
-    assert report.verdict == "sound"
 
 
 def test_a_network_whose_cross_entropy_is_rounding_is_not_judged():
@@ -205,19 +226,36 @@ def test_half_precision_is_not_judged(name, recwarn):
 # Wrong operations --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0, 1])
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ["relu MLP", "relu CNN", "gelu transformer"])
+@pytest.mark.parametrize(
+    ("name", "fault", "after"),
+    [
+        ("relu MLP", "no second derivative", 0),
+        ("relu MLP", "half a second derivative", 1),
+        ("relu MLP", "Python in the gradient", 0),
+        ("relu CNN", "no second derivative", 1),
+        ("relu CNN", "Python in the gradient", 1),
+        ("gelu transformer", "half a second derivative", 0),
+    ],
+)
 def test_a_wrong_second_derivative_fails_and_names_the_layer_before_it(name, fault, after):
     report = preflight(made(name, fault=FAULTS[fault], after=after))
     assert statuses(report) == ("failed", "passed"), report
-    layer = {"relu MLP": "hidden", "relu CNN": "conv", "gelu transformer": "hidden"}[name]
+    layer = "conv" if "CNN" in name else "hidden"
     assert f"'{layer}{after}'" in report["derivative"].message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["relu MLP", "leaky relu CNN", "gelu transformer"])
-def test_a_wrong_second_derivative_fails_in_a_trained_network(name):
-    report = preflight(made(name, fault=without_second_derivative, after=1, trained=True))
+def test_every_wrong_second_derivative_fails(name, fault, after, trained):
+    report = preflight(made(name, fault=FAULTS[fault], after=after, trained=trained))
+    assert report["derivative"].status == "failed", report
+
+
+def test_a_wrong_second_derivative_fails_in_a_trained_network():
+    report = preflight(made("relu MLP", fault=without_second_derivative, after=1, trained=True))
     assert report["derivative"].status == "failed", report
 
 
@@ -243,10 +281,6 @@ FUNCTIONS = {
         np.eye(2),
     ),
     "a product with zeros": (tf.reduce_prod, np.array([0.0, 0.0, 3.0])),
-    "a cumulative product with zeros": (
-        lambda v: tf.reduce_sum(tf.math.cumprod(v)),
-        np.array([0.0, 0.0, 3.0, 1.0]),
-    ),
     "a fixed slope": (
         lambda v: tf.reduce_sum(without_second_derivative(v) ** 2),
         np.array([0.5, 1.0, 2.0]),
@@ -318,8 +352,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce", "ce"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        *(("Gauss-Newton", "ce"), ("type 2", "mse"), ("empirical", "ce"), ("empirical", "mse")),
+        *(("Monte Carlo", "ce"), ("Monte Carlo", "bce"), ("Monte Carlo", "mse")),
+    ],
+)
 def test_gauss_newton_and_fisher_matrices_pass(kind, loss):
     report = preflight(KINDS[kind](*through_outputs(loss=loss)))
     assert statuses(report) == ("passed", "passed"), report

@@ -25,6 +25,9 @@ _SPREAD = 0.5
 _SPREAD_OVER_KINKS = 10.0
 _ROUNDINGS = 4.0
 
+# Quotients that differ by more than this share of their norm do not agree, and say nothing.
+_DISAGREEMENT = 0.3
+
 # A layer is judged where what explains a gap is less than this share of the product.
 _DECIDABLE = 0.5
 
@@ -240,6 +243,8 @@ class _Part(NamedTuple):
 
     def explained(self, accuracy: Accuracy) -> float:
         """Return how large a gap the errors of the quotients explain."""
+        if self.spread > _DISAGREEMENT * self.scale:
+            return np.inf
         spread = _SPREAD_OVER_KINKS if accuracy.crosses_kinks else _SPREAD
         return accuracy.tolerance() * self.scale + spread * self.spread + _ROUNDINGS * self.rounding
 
