@@ -158,8 +158,10 @@ class HeldGraph:
     """Some tensors of a traced graph as a function, whose active sets may be held.
 
     Attributes:
-        has_kinks: whether anything is held; known after the first call.
+        has_kinks: whether anything is held; known, as the others, after the first call.
         in_loops: types of operations with kinks inside loops and branches, which are not held.
+        kinds: types of the operations that depend on what is moved.
+        dtypes: floating-point types that these give.
     """
 
     def __init__(
@@ -179,6 +181,9 @@ class HeldGraph:
             free: tensors of it that are given as further arguments, and moved as well.
             differentiated: whether the gradient of the sum of the outputs in the free tensors is
                 wanted instead of the outputs.
+
+        The first of the outputs is the value: gradients that are stopped on the way to it, by the
+        user's own code, are held. Those that are stopped in a gradient are mistakes.
         """
         self._graph = graph
         self._free = list(free)
@@ -191,6 +196,8 @@ class HeldGraph:
         self._again_fn = tf.function(self._again, autograph=False)
         self.has_kinks = False
         self.in_loops: set[str] = set()
+        self.kinds: set[str] = set()
+        self.dtypes: set[tf.DType] = set()
 
     def record(self, arguments: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
         """Return the outputs, and what is to be held at the point that the variables are at.
@@ -212,6 +219,7 @@ class HeldGraph:
         outputs = self._copied(copying, arguments)
         self.has_kinks = bool(copying.recorded)
         self.in_loops = copying.in_loops
+        self.kinds, self.dtypes = copying.kinds, copying.dtypes
         return outputs, copying.recorded
 
     def _again(self, arguments: list[tf.Tensor], held: Held) -> list[tf.Tensor]:
@@ -226,7 +234,8 @@ class HeldGraph:
             inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
         }
         moving |= {tensor.ref() for tensor in self._free}
-        outputs = copying.copied(self._graph, given, moving, self._outputs)[0]
+        forward = set(_needed(self._graph, self._outputs[:1], given))
+        outputs = copying.copied(self._graph, given, moving, self._outputs, forward)[0]
         if not self._differentiated:
             return outputs
         free = [given[tensor.ref()] for tensor in self._free]
@@ -241,6 +250,8 @@ class _Copy:
     held: Held | None  # None to record
     recorded: Held = field(default_factory=list)
     in_loops: set[str] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
+    dtypes: set[tf.DType] = field(default_factory=set)
 
     def copied(
         self,
@@ -248,18 +259,23 @@ class _Copy:
         given: dict[Any, tf.Tensor],
         moving: set[Any],
         outputs: Sequence[tf.Tensor],
+        forward: set[Any] | None,
     ) -> tuple[list[tf.Tensor], list[bool]]:
-        """Return tensors computed again, and whether each depends on what is moved."""
+        """Return tensors computed again, and whether each depends on what is moved.
+
+        `forward` are the operations that lead to the value, None for all.
+        """
         given, moving = dict(given), set(moving)
         for operation in _needed(graph, outputs, given):
             inputs = [given[tensor.ref()] for tensor in operation.inputs]
             moves = [tensor.ref() in moving for tensor in operation.inputs]
+            leads = forward is None or operation in forward
             if operation.type in _CALLS:
-                results, depend = self._call(graph, operation, inputs, moves)
+                results, depend = self._call(graph, operation, inputs, moves, leads)
             else:
                 depend = [any(moves)] * len(operation.outputs)
                 results = (
-                    self._on_its_piece(operation, inputs)
+                    self._on_its_piece(operation, inputs, leads)
                     if any(moves)
                     else _copied(operation, inputs)
                 )
@@ -267,32 +283,40 @@ class _Copy:
                 given[tensor.ref()] = result
                 if depends:
                     moving.add(tensor.ref())
+                    self.kinds.add(operation.type)
+                    self.dtypes |= {tensor.dtype} if tensor.dtype.is_floating else set()
         return [given[t.ref()] for t in outputs], [t.ref() in moving for t in outputs]
 
     def _call(
-        self, graph: Any, operation: Any, inputs: list[tf.Tensor], moves: list[bool]
+        self,
+        graph: Any,
+        operation: Any,
+        inputs: list[tf.Tensor],
+        moves: list[bool],
+        leads: bool,
     ) -> tuple[list[tf.Tensor], list[bool]]:
         """Copy what a function does in place of a call to it."""
         body = _function(graph, operation.get_attr("f"))
         given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
         moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
-        return self.copied(body, given, moving, body.outputs)
+        return self.copied(body, given, moving, body.outputs, None if leads else set())
 
-    def _on_its_piece(self, operation: Any, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _on_its_piece(
+        self, operation: Any, inputs: list[tf.Tensor], leads: bool
+    ) -> list[tf.Tensor]:
         kind = operation.type
         if kind in _PIECES:
             held = self._hold(lambda: inputs)
-            return inputs and (
-                _copied(operation, inputs)
-                if self.held is None
-                else _PIECES[kind](operation, inputs, held)
-            )
+            if self.held is None:
+                return _copied(operation, inputs)
+            return _PIECES[kind](operation, inputs, held)
         if kind in _SELECTING_INPUTS:
             places = _SELECTING_INPUTS[kind]
             held = self._hold(lambda: [inputs[place] for place in places])
             fixed = dict(zip(places, held, strict=True))
             return _copied(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
-        if _is_constant_on_pieces(operation) or is_deliberate_stop(operation):
+        stops = leads and is_deliberate_stop(operation)
+        if stops or _is_constant_on_pieces(operation):
             return self._hold(lambda: _copied(operation, inputs), len(operation.outputs))
         self.in_loops |= _kinks_inside(operation)
         return _copied(operation, inputs)
@@ -348,18 +372,27 @@ _OF_EVERY_OPERATION = (
 
 
 def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]) -> list[Any]:
-    """Return the operations that tensors come from, in the order in which they were made."""
-    found: set[Any] = set()
-    waiting = [tensor.op for tensor in outputs if tensor.ref() not in given]
+    """Return the operations that tensors come from, each after those that it needs itself.
+
+    The order in which they were made does not do: loops get inputs that were made after them.
+    """
+    done: set[Any] = set()
+    ordered: list[Any] = []
+    waiting = [(tensor.op, False) for tensor in outputs if tensor.ref() not in given]
     while waiting:
-        operation = waiting.pop()
-        if operation in found:
+        operation, has_inputs = waiting.pop()
+        if operation in done:
             continue
-        found.add(operation)
-        waiting.extend(tensor.op for tensor in operation.inputs if tensor.ref() not in given)
+        if has_inputs:
+            done.add(operation)
+            ordered.append(operation)
+            continue
+        waiting.append((operation, True))
+        needed = [tensor.op for tensor in operation.inputs if tensor.ref() not in given]
         # Reads of a variable wait for what wrote to it before.
-        waiting.extend(o for o in operation.control_inputs if o.op_def.is_stateful and o.inputs)
-    return [operation for operation in graph.get_operations() if operation in found]
+        needed += [o for o in operation.control_inputs if o.op_def.is_stateful and o.inputs]
+        waiting.extend((o, False) for o in reversed(needed) if o not in done)
+    return ordered
 
 
 def _copied(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:

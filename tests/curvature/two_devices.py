@@ -176,14 +176,24 @@ class Figures:
         self.errors["dense"] = [relative_error(two.to_dense(), one.to_dense())]
         self.found["fingerprints agree"] = one.fingerprint() == two.fingerprint()
         self.found["repr"] = repr(two)
+        before = self.values_everywhere(two)
         report = two.check()
         self.found["verdict"] = report.verdict
+        self.found["compared"] = [report[name].status for name in ("derivative", "gradient")]
+        self.found["weights are back"] = before == self.values_everywhere(two)
         self.found["cost"] = report.num_products
         shuffled = tf.data.Dataset.from_tensor_slices(classification()).shuffle(13).batch(5)
         self.found["data in another order"] = two.with_dataset(shuffled).check()["data"].message
         cubic = self.mirrored(lambda: tf.Variable([1.0, 1.0], dtype=tf.float64))
         function = HessianOperator.from_function(lambda w: 2 * w[0] ** 3 * w[1] ** 3, cubic)
         self.found["cubic"] = function.to_dense().tolist()
+
+    def values_everywhere(self, operator):
+        return [
+            component.numpy().tolist()
+            for variable in operator.parameters.variables
+            for component in self.strategy.experimental_local_results(variable)
+        ]
 
     def state(self):
         """Training mode writes to mirrored variables, on every device."""

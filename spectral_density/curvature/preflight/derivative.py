@@ -25,6 +25,9 @@ _SPREAD = 0.5
 _SPREAD_OVER_KINKS = 10.0
 _ROUNDINGS = 4.0
 
+# Quotients that differ by more than this share of their norm do not agree, and say nothing.
+_DISAGREEMENT = 0.3
+
 # A layer is judged where what explains a gap is less than this share of the product.
 _DECIDABLE = 0.5
 
@@ -191,7 +194,8 @@ def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: Accuracy) ->
     bends = [loss.bend(here) / loss.step**2 for loss, _ in (far, near)]
     last_bits = 4 * accuracy.eps() * np.abs([*near[0].after, *near[0].before, *here]).max()
     rounding = np.array([last_bits / near[0].step ** 2])
-    return _compare_numbers(near[1].quotient() @ direction, Quotients(*bends, rounding), accuracy)
+    along = Quotients(bends[0], bends[1], rounding)
+    return _compare_numbers(near[1].quotient() @ direction, along, accuracy)
 
 
 def _compare_numbers(slope: float, along: Quotients, accuracy: Accuracy) -> Finding:
@@ -239,6 +243,8 @@ class _Part(NamedTuple):
 
     def explained(self, accuracy: Accuracy) -> float:
         """Return how large a gap the errors of the quotients explain."""
+        if self.spread > _DISAGREEMENT * self.scale:
+            return np.inf
         spread = _SPREAD_OVER_KINKS if accuracy.crosses_kinks else _SPREAD
         return accuracy.tolerance() * self.scale + spread * self.spread + _ROUNDINGS * self.rounding
 
@@ -263,10 +269,10 @@ def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[str], bool]) -> s
 
 
 def block_is_wrong(
-    product: np.ndarray, slopes: Pair, where: Any, accuracy: Accuracy, figure: float
+    product: np.ndarray, slopes: Pair, where: Any, accuracy: Accuracy, figure: float | None
 ) -> bool:
     """Tell whether a layer's own block is, given that some layer is wrong by a figure."""
     quotient = slopes.quotient()[where]
     scale = max(float(np.linalg.norm(product[where])), float(np.linalg.norm(quotient)))
     gap = float(np.linalg.norm(product[where] - quotient))
-    return gap > max(2 * accuracy.tolerance(), 0.1 * figure) * scale
+    return gap > max(2 * accuracy.tolerance(), 0.1 * (figure or 0.0)) * scale

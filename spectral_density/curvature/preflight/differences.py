@@ -59,6 +59,7 @@ class BatchOfProducts:
         self._graph = HeldGraph(graph, tensors, parameters.variables)
         self._with_rows = list(arguments)
         self._arguments = flat(arguments)
+        self._whole: HeldGraph | None = None
         self._held: Held | None = None
         self._values: list[np.ndarray] = []
         self.num_gradients = 0
@@ -84,13 +85,12 @@ class BatchOfProducts:
         Args:
             num_examples: that the loss is a sum over, 1 for a mean.
         """
-        operations = self._concrete.get_operations()
-        dtypes = {tensor.dtype for operation in operations for tensor in operation.outputs}
+        dtypes = self._graph.dtypes
         if dtypes & {tf.float16, tf.bfloat16}:
             return None
         precision = "float32" if tf.float32 in dtypes else "float64"
         saturation = 0.0
-        if any(operation.type in _SATURATING for operation in operations):
+        if self._graph.kinds & _SATURATING:
             loss = abs(self.loss()) / num_examples
             eps = float(np.finfo(precision).eps)
             saturation = _SATURATED * eps / loss if loss else np.inf
@@ -103,7 +103,7 @@ class BatchOfProducts:
         graph = self._concrete
         names = ("product", "tangents", "cotangents")
         tensors = [noted(graph, name) for name in names]
-        if not hasattr(self, "_whole"):
+        if self._whole is None:
             self._whole = HeldGraph(graph, [t for part in tensors for t in part])
         batch, weight, scales, _, *sums = self._with_rows
         found = self._whole.record(flat((batch, weight, scales, rows, *sums)))[0]
@@ -154,11 +154,12 @@ def compare_hessian(
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
+    step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
         return block_is_wrong(
-            product(part), _pair(batch, move, part, accuracy), layers[name], accuracy, found.figure
+            product(part), _pair(batch, move, part, step), layers[name], accuracy, found.figure
         )
 
     if found.status == "failed":
@@ -183,10 +184,11 @@ def compare_through_outputs(
     at_outputs = Quotients(*(part[n:] for part in quotients))
     everything = {"the outputs": slice(None)}
     found = judge_product(tangent, at_outputs, everything, accuracy)
+    step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        pair = _pair(batch, move, part, accuracy)
+        pair = _pair(batch, move, part, step)
         at_outputs = pair._replace(after=pair.after[n:], before=pair.before[n:])
         tangent = _joined(batch.product(rows(part))[1])
         return block_is_wrong(tangent, at_outputs, slice(None), accuracy, found.figure)
@@ -239,7 +241,7 @@ def _matrix_at_outputs(
     else:
         # The sum over examples (a mean over samples) of squares of their slopes is t'Bt.
         form = unit * np.sqrt(max(float(tangent @ cotangent), 0.0))
-        norms = [np.linalg.norm(part, keepdims=True).reshape(1) for part in quotients]
+        norms = [np.array([np.linalg.norm(part)]) for part in quotients]
         found = judge_product(
             np.array([form]), Quotients(*norms), {"the outputs": slice(None)}, accuracy
         )
@@ -318,14 +320,15 @@ def _pair(
     batch: BatchOfProducts,
     move: Callable[[np.ndarray], None],
     direction: np.ndarray,
-    accuracy: Accuracy,
+    step: float,
 ) -> Pair:
+    """Return the gradient, and after it the outputs, at both ends of a step."""
     ends = []
-    for step in (accuracy.step(), -accuracy.step()):
-        move(step * direction)
+    for sign in (1.0, -1.0):
+        move(sign * step * direction)
         ends.append(batch.gradient())
     move(0.0 * direction)
-    return Pair(accuracy.step(), *ends)
+    return Pair(step, *ends)
 
 
 def _only(vector: np.ndarray, where: Any) -> np.ndarray:

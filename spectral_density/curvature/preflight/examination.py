@@ -38,20 +38,24 @@ _KEY = 7044
 class Examination:
     """The questions to one operator, asked in turn."""
 
-    def __init__(self, operator: CurvatureOperator, seed: int, derivative: bool = True):
+    def __init__(self, operator: CurvatureOperator, seed: int):
         self.operator = operator
-        self._seed, self._derivative = seed, derivative
+        self._seed = seed
+        self._repeats: bool | None = None  # not known where it was stopped before
         self.passes = Passes(operator, seed)
         self.checks: list[Check] = []
         self.unused: tuple[str, ...] = ()
         self.comparison: Comparison | None = None  # of the data of both passes
         self.limit = max(_DOUBT, 3 * self.passes.rounding)
 
-    def report(self) -> PreflightReport:
+    def make_passes(self) -> None:
         """Make the passes, as far as there is a point in it, and judge them."""
         if self._variables_finite() and self._first_pass() and self._depends():
             self.passes.make_second()
             self._judge()
+
+    def report(self) -> PreflightReport:
+        """Return what was found so far."""
         cost = round(self.passes.num_products, 3)
         return PreflightReport(repr(self.operator), tuple(self.checks), self.unused, cost)
 
@@ -79,12 +83,11 @@ class Examination:
         if max(figure, split_figure) > passes.rounding:
             random, writers = culprits(self.operator, passes.entry)
             figure = max(figure, passes.unrepeated())
-        repeats = figure <= passes.rounding
+        repeats = self._repeats = figure <= passes.rounding
         self._judge_repeat(figure, random, writers)
         self._judge_split(split_figure, repeats, random, writers)
         self._judge_data(repeats)
         self._judge_symmetry(repeats)
-        self._judge_derivatives(repeats)
         self._judge_outputs()
         self._judge_stops()
         self._list_variables()
@@ -227,10 +230,16 @@ class Examination:
         )
         self._add("symmetric", status, figure, message)
 
-    def _judge_derivatives(self, repeats: bool) -> None:
-        if not self._derivative:
+    def compare(self, derivative: bool = True) -> None:
+        """Compare product and gradient of the first batch with differences, if asked for.
+
+        Weights are moved meanwhile: nothing else may compute with them.
+        """
+        if self._repeats is None:
+            return
+        if not derivative:
             why = "not asked for"
-        elif not repeats:
+        elif not self._repeats:
             why = "not judged: the product does not repeat"
         else:
             try:

@@ -42,8 +42,9 @@ def preflight(
 
     Two passes over the data with a random vector u. The second goes on in the state that the first
     left (seed generators have moved on), over the dataset iterated afresh, with its first batch
-    cut in halves; a product of one half with another vector v is all that is added. Only where
-    something differs are there more products with the first batch, to find out why.
+    cut in halves; a product of one half with another vector v is added, and what "derivative" and
+    "gradient" take. Only where something differs are there more products with the first batch, to
+    find out why, and in which layer.
 
     - finite: variables and products hold no NaN or infinity.
     - data: the dataset iterated again gives the same examples. In another order they are the same
@@ -53,19 +54,19 @@ def preflight(
       stream it fails, unless the product is the same: a doubt too.
     - repeatable: the second pass has the product of the first.
     - split: the first batch has the product that its two halves have together.
-    - derivative: the product of the first batch is the derivative that central differences show,
-      layer by layer: for a Hessian of the gradient; for a matrix J'BJ, J of the outputs and B of
-      the loss in the outputs (of the loss of each example, labels fixed, for the empirical and
-      Monte Carlo Fisher matrix).
-    - gradient: the gradient of the first batch has the slopes of its loss.
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
       ||A - A'||_F / ||A||_F, which is sqrt(n) times the gap relative to ||Au|| ||v||.
     - outputs: a loss of probabilities gets no logits, one of logits no probabilities. A doubt.
     - surrogate: no model or loss stops a gradient itself (`tf.stop_gradient`). Where one does, the
       matrix is that of the loss with the stopped values as constants: a doubt.
     - variables: which variables the loss does not depend on. Fails only where that is all of them.
+    - derivative: the product of the first batch is the derivative that central differences show,
+      layer by layer: for a Hessian of the gradient; for a matrix J'BJ, J of the outputs and B of
+      the loss in the outputs (of the loss of each example, labels fixed, for the empirical and
+      Monte Carlo Fisher matrix).
+    - gradient: the gradient of the first batch has the slopes of its loss.
 
-    "derivative" and "gradient" compare with the truth, not with itself: what TensorFlow's tape gives may be wrong,
+    "derivative" and "gradient" compare with the truth: what TensorFlow's tape gives may be wrong,
     and symmetric all the same. They take six gradients and one product of the first batch, two
     steps to either side along a direction that the matrix acts on. Active sets (ReLU, max-pooling,
     comparisons) and values that a loss of the user's stops gradients at are held, so that
@@ -96,7 +97,10 @@ def preflight(
     with operator._put_back():
         if operator._replicas is not None:
             return _of_all_replicas(operator, operator._replicas, seed, derivative)
-        return Examination(operator, seed, derivative).report()
+        examination = Examination(operator, seed)
+        examination.make_passes()
+        examination.compare(derivative)
+        return examination.report()
 
 
 def _of_all_replicas(
@@ -104,19 +108,29 @@ def _of_all_replicas(
 ) -> PreflightReport:
     """Look into the batches of each replica where it is, and put the reports together."""
     parts = operator._of_replicas()
+    examinations = [Examination(part, seed) if part.batches.parcels else None for part in parts]
 
-    def report(local: int) -> tuple[float, PreflightReport, Comparison | None] | None:
-        count = len(parts[local].batches.parcels)
-        if not count:
-            return None
-        # The first batch is that of the first replica.
-        first = derivative and replicas.ids[local] == 0
-        examination = Examination(parts[local], seed, first)
-        return count, examination.report(), examination.comparison
+    def make_passes(local: int) -> None:
+        examination = examinations[local]
+        if examination is not None:
+            examination.make_passes()
 
-    # Models that write a state share it.
-    one_by_one = bool(operator._state)
-    found = replicas.gather(replicas.together(lambda: replicas.each(report, one_by_one)))
+    def here() -> list[tuple[float, PreflightReport, Comparison | None] | None]:
+        # Models that write a state share it.
+        replicas.each(make_passes, one_by_one=bool(operator._state))
+        # The first batch is that of the first replica. The others wait: weights are moved.
+        for local, examination in enumerate(examinations):
+            if examination is not None and replicas.ids[local] == 0:
+                with replicas.alone(local, on_device=True):
+                    examination.compare(derivative)
+        return [
+            None
+            if each is None
+            else (len(each.operator.batches.parcels), each.report(), each.comparison)
+            for each in examinations
+        ]
+
+    found = replicas.gather(replicas.together(here))
     counted = [entry for entries in found for entry in entries if entry is not None]
     reports = [report for _, report, _ in counted]
     compared = [comparison for _, _, comparison in counted if comparison is not None]

@@ -1,0 +1,486 @@
+"""Right networks pass and wrong operations fail, in the layer they are behind.
+
+The faults stay whatever is made right while tracing: custom gradients whose second derivatives are
+missing, or off by a factor.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import CASES, classes, compiled, mlp, normals, set_random_weights, split
+
+from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
+from spectral_density.curvature.preflight import PreflightError, differences, preflight
+from spectral_density.curvature.preflight.derivative import (
+    Accuracy,
+    Pair,
+    Quotients,
+    judge_product,
+    last_wrong_layer,
+)
+
+DOUBLE = Accuracy("float64")
+
+
+def of_logits(dtype="float32"):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype)
+
+
+@tf.custom_gradient
+def without_second_derivative(x):
+    """A softened identity with its own slope, held fixed where it is differentiated again."""
+    slope = tf.stop_gradient(1 + 0.5 * (1 - tf.tanh(x) ** 2))
+    return x + 0.5 * tf.tanh(x), lambda upstream: tf.stop_gradient(upstream) * slope
+
+
+@tf.custom_gradient
+def with_half_a_second_derivative(x):
+    def gradient(upstream):
+        slope = 1 - tf.tanh(x) ** 2
+        return upstream * 0.5 * (slope + tf.stop_gradient(slope))
+
+    return tf.tanh(x), gradient
+
+
+@tf.custom_gradient
+def with_another_gradient(x):
+    return tf.tanh(x), lambda upstream: 1.2 * upstream * (1 - tf.tanh(x) ** 2)
+
+
+class Wrong(layers.Layer):
+    def __init__(self, function, **options):
+        super().__init__(**options)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def through_python(x):
+    """The gradient of a Python function, which has no second one."""
+
+    @tf.custom_gradient
+    def tanh(x):
+        def gradient(upstream):
+            slope = tf.numpy_function(lambda a: 1 - np.tanh(a) ** 2, [x], x.dtype)
+            return upstream * tf.ensure_shape(slope, x.shape)
+
+        return tf.tanh(x), gradient
+
+    return tanh(x)
+
+
+FAULTS = {
+    "no second derivative": without_second_derivative,
+    "half a second derivative": with_half_a_second_derivative,
+    "Python in the gradient": through_python,
+}
+
+
+def dense(activation, dtype, fault=None, after=0):
+    stack = [keras.Input((6,), dtype=dtype)]
+    for number in range(3):
+        stack.append(layers.Dense(10, activation, dtype=dtype, name=f"hidden{number}"))
+        if fault is not None and number == after:
+            stack.append(Wrong(fault, dtype=dtype))
+    return keras.Sequential([*stack, layers.Dense(3, dtype=dtype, name="head")])
+
+
+def convolutions(activation, dtype, fault=None, after=0):
+    stack = [keras.Input((8, 8, 1), dtype=dtype)]
+    for number in range(3):
+        stack.append(
+            layers.Conv2D(
+                4, 3, activation=activation, padding="same", dtype=dtype, name=f"conv{number}"
+            )
+        )
+        if fault is not None and number == after:
+            stack.append(Wrong(fault, dtype=dtype))
+        if number < 2:
+            stack.append(layers.MaxPooling2D(2, dtype=dtype))
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(3, dtype=dtype, name="head")])
+
+
+def transformer(activation, dtype, fault=None, after=0):
+    inputs = keras.Input((4, 6), dtype=dtype)
+    h = inputs
+    for number in range(2):
+        normal = layers.LayerNormalization(dtype=dtype, name=f"norm{number}")(h)
+        h = h + layers.MultiHeadAttention(2, 3, dtype=dtype, name=f"attention{number}")(
+            normal, normal
+        )
+        wide = layers.Dense(8, activation, dtype=dtype, name=f"hidden{number}")(h)
+        if fault is not None and number == after:
+            wide = Wrong(fault, dtype=dtype)(wide)
+        h = h + layers.Dense(6, dtype=dtype, name=f"down{number}")(wide)
+    pooled = layers.GlobalAveragePooling1D(dtype=dtype)(h)
+    return keras.Model(inputs, layers.Dense(3, dtype=dtype, name="head")(pooled))
+
+
+NETWORKS = {
+    "relu MLP": (dense, "relu", (6,)),
+    "relu6 MLP": (dense, "relu6", (6,)),
+    "leaky relu CNN": (convolutions, "leaky_relu", (8, 8, 1)),
+    "relu CNN": (convolutions, "relu", (8, 8, 1)),
+    "tanh MLP": (dense, "tanh", (6,)),
+    "gelu transformer": (transformer, "gelu", (4, 6)),
+}
+
+
+def made(name, dtype="float32", fault=None, after=0, trained=False):
+    build, activation, shape = NETWORKS[name]
+    keras.utils.set_random_seed(3)
+    model = build(activation, dtype, fault, after)
+    x, y = normals(12, *shape).astype(dtype), classes(12)
+    if trained:
+        fitted(model, x, y, of_logits(dtype))
+    return HessianOperator(model, of_logits(dtype), [(x[:9], y[:9]), (x[9:], y[9:])])
+
+
+def fitted(model, x, y, loss, below=1e-4):
+    """Train until the loss is below a limit."""
+    variables = [variable.value for variable in model.trainable_variables]
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x))
+        optimizer.apply(tape.gradient(value, variables))
+        return value
+
+    for _ in range(1500):
+        if float(step()) < below:
+            return
+    raise RuntimeError("the network did not fit")
+
+
+def statuses(report):
+    return report["derivative"].status, report["gradient"].status
+
+
+# Right networks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_right_network_passes(name):
+    report = preflight(made(name))
+    assert statuses(report) == ("passed", "passed"), report
+    assert report.verdict == "sound"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("relu MLP", "float32"),
+        ("relu MLP", "float64"),
+        ("relu CNN", "float32"),
+        ("gelu transformer", "float32"),
+    ],
+)
+def test_a_right_network_passes_once_it_is_trained(name, dtype):
+    report = preflight(made(name, dtype, trained=True))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_right_network_passes(name, dtype, trained):
+    report = preflight(made(name, dtype, trained=trained))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+def test_a_network_whose_cross_entropy_is_rounding_is_not_judged():
+    operator = made("relu CNN")
+    kernel, bias = operator.parameters.variables[-2:]
+    kernel.assign(tf.zeros_like(kernel))
+    bias.assign([40.0, 0.0, 0.0])
+    same = [(batch[0], np.zeros(len(batch[1]), int)) for batch in operator.batches]
+    report = preflight(operator.with_dataset(same))
+    assert statuses(report) == ("skipped", "skipped"), report
+
+
+def test_at_a_minimum_the_gradient_is_judged_by_the_bend_of_the_loss():
+    x = normals(12, 6)
+    model = set_random_weights(dense("tanh", "float32"))
+    report = preflight(HessianOperator(model, "mse", [(x, np.asarray(model(x)))]))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_is_not_judged(name, recwarn):
+    x, y = normals(12, 3), classes(12)
+    report = HessianOperator(mlp(name), of_logits(), [(x, y)]).check()
+    assert statuses(report) == ("skipped", "skipped")
+    assert "half precision" in report["derivative"].message
+    assert not recwarn.list
+
+
+# Wrong operations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "after"),
+    [
+        ("relu MLP", "no second derivative", 0),
+        ("relu MLP", "half a second derivative", 1),
+        ("relu MLP", "Python in the gradient", 0),
+        ("relu CNN", "no second derivative", 1),
+        ("relu CNN", "Python in the gradient", 1),
+        ("gelu transformer", "half a second derivative", 0),
+    ],
+)
+def test_a_wrong_second_derivative_fails_and_names_the_layer_before_it(name, fault, after):
+    report = preflight(made(name, fault=FAULTS[fault], after=after))
+    assert statuses(report) == ("failed", "passed"), report
+    layer = "conv" if "CNN" in name else "hidden"
+    assert f"'{layer}{after}'" in report["derivative"].message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["relu MLP", "leaky relu CNN", "gelu transformer"])
+def test_every_wrong_second_derivative_fails(name, fault, after, trained):
+    report = preflight(made(name, fault=FAULTS[fault], after=after, trained=trained))
+    assert report["derivative"].status == "failed", report
+
+
+def test_a_wrong_second_derivative_fails_in_a_trained_network():
+    report = preflight(made("relu MLP", fault=without_second_derivative, after=1, trained=True))
+    assert report["derivative"].status == "failed", report
+
+
+def test_a_wrong_gradient_fails():
+    report = preflight(made("relu MLP", fault=with_another_gradient, after=1))
+    assert report["gradient"].status == "failed", report
+    assert "another function" in report["gradient"].message
+
+
+def test_check_raises_of_a_wrong_derivative_unless_it_is_switched_off():
+    operator = made("tanh MLP", fault=with_half_a_second_derivative)
+    report = operator.check(derivative=False)
+    assert statuses(report) == ("skipped", "skipped")
+    assert "not asked for" in report["derivative"].message
+    with pytest.raises(PreflightError, match="hidden0"):
+        operator.check()
+    assert operator.check(derivative=False).verdict == "sound"
+
+
+FUNCTIONS = {
+    "equal eigenvalues": (
+        lambda m: tf.reduce_sum(tf.linalg.eigvalsh((m + tf.transpose(m)) / 2) ** 2),
+        np.eye(2),
+    ),
+    "a product with zeros": (tf.reduce_prod, np.array([0.0, 0.0, 3.0])),
+    "a fixed slope": (
+        lambda v: tf.reduce_sum(without_second_derivative(v) ** 2),
+        np.array([0.5, 1.0, 2.0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_wrong_function_of_variables_fails_or_is_right(name):
+    function, start = FUNCTIONS[name]
+    operator = HessianOperator.from_function(function, tf.Variable(start))
+    report = preflight(operator)
+    dense, n, step = operator.to_dense(), start.size, 1e-5
+    truth = np.zeros((n, n))
+    for column in range(n):
+        ends = []
+        for sign in (1, -1):
+            moved = start.reshape(-1).copy()
+            moved[column] += sign * step
+            v = tf.Variable(moved.reshape(start.shape))
+            with tf.GradientTape() as tape:
+                value = function(v)
+            ends.append(np.reshape(tape.gradient(value, v), -1))
+        truth[:, column] = (ends[0] - ends[1]) / (2 * step)
+    is_right = np.allclose(dense, truth, atol=1e-5 * np.abs(truth).max())
+    assert report["derivative"].status == ("passed" if is_right else "failed"), report
+
+
+# What is stopped on purpose ----------------------------------------------------------------------
+
+
+def test_values_that_a_loss_stops_are_held():
+    def siamese(model, batch):
+        one, two = model(batch[0]), model(-batch[0])
+        return tf.reduce_mean((one - tf.stop_gradient(two)) ** 2)
+
+    operator = HessianOperator(dense("tanh", "float32"), siamese, [(normals(12, 6),)])
+    assert statuses(preflight(operator)) == ("passed", "passed")
+
+
+def test_a_straight_through_estimator_of_the_users_own_is_its_surrogate():
+    def loss(model, batch):
+        z = model(batch[0])
+        return tf.reduce_mean((z + tf.stop_gradient(tf.round(z) - z)) ** 2)
+
+    operator = HessianOperator(dense("tanh", "float32"), loss, [(normals(12, 6),)])
+    assert statuses(preflight(operator)) == ("passed", "passed")
+
+
+# Gauss-Newton and Fisher -------------------------------------------------------------------------
+
+
+def through_outputs(fault=None, loss="mse"):
+    x = normals(12, 6)
+    y = {"mse": normals(12, 3, seed=4), "bce": classes(12, 3, count=2), "ce": classes(12)}[loss]
+    losses = {
+        "mse": "mse",
+        "bce": keras.losses.BinaryCrossentropy(from_logits=True),
+        "ce": of_logits(),
+    }
+    return dense("relu", "float32", fault, 1), losses[loss], [(x[:8], y[:8]), (x[8:], y[8:])]
+
+
+KINDS = {
+    "Gauss-Newton": GaussNewtonOperator,
+    "type 2": lambda *a: FisherOperator(*a),
+    "Monte Carlo": lambda *a: FisherOperator(*a, kind="monte_carlo", num_samples=2),
+    "empirical": lambda *a: FisherOperator(*a, kind="empirical"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        *(("Gauss-Newton", "ce"), ("type 2", "mse"), ("empirical", "ce"), ("empirical", "mse")),
+        *(("Monte Carlo", "ce"), ("Monte Carlo", "bce"), ("Monte Carlo", "mse")),
+    ],
+)
+def test_gauss_newton_and_fisher_matrices_pass(kind, loss):
+    report = preflight(KINDS[kind](*through_outputs(loss=loss)))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gauss_newton_and_fisher_matrices_fail_behind_a_wrong_operation(kind):
+    @tf.custom_gradient
+    def without_pushforward(x):
+        """What is linear in a cotangent is stopped there, so that J v loses it."""
+        return tf.tanh(x), lambda up: tf.stop_gradient(up) * (1 - tf.tanh(x) ** 2)
+
+    report = preflight(KINDS[kind](*through_outputs(without_pushforward)))
+    assert statuses(report) == ("failed", "passed"), report
+    assert "'hidden1'" in report["derivative"].message
+
+
+def test_a_wrong_matrix_at_the_outputs_fails():
+    def loss(outputs, batch):
+        return tf.reduce_mean(with_half_a_second_derivative(outputs) ** 2)
+
+    model, _, data = through_outputs()
+    operator = GaussNewtonOperator(model, (lambda model, batch: model(batch[0]), loss), data)
+    report = preflight(operator)
+    assert report["derivative"].status == "failed"
+    assert "at the outputs" in report["derivative"].message
+
+
+# What it costs and leaves behind -----------------------------------------------------------------
+
+
+def test_six_gradients_and_one_product_of_the_first_batch(monkeypatch):
+    made_of = []
+
+    class Counted(differences.BatchOfProducts):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made_of.append(self)
+
+    from spectral_density.curvature.preflight import examination
+
+    monkeypatch.setattr(examination, "BatchOfProducts", Counted)
+    for operator in (made("relu CNN"), KINDS["empirical"](*through_outputs())):
+        with_it, without = (preflight(operator, derivative=d).num_products for d in (True, False))
+        assert with_it - without == pytest.approx(1 / 2)
+    assert [batch.num_gradients for batch in made_of] == [6, 6]
+
+
+def test_no_graph_is_traced_for_it():
+    operator = made("relu MLP")
+    preflight(operator, derivative=False)
+    traces = operator.num_traces
+    preflight(operator)
+    assert operator.num_traces == traces
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_weights_and_state_are_restored_bit_for_bit(error, monkeypatch):
+    x, y = normals(12, 3), classes(12)
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(4), layers.BatchNormalization(), layers.Dense(3)]
+    )
+    operator = HessianOperator(model, of_logits(), [(x, y)], training=True)
+    before = [variable.numpy().copy() for variable in model.variables]
+    if error is not None:
+        gradients = itertools.count()
+        whole = differences.BatchOfProducts.gradient
+
+        def gradient(self):
+            if next(gradients) == 3:
+                raise error
+            return whole(self)
+
+        monkeypatch.setattr(differences.BatchOfProducts, "gradient", gradient)
+        with pytest.raises(error):
+            preflight(operator)
+    else:
+        preflight(operator)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_the_penalty_on_weights_is_no_part_of_it():
+    case = CASES["regularizers and add_loss"]
+    operator = HessianOperator(compiled(case), None, split(case.data(), (6, 3, 3)))
+    assert statuses(preflight(operator)) == ("passed", "passed")
+
+
+# The comparison alone ----------------------------------------------------------------------------
+
+
+def quotients(function, start, direction, steps=(1e-5, 4e-5)):
+    pairs = [
+        Pair(h, function(start + h * direction), function(start - h * direction)) for h in steps
+    ]
+    return Quotients.of(function(start), pairs, DOUBLE.eps())
+
+
+def test_a_small_part_that_is_all_wrong_is_found():
+    """Of the norm of the whole it is 1e-3, and all of its layer."""
+    rng = np.random.default_rng(0)
+    matrix = np.diag([1e3] * 5 + [1.0] * 5)
+    u = rng.normal(size=10)
+    slopes = quotients(lambda w: matrix @ w + w**3, rng.normal(size=10), u)
+    product = slopes.near.copy()
+    parts = {"large": slice(0, 5), "small": slice(5, 10)}
+    assert judge_product(product, slopes, parts, DOUBLE).status == "passed"
+    product[5:] = 0
+    found = judge_product(product, slopes, parts, DOUBLE)
+    assert (found.status, found.message) == ("failed", "small")
+    assert found.figure == pytest.approx(1.0)
+
+
+def test_quotients_that_do_not_settle_are_not_judged():
+    slopes = quotients(lambda w: np.sign(w) * np.abs(w) ** 0.5, np.zeros(4), np.ones(4))
+    assert judge_product(np.ones(4), slopes, {"w": slice(None)}, DOUBLE).status == "skipped"
+
+
+@pytest.mark.parametrize("wrong", range(8))
+def test_the_last_wrong_layer_is_found_by_bisection(wrong):
+    names = list("abcdefgh")
+    asked = []
+    found = last_wrong_layer(names, lambda n: asked.append(n) or names.index(n) < wrong)
+    assert found == (names[wrong - 1] if wrong else None)
+    assert len(asked) <= 4
