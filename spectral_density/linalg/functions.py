@@ -312,28 +312,40 @@ def _rules(
         shift = rounding * norm
         _check_positive(gauss.nodes[0], damping, "Ritz value", _negligible(size, rounding, norm))
         value = _apply(gauss, function, damping)
-        half = len(alpha) // 2
-        others = []
-        if lower_bound is not None:
-            bound = lower_bound
-        elif half:
-            # That of a semidefinite matrix, if it is one; without damping, one that is not singular
-            # to rounding. Otherwise half of what the lowest Ritz value leaves.
-            bound = 0.0 if damping else shift
-            if not gauss.nodes[0] > bound:
-                bound = (gauss.nodes[0] - damping) / 2
-            others.append(gauss_quadrature(alpha[:half], beta[: half - 1]))
-        else:
-            raise ValueError(
-                "order is 1, which leaves nothing to estimate the quadrature's error from. Use a "
-                "larger order, or state a lower_bound of the eigenvalues."
-            )
-        below = bound - _BELOW_BOUND * (bound + damping)
-        others.append(_radau(alpha, beta, residual, gauss, below))
+        others = _other_rules(alpha, beta, residual, gauss, damping, lower_bound, shift)
         error = max(abs(value - _apply(other, function, damping)) for other in others)
         counts = size * gauss.weights
         rounded = _rounding_error(gauss.nodes, counts, function, damping, shift)
         yield value, error, rounded, max(_variance(r, function, damping) for r in (gauss, *others))
+
+
+def _other_rules(
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    residual: float,
+    gauss: Quadrature,
+    damping: float,
+    lower_bound: float | None,
+    shift: float,
+) -> list[Quadrature]:
+    """Return what the Gauss rule is held against: see `log_determinant`."""
+    half = len(alpha) // 2
+    others = []
+    bound = lower_bound
+    if bound is None:
+        if not half:
+            raise ValueError(
+                "order is 1, which leaves nothing to estimate the quadrature's error from. Use a "
+                "larger order, or state a lower_bound of the eigenvalues."
+            )
+        others.append(gauss_quadrature(alpha[:half], beta[: half - 1]))
+        # That of a semidefinite matrix, if it is one; without damping, of one that is not singular
+        # to rounding. Otherwise half of what the lowest Ritz value leaves.
+        bound = 0.0 if damping else shift
+        if not gauss.nodes[0] > bound:
+            bound = (float(gauss.nodes[0]) - damping) / 2
+    below = bound - _BELOW_BOUND * (bound + damping)
+    return [*others, _radau(alpha, beta, residual, gauss, below)]
 
 
 def _rounding_error(
