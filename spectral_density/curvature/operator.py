@@ -65,13 +65,13 @@ class CurvatureOperator(LinearOperator):
     """A symmetric matrix of second derivatives, given by its products with vectors.
 
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
-    products are float64 whatever the model's dtype, and sums over batches are float64; the
-    products of one batch are computed in the dtype of the model. In half precision each vector is
-    scaled by a power of two first, so that products neither vanish nor overflow. A block of vectors
-    takes one pass over the data. What does not depend on the vectors is kept from one product to
-    the next where there is room, and computed again when a variable has changed. Where the
-    variables are mirrored over the replicas of a `tf.distribute` strategy, all of them compute, and
-    every worker has to make the same calls. A subclass writes `_batch_products`.
+    products are float64 whatever the model's dtype, and sums over batches are float64; the products
+    of one batch are computed in the dtype of the model. In half precision each vector is scaled by
+    a power of two first, so that products neither vanish nor overflow. A block of vectors takes one
+    pass over the data. What does not depend on the vectors is kept from one product to the next
+    where there is room, and computed again when a variable has changed. Where the variables are
+    mirrored over the replicas of a `tf.distribute` strategy, all of them compute, and every worker
+    has to make the same calls. A subclass writes `_batch_products`.
 
     Attributes:
         parameters: the variables as one flat vector.

@@ -79,7 +79,8 @@ def log_determinant(
 
     Each random start vector v on the sphere gives n v' log(A + damping I) v by Gauss quadrature
     with `order` nodes; the average over the draws is unbiased up to the quadrature, and its
-    standard error is that between the draws, with `num_draws - 1` degrees of freedom.
+    standard error is that between the draws, with `num_draws - 1` degrees of freedom, and not less
+    than the law of the start vectors gives for the spectrum that was seen.
 
     The quadrature errs for all draws alike. All even derivatives of the logarithm are negative, so
     that Gauss quadrature is too high, and less so at each step:
@@ -241,7 +242,7 @@ def _estimate(
     draws = min(draws, limit)
 
     rounding = ROUNDING_UNITS * product_precision(operator)
-    rules: list[tuple[float, float, float]] = []  # of each draw: see `_rules`
+    rules: list[tuple[float, ...]] = []  # of each draw: see `_rules`
     while True:
         result = lanczos(
             operator,
@@ -266,9 +267,12 @@ def _estimate(
 
 
 def _average(rules: np.ndarray, size: int, order: int, rounding: float) -> QuadratureEstimate:
-    values, errors, roundings = rules.T
+    values, errors, roundings, variances = rules.T
     count = len(values)
-    sampling = size * float(values.std(ddof=1)) / np.sqrt(count)
+    # Few draws that all miss a rare eigenvalue agree with each other: the variance that the law of
+    # the start vectors gives to what the rules show is the least there is.
+    least = 2 / (size + 2) * float(variances.mean())
+    sampling = size * np.sqrt(max(float(values.var(ddof=1)), least) / count)
     value = size * float(values.mean())
     # Of the eigenvalues, and of the products as such: the same for all draws.
     rounded = float(np.hypot(roundings.mean(), rounding * size * np.abs(values).mean()))
@@ -295,10 +299,11 @@ def _rules(
     damping: float,
     lower_bound: float | None,
     rounding: float,
-) -> Iterator[tuple[float, float, float]]:
-    """Yield v' f(A + damping I) v of each draw, how much too high it may be, and its rounding.
+) -> Iterator[tuple[float, ...]]:
+    """Yield v' f(A + damping I) v of each draw, how much too high it may be, and two more.
 
-    The last is that of the trace, n times as much.
+    These are the rounding of the trace, n times as much, and the variance of the function over
+    the eigenvalues, the largest that any of the rules shows.
     """
     size = result.size
     for alpha, beta, residual in zip(result.alpha, result.beta, result.residual_norms, strict=True):
@@ -307,27 +312,40 @@ def _rules(
         shift = rounding * norm
         _check_positive(gauss.nodes[0], damping, "Ritz value", _negligible(size, rounding, norm))
         value = _apply(gauss, function, damping)
-        half = len(alpha) // 2
-        others = []
-        if lower_bound is not None:
-            bound = lower_bound
-        elif half:
-            # That of a semidefinite matrix, if it is one; without damping, one that is not singular
-            # to rounding. Otherwise half of what the lowest Ritz value leaves.
-            bound = max(0.0, shift - damping)
-            if not gauss.nodes[0] > bound:
-                bound = (gauss.nodes[0] - damping) / 2
-            others.append(gauss_quadrature(alpha[:half], beta[: half - 1]))
-        else:
+        others = _other_rules(alpha, beta, residual, gauss, damping, lower_bound, shift)
+        error = max(abs(value - _apply(other, function, damping)) for other in others)
+        counts = size * gauss.weights
+        rounded = _rounding_error(gauss.nodes, counts, function, damping, shift)
+        yield value, error, rounded, max(_variance(r, function, damping) for r in (gauss, *others))
+
+
+def _other_rules(
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    residual: float,
+    gauss: Quadrature,
+    damping: float,
+    lower_bound: float | None,
+    shift: float,
+) -> list[Quadrature]:
+    """Return what the Gauss rule is held against: see `log_determinant`."""
+    half = len(alpha) // 2
+    others = []
+    bound = lower_bound
+    if bound is None:
+        if not half:
             raise ValueError(
                 "order is 1, which leaves nothing to estimate the quadrature's error from. Use a "
                 "larger order, or state a lower_bound of the eigenvalues."
             )
-        below = bound - _BELOW_BOUND * (bound + damping)
-        others.append(_radau(alpha, beta, residual, gauss, below))
-        error = max(abs(value - _apply(other, function, damping)) for other in others)
-        counts = size * gauss.weights
-        yield value, error, _rounding_error(gauss.nodes, counts, function, damping, shift)
+        others.append(gauss_quadrature(alpha[:half], beta[: half - 1]))
+        # That of a semidefinite matrix, if it is one; without damping, of one that is not singular
+        # to rounding. Otherwise half of what the lowest Ritz value leaves.
+        bound = 0.0 if damping else shift
+        if not gauss.nodes[0] > bound:
+            bound = (float(gauss.nodes[0]) - damping) / 2
+    below = bound - _BELOW_BOUND * (bound + damping)
+    return [*others, _radau(alpha, beta, residual, gauss, below)]
 
 
 def _rounding_error(
@@ -358,6 +376,11 @@ def _negligible(size: int, rounding: float, norm: float) -> float:
 
 def _apply(rule: Quadrature, function: _Function, damping: float) -> float:
     return float(rule.weights @ function(rule.nodes + damping))
+
+
+def _variance(rule: Quadrature, function: _Function, damping: float) -> float:
+    values = function(rule.nodes + damping)
+    return float(rule.weights @ (values - rule.weights @ values) ** 2)
 
 
 def _radau(
@@ -394,12 +417,12 @@ def _exact(operator: LinearOperator, function: _Function, damping: float) -> Qua
         )
     eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
     rounding = ROUNDING_UNITS * product_precision(operator)
-    norm = float(np.abs(eigenvalues).max(initial=0.0))
+    largest = float(np.abs(eigenvalues).max(initial=0.0))
     if size:
-        _check_positive(eigenvalues[0], damping, "eigenvalue", _negligible(size, rounding, norm))
+        _check_positive(eigenvalues[0], damping, "eigenvalue", _negligible(size, rounding, largest))
     return QuadratureEstimate(
         value=float(function(eigenvalues + damping).sum()),
-        standard_error=_rounding_error(eigenvalues, 1.0, function, damping, rounding * norm),
+        standard_error=_rounding_error(eigenvalues, 1.0, function, damping, rounding * largest),
         num_products=size,
         order=size,
     )

@@ -160,6 +160,48 @@ def test_half_the_order_tells_of_the_error_where_the_rules_converge(function):
     assert "quadrature error" in str(found)
 
 
+AWKWARD = {
+    "rank 140 of 200": np.r_[np.zeros(60), np.geomspace(1e-3, 5, 140)],
+    "one": np.r_[np.zeros(199), 1.0],
+    "log": np.geomspace(1e-12, 1, 200),
+    "outlier": np.r_[np.geomspace(1e-6, 1e-3, 199), 1e3],
+    "two": np.r_[np.full(150, 1e-9), np.ones(50)],
+    "tail": np.r_[np.full(5, 1e-10), np.linspace(1, 3, 195)],
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_errors_cover_where_few_draws_and_steps_see_little(name, function):
+    operator = diagonal_operator(AWKWARD[name])
+    inside = []
+    for damping in (1e-12, 1e-6, 1e-2):
+        true = truth(function, AWKWARD[name], damping)
+        for order in (4, 8, 20):
+            for seed in range(6):
+                found = function(operator, damping, order=order, num_draws=4, seed=seed)
+                low, high = found.interval()
+                inside.append(low <= true <= high)
+    assert np.mean(inside) >= 0.9
+
+
+def wide(rows, columns, seed):
+    """Return 2 X'X / rows, of rank `rows`, which is less than its size `columns`."""
+    x = np.random.default_rng(seed).normal(size=(rows, columns))
+    return 2 * x.T @ x / rows
+
+
+@pytest.mark.parametrize("size", [15, 40, 100])
+def test_a_few_zero_eigenvalues_are_within_the_errors_at_any_order(size):
+    for seed in range(8):
+        matrix = wide(size - 5, size, seed)
+        true = np.log(np.linalg.eigvalsh(matrix)[5:]).sum() + 5 * np.log(1e-12)
+        for order in (3, 8):
+            found = log_determinant(matrix, 1e-12, order=order, num_draws=2, seed=seed)
+            low, high = found.interval()
+            assert low <= true <= high
+
+
 # Growing samples ----------------------------------------------------------------------------------
 
 
@@ -234,6 +276,32 @@ def test_a_singular_matrix_has_no_log_determinant():
         log_determinant(np.zeros((3, 3)), 0)
     with pytest.raises(ValueError, match="positive definite"):
         log_determinant(np.zeros((300, 300)), 0, order=3, num_draws=2)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_matrix_that_is_singular_to_rounding_is_refused_without_damping(seed):
+    rotation = dense_symmetric(np.r_[np.zeros(3), np.linspace(1, 2, 97)])
+    singular = [
+        wide(14, 15, 1000 + seed),
+        wide(90, 100, seed),
+        wide(14, 15, seed).astype(np.float32),
+        1e-9 * wide(14, 15, seed),
+        1e-30 * rotation,
+        np.diag([1.0, 2.0, 1e-17 * (seed - 6)]),
+    ]
+    for matrix in singular:
+        with pytest.raises(ValueError, match=r"singular.*damping|positive definite.*damping"):
+            log_determinant(matrix, 0.0)
+    steps = {"order": 3, "num_draws": 2, "seed": seed}
+    with pytest.raises(ValueError, match=r"zero to rounding"):
+        log_determinant(np.diag(np.r_[np.zeros(50), np.ones(50)]), 0.0, **steps)
+
+
+def test_an_ill_conditioned_matrix_is_not_called_singular():
+    eigenvalues = np.geomspace(1e-10, 1, 50)
+    found = log_determinant(dense_symmetric(eigenvalues), 0.0)
+    assert abs(found.value - np.log(eigenvalues).sum()) <= 3 * found.standard_error
+    assert found.standard_error <= 1e-3
 
 
 def test_a_lower_bound_that_does_not_hold_is_an_error():
