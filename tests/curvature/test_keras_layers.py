@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from curvature.against_differences import judge
-from models import floatx, tf_variables
+from models import default_dtype, tf_variables
 
 from spectral_density import HessianOperator
 
@@ -178,7 +178,7 @@ def judged(model, loss, x, y, tolerance=TOLERANCE):
 
 @pytest.fixture
 def double():
-    with floatx("float64"):
+    with default_dtype("float64"):
         before = tf_keras.backend.floatx()
         tf_keras.backend.set_floatx("float64")
         yield
@@ -260,7 +260,7 @@ def test_every_layer_of_keras_is_tried_or_left_out_for_a_reason():
 ACTIVATIONS = sorted(
     set(public(keras.activations, callable))
     - {"get", "serialize", "deserialize"}
-    # One halves its input, which a dense layer does not know of; one has arguments, and a test below.
+    # One halves its input, which a dense layer does not know of; the other has a test below.
     - {"glu", "threshold"}
 )
 

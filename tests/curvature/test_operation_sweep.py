@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from curvature.against_differences import is_fault, judge
 from curvature.operations import CATALOGUE, Operation, missing
-from models import floatx
+from models import default_dtype
 
 from spectral_density import HessianOperator
 
@@ -44,7 +44,7 @@ SAMPLE = """
 @pytest.fixture
 def double():
     """Keras operations that compute in float64."""
-    with floatx("float64"):
+    with default_dtype("float64"):
         yield
 
 
