@@ -1,6 +1,6 @@
 """Store Hessians and Gauss-Newton matrices of small networks, as PyTorch and JAX compute them.
 
-    python benchmarks/peers/store_matrices.py torch|jax tests/curvature/data
+    python benchmarks/peers/store_matrices.py torch|jax tests/curvature/data [NETWORK ...]
 
 Run it in the environment of the framework (`benchmarks/environments.py`). The test
 `tests/curvature/test_other_frameworks.py` builds the same networks in Keras and compares. Each file
@@ -166,7 +166,9 @@ def with_jax(name: str) -> tuple[np.ndarray, np.ndarray]:
     def attention(w: list[jax.Array]) -> jax.Array:
         hidden = jnp.tanh(x @ w[0] + w[1])
         q, k, v = (jnp.einsum("btd,dhk->bthk", hidden, w[i]) + w[i + 1] for i in (2, 4, 6))
-        heads = jax.nn.dot_product_attention(q, k, v)
+        # jax.nn.dot_product_attention computes its softmax in float32.
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / np.sqrt(q.shape[-1])
+        heads = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores), v)
         attended = jnp.einsum("bthk,hkd->btd", heads, w[8]) + w[9]
         return (hidden + attended).mean(1) @ w[10] + w[11]
 
@@ -204,7 +206,8 @@ FRAMEWORKS: dict[str, Callable[[str], tuple[np.ndarray, np.ndarray]]] = {
 def main() -> None:
     framework, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, network in NETWORKS.items():
+    for name in sys.argv[3:] or NETWORKS:
+        network = NETWORKS[name]
         weights, x, y = data_of(network)
         hessian, gauss_newton = FRAMEWORKS[framework](name)
         upper = np.triu_indices(len(weights))
