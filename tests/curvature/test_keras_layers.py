@@ -46,7 +46,7 @@ LAYERS = {
         "Conv1D": lambda K: K.layers.Conv1D(2, 2, activation="tanh"),
         "Conv1DTranspose": lambda K: K.layers.Conv1DTranspose(2, 2, activation="tanh"),
         "DepthwiseConv1D": lambda K: K.layers.DepthwiseConv1D(2),
-        "EinsumDense": lambda K: K.layers.EinsumDense("abc,cd->abd", (None, 3), activation="tanh"),
+        "EinsumDense": lambda K: K.layers.EinsumDense("abc,cd->abd", (4, 3), activation="tanh"),
         "GRU": lambda K: K.layers.GRU(2),
         "GlobalAveragePooling1D": lambda K: K.layers.GlobalAveragePooling1D(),
         "GlobalMaxPooling1D": lambda K: K.layers.GlobalMaxPooling1D(),
@@ -91,16 +91,14 @@ LAYERS = {
         "UpSampling2D": lambda K: K.layers.UpSampling2D(2),
     },
     4: {
-        "AveragePooling3D": lambda K: K.layers.AveragePooling3D(2),
-        "AdaptiveAveragePooling3D": lambda K: K.layers.AdaptiveAveragePooling3D(1),
-        "AdaptiveMaxPooling3D": lambda K: K.layers.AdaptiveMaxPooling3D(1),
+        "AveragePooling3D": lambda K: K.layers.AveragePooling3D(2, dtype="float32"),
         "Conv3D": lambda K: K.layers.Conv3D(2, 2, activation="tanh"),
         "Conv3DTranspose": lambda K: K.layers.Conv3DTranspose(2, 2, activation="tanh"),
         "ConvLSTM2D": lambda K: K.layers.ConvLSTM2D(1, 2),
         "ConvLSTM3D": lambda K: K.layers.ConvLSTM3D(1, 2),
         "GlobalAveragePooling3D": lambda K: K.layers.GlobalAveragePooling3D(),
         "GlobalMaxPooling3D": lambda K: K.layers.GlobalMaxPooling3D(),
-        "MaxPooling3D": lambda K: K.layers.MaxPooling3D(2),
+        "MaxPooling3D": lambda K: K.layers.MaxPooling3D(2, dtype="float32"),
         "UpSampling3D": lambda K: K.layers.UpSampling3D(2),
     },
 }
@@ -119,6 +117,11 @@ CASES = {
     **{name: (rank, make) for rank, made in LAYERS.items() for name, make in made.items()},
     **VARIANTS,
 }
+# These compute in float32, TensorFlow having no other kernel for them.
+SINGLE = {
+    *("AveragePooling3D", "MaxPooling3D", "Resizing"),
+    *("UpSampling2D:bilinear", "UpSampling2D:bicubic"),
+}
 SEVERAL_INPUTS = {
     *("AdditiveAttention", "Attention", "GroupQueryAttention", "MultiHeadAttention", "Add"),
     *("Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract"),
@@ -128,6 +131,7 @@ SEPARATE_ARGUMENTS = {"GroupQueryAttention", "MultiHeadAttention"}
 ONLY_TF_KERAS = {"LocallyConnected1D", "LocallyConnected2D", "ThresholdedReLU"}
 
 LEFT_OUT = {
+    "its own forward pass fails for some batches": "AdaptiveAveragePooling3D AdaptiveMaxPooling3D",
     "has tests of its own below": "Embedding ReversibleEmbedding LSTMCell",
     "abstract, or what a user makes of it": """
         Input InputLayer InputSpec Lambda Layer Pipeline Wrapper""",
@@ -196,6 +200,10 @@ COMMON = {
 }
 
 
+def tolerance_of(name):
+    return 1e-2 if name in SINGLE else TOLERANCE
+
+
 def cases(names):
     return [
         name if name in COMMON else pytest.param(name, marks=pytest.mark.slow)
@@ -205,7 +213,7 @@ def cases(names):
 
 @pytest.mark.parametrize("name", cases(set(CASES) - ONLY_TF_KERAS))
 def test_a_keras_layer_is_right(name, double):
-    verdict, said = judged(network(keras, name), "mse", X, Y)
+    verdict, said = judged(network(keras, name), "mse", X, Y, tolerance_of(name))
     assert verdict == "right", said
 
 
@@ -218,11 +226,12 @@ TF_KERAS_COMMON = {"BatchNormalization", "LayerNormalization", "LSTM"}
         name if name in TF_KERAS_COMMON else pytest.param(name, marks=pytest.mark.slow)
         for name in sorted(
             {name for name in CASES if hasattr(tf_keras.layers, name.partition(":")[0])}
+            - {"SpectralNormalization"}  # cannot wrap a layer here, beside Keras 3
         )
     ],
 )
 def test_a_tf_keras_layer_is_right(name, double):
-    verdict, said = judged(network(tf_keras, name), "mse", X, Y)
+    verdict, said = judged(network(tf_keras, name), "mse", X, Y, tolerance_of(name))
     assert verdict == "right", said
 
 

@@ -89,7 +89,9 @@ def test_the_matrix_is_that_of_pytorch_and_jax(operator, name, dtype):
         n = len(data["weights"])
         theirs = symmetric(data[kind], n) @ VECTORS[:n]
         error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-        assert error <= TOLERANCES[dtype], framework
+        # Keras rounds the scale of the scores, 1/sqrt(2) here, to float32.
+        tolerance = max(TOLERANCES[dtype], 1e-7 if name == "attention" else 0.0)
+        assert error <= tolerance, framework
 
 
 @pytest.mark.parametrize("name", NETWORKS)
