@@ -54,7 +54,7 @@ def judge(
 
 def is_fault(verdict: str) -> bool:
     """Whether something is wrong and called sound, or ends in an error of TensorFlow."""
-    return verdict in ("raw error", "wrong, sound")
+    return verdict in ("raw error", "wrong, sound") or "raised" in verdict
 
 
 def slope(
@@ -93,3 +93,5 @@ def verdict_of(hessian: HessianOperator) -> str:
         return hessian.check().verdict
     except PreflightError:
         return "unsound"
+    except Exception as error:
+        return f"check() raised {type(error).__name__}"
