@@ -40,6 +40,18 @@ def floatx(dtype):
         keras.config.set_floatx(before)
 
 
+@contextmanager
+def default_dtype(dtype):
+    """Make `dtype` that of layers and losses that are given none."""
+    before = keras.config.dtype_policy()
+    with floatx(dtype):
+        keras.config.set_dtype_policy(dtype)
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
+
+
 def set_random_weights(model, seed=0):
     """Give every variable a value that is exact in float32, variances a positive one."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,88 @@
+"""Second derivatives of every differentiable operation against differences of its gradient."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from curvature.against_differences import is_fault, judge
+from curvature.operations import CATALOGUE, Operation, missing
+from models import default_dtype
+
+from spectral_density import HessianOperator
+
+
+def judged(operation: Operation) -> tuple[str, str]:
+    variables = [tf.Variable(part, dtype=tf.float64) for part in operation.point]
+
+    def value():
+        return operation.value(*map(tf.convert_to_tensor, variables))
+
+    def build():
+        return HessianOperator.from_function(lambda _: value(), variables)
+
+    return judge(build, variables, value, operation.tolerance)
+
+
+# A fault of these ends the process, not the test.
+DANGEROUS = {"tf.nn.ctc_loss", "keras.ops.ctc_loss"}
+
+# One or two of each kind: a few seconds, in every run.
+SAMPLE = """
+    tf.math.softsign tf.math.reduce_prod tf.math.igamma:shape tf.math.bincount tf.nn.moments
+    tf.nn.max_pool2d:same tf.nn.max_pool_with_argmax tf.nn.local_response_normalization
+    tf.nn.embedding_lookup_sparse:mean tf.nn.softmax_cross_entropy_with_logits:labels
+    tf.image.resize:bilinear tf.image.resize:bicubic tf.image.resize:area tf.image.crop_and_resize
+    tf.image.adjust_contrast tf.linalg.cholesky tf.linalg.eigh tf.linalg.lu tf.signal.rfft
+    tf.sparse.add tf.sparse.softmax tf.sparse.segment_mean tf.tensor_scatter_nd_max
+    tf.recompute_grad tf.py_function tf.numpy_function tf.clip_by_norm
+    tf.quantization.fake_quant_with_min_max_vars keras.ops.slice_update keras.ops.logsumexp
+"""
+
+
+@pytest.fixture
+def double():
+    """Keras operations that compute in float64."""
+    with default_dtype("float64"):
+        yield
+
+
+def faults(names) -> dict[str, tuple[str, str]]:
+    found = {name: judged(CATALOGUE[name]) for name in names}
+    return {
+        name: (verdict, said[-300:]) for name, (verdict, said) in found.items() if is_fault(verdict)
+    }
+
+
+def test_every_public_operation_is_in_the_catalogue_or_left_out_for_a_reason():
+    assert missing() == []
+
+
+@pytest.mark.parametrize("name", SAMPLE.split())
+def test_an_operation_is_right_or_refused(name, double):
+    assert faults([name]) == {}
+
+
+MODULE_NAMES = sorted({name.rpartition(".")[0] for name in CATALOGUE})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULE_NAMES)
+def test_no_operation_is_wrong_and_sound_and_none_ends_in_a_raw_error(module, double):
+    names = [name for name in CATALOGUE if name.rpartition(".")[0] == module]
+    assert faults(name for name in names if name not in DANGEROUS | set(SAMPLE.split())) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(DANGEROUS))
+def test_an_operation_that_can_end_the_process_is_refused(name):
+    code = (
+        "from curvature.operations import CATALOGUE; "
+        "from curvature.test_operation_sweep import judged; "
+        f"print(judged(CATALOGUE[{name!r}])[0])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "refused"), ended.stderr[-500:]
