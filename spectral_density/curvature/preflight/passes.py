@@ -12,7 +12,6 @@ from spectral_density.curvature.batches import batch_hash
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import Contents, Difference, compare
 from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
-from spectral_density.curvature.scopes import layers_of
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
@@ -27,7 +26,8 @@ _PART = 1 << 20
 class Passes:
     """The passes over the data, and what they showed.
 
-    Products of one batch are held in the dtype they were computed in: they are many, and long.
+    Products of one batch are held in float32 unless they were computed in float64: they are many,
+    and long.
 
     Attributes:
         u, v: the two vectors, as rows.
@@ -160,7 +160,9 @@ class Passes:
         zeros = tf.zeros(rows.shape, tf.float64)
         multiply = operator._product_fn(len(rows))
         products = multiply(entry, weight, operator._scales, rows, zeros)[0]
-        found = np.array(tf.cast(products, operator.product_dtype))
+        # float32 holds the products of half precision too, and nothing vanishes in it.
+        wide = operator.product_dtype == np.float64
+        found = np.array(tf.cast(products, tf.float64 if wide else tf.float32))
         return found[0] if len(found) == 1 else found
 
     def measure_rounding(self) -> None:
@@ -195,13 +197,8 @@ def difference(found: Any, expected: np.ndarray) -> float:
 
 
 def stated_rounding(operator: CurvatureOperator) -> float:
-    """Return the relative rounding of products in the coarsest dtype that a layer computes in."""
-    dtypes = {operator.product_dtype.name}
-    dtypes |= {v.dtype.name for v in operator.parameters.variables}
-    dtypes |= {
-        str(getattr(layer, "compute_dtype", "")) for layer in layers_of(operator.objective.model)
-    }
-    return max(_ROUNDING[dtype] for dtype in dtypes if dtype in _ROUNDING)
+    """Return the relative rounding of products in the dtype they are computed in."""
+    return _ROUNDING[operator.product_dtype.name]
 
 
 def line(error: Exception) -> str:
