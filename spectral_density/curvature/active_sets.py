@@ -170,7 +170,7 @@ class HeldGraph:
         outputs: Sequence[tf.Tensor],
         variables: Iterable[tf.Variable] = (),
         free: Sequence[tf.Tensor] = (),
-        differentiated: bool = False,
+        value: tf.Tensor | None = None,
     ):
         """Prepare the tensors of a concrete function's graph.
 
@@ -179,16 +179,14 @@ class HeldGraph:
             outputs: tensors of it, wanted as functions of what it captures and of its arguments.
             variables: what will be moved: what does not depend on them is not held.
             free: tensors of it that are given as further arguments, and moved as well.
-            differentiated: whether the gradient of the sum of the outputs in the free tensors is
-                wanted instead of the outputs.
-
-        The first of the outputs is the value: gradients that are stopped on the way to it, by the
-        user's own code, are held. Those that are stopped in a gradient are mistakes.
+            value: gradients that are stopped on the way to it, by the user's own code, are held;
+                None for the first of the outputs. Those that are stopped elsewhere, in a gradient,
+                are mistakes.
         """
         self._graph = graph
         self._free = list(free)
-        self._differentiated = differentiated
         self._outputs = list(outputs)
+        self._value = self._outputs[0] if value is None else value
         self._handles = {id(variable.handle) for variable in variables}
         captured = {inside.ref() for _, inside in graph.captures}
         self._arguments = [t for t in graph.inputs if t.ref() not in captured] + self._free
@@ -234,12 +232,8 @@ class HeldGraph:
             inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
         }
         moving |= {tensor.ref() for tensor in self._free}
-        forward = set(_needed(self._graph, self._outputs[:1], given))
-        outputs = copying.copied(self._graph, given, moving, self._outputs, forward)[0]
-        if not self._differentiated:
-            return outputs
-        free = [given[tensor.ref()] for tensor in self._free]
-        return tf.gradients(outputs, free, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        forward = set(_needed(self._graph, [self._value], given))
+        return copying.copied(self._graph, given, moving, self._outputs, forward)[0]
 
 
 @dataclass

@@ -117,8 +117,12 @@ class ThroughOutputs(CurvatureOperator):
             gradient = tape.gradient(value, variables)
         tangents = jacobian_products(tape, outputs.tensors, variables, vectors, layers)
         at_outputs = self._at_outputs(outputs, weight, scales, tangents)
+        # What is only noted is not computed in a product.
+        zero = tf.UnconnectedGradients.ZERO
+        slopes = tape.gradient(value, outputs.tensors, unconnected_gradients=zero)
         for what, tensors in (
             ("outputs", outputs.tensors),
+            ("output gradients", slopes),
             ("tangents", tangents[0]),
             ("cotangents", at_outputs[0]),
         ):

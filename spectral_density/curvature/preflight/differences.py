@@ -111,12 +111,10 @@ class BatchOfProducts:
         count = len(tensors[1])
         return values[0][0], values[1 : 1 + count], values[1 + count :]
 
-    def at_outputs(self, what: str, differentiated: bool) -> Callable[[list[np.ndarray]], Any]:
-        """Return a function of the outputs: tensors that were noted, or the gradient of them."""
-        tensors = noted(self._concrete, what)
-        if what == "loss":
-            tensors = tensors[-1:]
-        graph = HeldGraph(self._concrete, tensors, free=self.outputs, differentiated=differentiated)
+    def at_outputs(self, what: str) -> Callable[[list[np.ndarray]], np.ndarray]:
+        """Return tensors that were noted as a function of the outputs, all else held fixed."""
+        tensors, loss = noted(self._concrete, what), noted(self._concrete, "loss")[-1]
+        graph = HeldGraph(self._concrete, tensors, free=self.outputs, value=loss)
         held: list[Held] = []
 
         def function(outputs: list[np.ndarray]) -> np.ndarray:
@@ -132,7 +130,8 @@ class BatchOfProducts:
                 found = graph.again(arguments, held[0])
             parts = [np.asarray(tf.cast(part, tf.float64)) for part in found]
             # The outputs of an example have one loss together.
-            return _joined(parts) if differentiated else np.sum(parts, axis=0).reshape(-1)
+            together = what == "example losses"
+            return np.sum(parts, axis=0).reshape(-1) if together else _joined(parts)
 
         return function
 
@@ -219,9 +218,7 @@ def _matrix_at_outputs(
 ) -> Finding:
     """Compare B t with differences of the loss, or of each example's, in the outputs along t."""
     of_examples = batch.knows("example losses")
-    function = (
-        batch.at_outputs("example losses", False) if of_examples else batch.at_outputs("loss", True)
-    )
+    function = batch.at_outputs("example losses" if of_examples else "output gradients")
     length = float(np.linalg.norm(outputs)) or 1.0
     size = float(np.linalg.norm(tangent))
     if not size:
