@@ -105,6 +105,127 @@ def one_sided(x):
     return x, gradient
 
 
+def of(loss, values=(0.5, 2.0), dtype="float32"):
+    return HessianOperator.from_function(loss, tf.Variable(values, dtype=dtype))
+
+
+@tf.custom_gradient
+def stopped_square(x):
+    return tf.square(x), lambda upstream: 2 * upstream * tf.stop_gradient(x)
+
+
+@tf.custom_gradient
+def cube_of_square(x):
+    return tf.square(x), lambda upstream: 3 * upstream * x
+
+
+@tf.custom_gradient
+def square_by_numpy(x):
+    return tf.square(x), lambda upstream: upstream * tf.numpy_function(np.add, [x, x], x.dtype)
+
+
+def by_python(w):
+    return tf.reduce_sum(tf.py_function(lambda values: values**3, [w], w.dtype))
+
+
+def quantized(w):
+    return tf.reduce_sum(tf.quantization.fake_quant_with_min_max_vars(w, -1.0, 1.0) ** 2)
+
+
+def ctc(w):
+    logits = tf.reshape(w, (1, 4, 3))
+    found = tf.nn.ctc_loss([[1, 2]], logits, [2], [4], logits_time_major=False, blank_index=0)
+    return tf.reduce_sum(found)
+
+
+def contrast(w):
+    return tf.reduce_sum(tf.image.adjust_contrast(tf.reshape(w, (2, 1, 1)), 2.0) ** 2)
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+class OwnFunction(keras.Sequential):
+    def make_train_function(self, force=False):
+        return super().make_train_function(force)
+
+
+class OwnLoss(keras.Sequential):
+    def compute_loss(self, *args, **options):
+        return super().compute_loss(*args, **options)
+
+
+class CalledLoss(keras.losses.MeanSquaredError):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return 2 * super().__call__(y_true, y_pred, sample_weight)
+
+
+class Length(keras.regularizers.Regularizer):
+    def __call__(self, weights):
+        return keras.ops.sqrt(keras.ops.sum(weights**2))
+
+
+class Clipped(layers.Dense):
+    def call(self, inputs):
+        self.kernel.assign(keras.ops.clip(self.kernel, -1.0, 1.0))
+        return super().call(inputs)
+
+
+def compiled(kind=keras.Sequential):
+    model = kind([keras.Input(X.shape[1:]), layers.Dense(3)])
+    model.compile("sgd", SPARSE)
+    return model
+
+
+def penalized():
+    penalty = {"kernel_initializer": "zeros", "kernel_regularizer": Length()}
+    return keras.Sequential([keras.Input(X.shape[1:]), layers.Dense(3, **penalty)])
+
+
+def neither(features, number):
+    return features + number
+
+
+def of_two_outputs():
+    inputs = keras.Input(X.shape[1:])
+    model = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(3)(inputs)])
+    hessian([(X, (Y, Y))], [SPARSE, SPARSE], model, class_weight={0: 2.0})
+
+
+def weighted_fit():
+    model = sd.training.SecondOrderModel(compiled())
+    model.compile(sd.training.NewtonCG(hessian_data=LIST), SPARSE)
+    model.fit(X, Y, class_weight={0: 2.0}, epochs=0, verbose=0)
+
+
+def inserting():
+    table = tf.lookup.experimental.DenseHashTable(tf.int64, tf.float32, 0.0, -1, -2)
+
+    def loss(w):
+        table.insert([3], [1.0])
+        return tf.reduce_sum(w**2)
+
+    return of(loss)
+
+
+def watched(path, loss=None):
+    options = {"num_eigenvalues": 1, "order": 2, "num_draws": 1, "csv_path": path}
+    compiled().fit(X, Y, verbose=0, callbacks=[sd.SpectrumCallback(LIST, loss, **options)])
+
+
+def resumed_with_another_loss(path):
+    lanczos(of(lambda w: tf.reduce_sum(w**3)), 1, checkpoint=path, check=False)
+    lanczos(of(lambda w: tf.reduce_sum(2 * w**3)), 1, checkpoint=path, check=False)
+
+
+def resumed_in_another_order(path):
+    model = compiled()
+    for data, order in ((LIST, 1), (LIST[::-1], 2)):
+        lanczos(hessian(data, model=model), order, checkpoint=path, check=False)
+
+
 def resumed(path, matrix=None, **options):
     lanczos(np.diag(np.arange(9.0)), 4, checkpoint=path)
     lanczos(np.diag(np.arange(9.0)) if matrix is None else matrix, 4, checkpoint=path, **options)
@@ -145,10 +266,10 @@ def mirrored():
         return hessian(model=mlp())
 
 
-def unbalanced():
+def unbalanced(**options):
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    hessian(strategy.experimental_distribute_dataset(dataset))
+    hessian(strategy.experimental_distribute_dataset(dataset), **options)
 
 
 def of_two_strategies():
@@ -257,6 +378,68 @@ CASES = {
     ),
     "data augmented at random": lambda path: checked(data=augmented()),
     "curvature that is infinite where the gradient is not": lambda path: product(with_a_root()),
+    "a weight regularizer whose derivative is infinite": lambda path: product(
+        hessian(model=penalized())
+    ),
+    "curvature beyond the range of float16": lambda path: product(
+        of(lambda w: tf.reduce_sum((3e4 * w) ** 2), (1e-3, 2e-3), "float16")
+    ),
+    "batches of more than eight shapes": lambda path: hessian(
+        [(X[:size], Y[:size]) for size in range(1, 10)]
+    ),
+    "a function that is neither form of a loss": lambda path: hessian(loss=neither),
+    "`tf.py_function` between variables and loss": lambda path: of(by_python),
+    "`tf.numpy_function` in a gradient (`tf.custom_gradient`)": lambda path: product(
+        of(lambda w: tf.reduce_sum(square_by_numpy(w)))
+    ),
+    "fake quantization, and layers quantized to int8": lambda path: of(quantized),
+    "a CTC loss": lambda path: of(ctc, np.ones(12)),
+    "an operation whose gradient has no derivative (`igamma` in its shape)": lambda path: of(
+        lambda w: tf.reduce_sum(tf.math.igamma(w, 3.0))
+    ),
+    "an operation without a gradient (`adjust_contrast`)": lambda path: of(contrast),
+    "the compiled loss of a model with a `train_step` of its own": lambda path: hessian(
+        loss=None, model=compiled(OwnStep)
+    ),
+    "the compiled loss of a model with its own `make_train_function`": lambda path: hessian(
+        loss=None, model=compiled(OwnFunction)
+    ),
+    "the compiled loss of a model with a `compute_loss` of its own": lambda path: hessian(
+        loss=None, model=compiled(OwnLoss)
+    ),
+    "a loss class with a `__call__` of its own": lambda path: hessian(loss=CalledLoss()),
+    "a model with its own `train_step` in `SecondOrderModel`": lambda path: (
+        sd.training.SecondOrderModel(compiled(OwnStep)).compile(sd.training.NewtonCG(), SPARSE)
+    ),
+    "`class_weight` that is no dict": lambda path: hessian(class_weight=[1.0, 2.0]),
+    "a class that is no integer in `class_weight`": lambda path: hessian(class_weight={0.5: 2.0}),
+    "a negative `class_weight`": lambda path: hessian(class_weight={0: -1.0}),
+    "`class_weight` with `loss_fn(model, batch)`": lambda path: hessian(
+        loss=squares, class_weight={0: 2.0}
+    ),
+    "`class_weight` of a model with two outputs": lambda path: of_two_outputs(),
+    "`class_weight` where labels are sequences": lambda path: hessian(
+        [(X, np.zeros((len(X), 2, 4)))], class_weight={0: 2.0}
+    ),
+    "`fit(class_weight=)` of a `SecondOrderModel` with `hessian_data`": lambda path: weighted_fit(),
+    "a layer whose call writes a trainable weight": lambda path: hessian(
+        model=sequential(Clipped(3))
+    ),
+    "a loss that inserts into a table": lambda path: inserting(),
+    "a derivative that is not that of the gradient (`tf.custom_gradient`)": lambda path: of(
+        lambda w: tf.reduce_sum(stopped_square(w))
+    ).check(),
+    "the gradient of another function (`tf.custom_gradient`)": lambda path: of(
+        lambda w: tf.reduce_sum(cube_of_square(w))
+    ).check(),
+    "gradients that are stopped on purpose (`tf.stop_gradient`)": lambda path: of(
+        lambda w: tf.reduce_sum(w**2 * tf.stop_gradient(w) ** 2)
+    ).check(),
+    "the log-determinant of a singular matrix": lambda path: sd.log_determinant(SMALL, 0.0),
+    "a checkpoint of another loss": resumed_with_another_loss,
+    "a checkpoint of data that were reordered since": resumed_in_another_order,
+    "a loss that is no loss, to `SpectrumCallback`": lambda path: watched(None, loss=3),
+    "a `csv_path` that cannot be written, to `SpectrumCallback`": watched,
     "a vector of another length": lambda path: hessian() @ np.ones(7),
     "a complex vector": lambda path: hessian() @ (1j * np.ones(31)),
     "a vector with NaN": lambda path: hessian() @ np.full(31, np.nan),
@@ -288,6 +471,7 @@ CASES = {
     "a directory of something else": something_else,
     "a spectrum file that is none": no_spectrum,
     "a distributed dataset, and a model of one device": lambda path: unbalanced(),
+    "`class_weight` with a distributed dataset": lambda path: unbalanced(class_weight={0: 2.0}),
     "variables of two strategies": lambda path: of_two_strategies(),
     "a model of a TPU": lambda path: mirrored_elsewhere(),
     "`SecondOrderModel` within a strategy's scope": lambda path: trainer_in_a_scope(),

@@ -65,13 +65,13 @@ class PreflightReport:
 
 
 class PreflightError(ValueError):
-    """An operator is no fixed, symmetric, finite matrix; `report` has every check."""
+    """An operator is no fixed, symmetric, finite matrix, or a wrong one; `report` has every check."""
 
     def __init__(self, report: PreflightReport):
         """Say what failed."""
         self.report = report
         failed = "\n".join(f"- {check.message}" for check in report.failed)
         super().__init__(
-            f"preflight found that this is not one fixed symmetric matrix:\n{failed}\n"
+            f"preflight found this matrix unsound:\n{failed}\n"
             "The results of an algorithm on it would mean nothing. check=False skips this test."
         )
