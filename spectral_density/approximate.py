@@ -99,7 +99,8 @@ def estimate_spectrum(
             killed goes on where it was, and steps or draws can be added to one that ended, also
             by a smaller tolerance.
         check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
-            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
+            one fixed, symmetric, finite matrix and the right derivative: two passes over the data
+            and six gradients of a batch, once for its weights.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 
@@ -187,8 +188,8 @@ def approximate_hessian(
             its memory. Here the orthogonalization always runs on the CPU, in float64.
         variables: which variables, see `HessianOperator`.
         checkpoint: a directory in which each step is made durable, see `lanczos`.
-        check: first find out whether the Hessian is one fixed, symmetric, finite matrix: two
-            passes over the data, see `CurvatureOperator.check`.
+        check: first find out whether the Hessian is one fixed, symmetric, finite matrix and the
+            right derivative: see `CurvatureOperator.check`.
         progress: show a bar; None for only in interactive runs.
 
     Returns:

@@ -194,7 +194,8 @@ def _add_check(commands: Any) -> argparse.ArgumentParser:
         "check",
         help="find out whether a model, its data and its loss make one fixed symmetric matrix",
         description="Find out, in two passes over the data, whether a model, its data and its "
-        f"loss make one fixed, symmetric, finite matrix. The exit code is {UNSOUND} if not.",
+        "loss make one fixed, symmetric, finite matrix, and by differences whether it is the right "
+        f"derivative. The exit code is {UNSOUND} if not.",
     )
     _add_problem(command)
     command.set_defaults(run=_check)

@@ -10,7 +10,7 @@ from spectral_density.command.quiet import import_tensorflow
 
 
 def check(request: Request, show: Callable[[str], None]) -> bool:
-    """Show whether the operator is one fixed, symmetric, finite matrix, and return it.
+    """Show whether the operator is one fixed, symmetric, finite matrix, a right one, and return it.
 
     Raises:
         ValueError: see `open_problem`.

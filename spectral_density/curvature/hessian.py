@@ -48,7 +48,8 @@ class HessianOperator(CurvatureOperator):
             model: Keras 3 or tf_keras model, or a `tf.Module`.
             loss: Keras loss object, its name, None for the compiled loss, a function
                 `(y_true, y_pred)`, a function `loss_fn(model, batch) -> scalar`, or a pair
-                `(predict(model, batch), loss(outputs, batch))`.
+                `(predict(model, batch), loss(outputs, batch))`. A function whose first parameter
+                is called neither `model` nor `y_true` is tried as `loss_fn(model, batch)` first.
             dataset: re-iterable batches: `tf.data.Dataset`, list, `PyDataset`, or a callable
                 that returns an iterator. With a Keras loss a batch is `(x, y)` or `(x, y, w)`.
             variables: which trainable variables: None for all, the exact name of a layer or
@@ -68,8 +69,15 @@ class HessianOperator(CurvatureOperator):
         Raises:
             ValueError: a model never built, no loss, a loss that is no scalar or does not depend on
                 the model, an unknown name, or a dataset that is empty, infinite, or used up
-                after one pass.
-            TypeError: model, loss or dataset is no such thing.
+                after one pass. Also what cannot be right, before anything runs: an operation
+                without a second derivative between the variables and the loss, a forward pass that
+                writes to a trainable weight, the compiled loss of a model with a `train_step` of
+                its own, a loss with a `__call__` of its own.
+            TypeError: model, loss or dataset is no such thing, or a function is no loss of either
+                form.
+
+        Warns:
+            UserWarning: batches of more than eight shapes.
         """
         check_backend()
         super().__init__(
@@ -90,7 +98,8 @@ class HessianOperator(CurvatureOperator):
             variables: a `tf.Variable`, or any nested structure of them.
 
         Raises:
-            ValueError: if the loss is no scalar or does not depend on the variables.
+            ValueError: if the loss is no scalar or does not depend on the variables, holds an
+                operation without a second derivative, or writes to the variables.
         """
         flat = tf.nest.flatten(variables)
         names = [

@@ -300,9 +300,11 @@ class CurvatureOperator(LinearOperator):
         return dense
 
     def check(self, *, seed: int = 0, derivative: bool = True) -> PreflightReport:
-        """Raise unless this is one fixed, symmetric, finite matrix: two passes, see `preflight`.
+        """Raise unless this is one fixed, symmetric, finite matrix, and the right derivative.
 
-        The report is remembered while the weights stay as they are, so asking again costs nothing.
+        It takes two passes over the data, and six gradients and one product of the first batch, see
+        `preflight`. The report is remembered while the variables that the loss reads stay as they
+        are, so asking again costs nothing.
 
         Args:
             seed: of the vectors.

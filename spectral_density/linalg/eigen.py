@@ -124,7 +124,8 @@ def top_eigenpairs(
         checkpoint: a directory in which each step is made durable, and from which a run that was
             killed, or used up `max_products`, goes on.
         check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
-            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
+            one fixed, symmetric, finite matrix and the right derivative: two passes over the data
+            and six gradients of a batch, once for its weights.
 
     Returns:
         Eigenpairs, in the order stated there. Where some have not converged, the best so far with

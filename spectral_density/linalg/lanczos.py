@@ -159,7 +159,8 @@ def lanczos(
         until: asked after each step of the first group, those found in a checkpoint included;
             where it returns True, that step is the last of this group and of all after it.
         check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
-            one fixed, symmetric, finite matrix: two passes over the data, once for its weights.
+            one fixed, symmetric, finite matrix and the right derivative: two passes over the data
+            and six gradients of a batch, once for its weights.
 
     Returns:
         Tridiagonalization with `alpha`, `beta`, `residual_norms` and `basis`.

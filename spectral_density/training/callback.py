@@ -87,9 +87,10 @@ class SpectrumCallback(keras.callbacks.Callback):
     global random states are what they are without the callback. The operator is not checked, which
     would take products of its own: `preflight(callback.operator)` does it after the training.
 
-    What is wrong with the arguments, the model or the loss is raised before the first step. From
-    there on the training goes on whatever happens here: an error (of a product, of the probe set,
-    of a file) is logged, warned of once a kind, and the values of its measurement are NaN.
+    What is wrong with the arguments, the model or the loss, and what `HessianOperator` refuses, is
+    raised before the first step. From there on the training goes on whatever happens here: an error
+    (of a product, of the probe set, of a file) is logged, warned of once for each kind of error,
+    and the values of its measurement are NaN.
 
     Keras does not tell a callback of the `class_weight` of `fit`: pass it to the callback, too.
 

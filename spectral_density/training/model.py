@@ -133,8 +133,8 @@ class SecondOrderModel(keras.Model):
 
         Raises:
             TypeError: if the optimizer is no second-order method.
-            ValueError: without a loss, if XLA is asked for, or if the wrapped model has a training
-                step or an objective of its own.
+            ValueError: without a loss, if XLA is asked for, or if the wrapped model has a
+                `train_step`, `make_train_function` or `compute_loss` of its own.
         """
         if not isinstance(optimizer, SecondOrderMethod):
             raise TypeError(

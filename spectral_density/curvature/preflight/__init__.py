@@ -1,4 +1,4 @@
-"""Is this operator really one fixed, symmetric, finite matrix? Two passes over the data tell."""
+"""Whether an operator is one fixed, symmetric, finite matrix, and the right derivative."""
 
 from spectral_density.curvature.preflight.report import Check, PreflightError, PreflightReport
 from spectral_density.curvature.preflight.run import check, preflight

@@ -65,7 +65,7 @@ class PreflightReport:
 
 
 class PreflightError(ValueError):
-    """An operator is no fixed, symmetric, finite matrix, or a wrong one; `report` has every check."""
+    """An operator is no fixed, symmetric, finite matrix, or a wrong one: see `report`."""
 
     def __init__(self, report: PreflightReport):
         """Say what failed."""

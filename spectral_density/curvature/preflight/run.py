@@ -1,4 +1,4 @@
-"""Is this operator really one fixed, symmetric, finite matrix? Two passes over the data tell."""
+"""Whether an operator is one fixed, symmetric, finite matrix, and the right derivative."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _checked: WeakKeyDictionary[CurvatureOperator, tuple[tuple[int, bool, str], Pref
 def preflight(
     operator: CurvatureOperator, /, *, seed: int = 0, derivative: bool = True
 ) -> PreflightReport:
-    r"""Find out whether an operator is one fixed, symmetric, finite matrix.
+    r"""Find out whether an operator is one fixed, symmetric, finite matrix, and the right one.
 
     Two passes over the data with a random vector u. The second goes on in the state that the first
     left (seed generators have moved on), over the dataset iterated afresh, with its first batch
@@ -163,9 +163,9 @@ def check(
 
     Of a dataset whose examples change it warns once for all operators over it.
 
-    An operator that was found sound, or doubtful, is not looked into again while the weights of its
-    model stay as they are: algorithms that check it one after the other pay once. `preflight`
-    always looks afresh.
+    An operator that was found sound, or doubtful, is not looked into again while the variables that
+    its loss reads stay as they are: algorithms that check it one after the other pay once.
+    `preflight` always looks afresh.
 
     Args:
         operator: see `preflight`.
