@@ -170,7 +170,7 @@ class HeldGraph:
         outputs: Sequence[tf.Tensor],
         variables: Iterable[tf.Variable] = (),
         free: Sequence[tf.Tensor] = (),
-        value: tf.Tensor | None = None,
+        values: Sequence[tf.Tensor] = (),
     ):
         """Prepare the tensors of a concrete function's graph.
 
@@ -179,14 +179,14 @@ class HeldGraph:
             outputs: tensors of it, wanted as functions of what it captures and of its arguments.
             variables: what will be moved: what does not depend on them is not held.
             free: tensors of it that are given as further arguments, and moved as well.
-            value: gradients that are stopped on the way to it, by the user's own code, are held;
-                None for the first of the outputs. Those that are stopped elsewhere, in a gradient,
+            values: gradients that are stopped on the way to these, by the user's own code, are
+                held; none for the first of the outputs. Those that are stopped in a gradient
                 are mistakes.
         """
         self._graph = graph
         self._free = list(free)
         self._outputs = list(outputs)
-        self._value = self._outputs[0] if value is None else value
+        self._values = list(values) or self._outputs[:1]
         self._handles = {id(variable.handle) for variable in variables}
         captured = {inside.ref() for _, inside in graph.captures}
         self._arguments = [t for t in graph.inputs if t.ref() not in captured] + self._free
@@ -232,7 +232,7 @@ class HeldGraph:
             inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
         }
         moving |= {tensor.ref() for tensor in self._free}
-        forward = set(_needed(self._graph, [self._value], given))
+        forward = set(_needed(self._graph, self._values, given))
         return copying.copied(self._graph, given, moving, self._outputs, forward)[0]
 
 

@@ -113,8 +113,10 @@ class BatchOfProducts:
 
     def at_outputs(self, what: str) -> Callable[[list[np.ndarray]], np.ndarray]:
         """Return tensors that were noted as a function of the outputs, all else held fixed."""
-        tensors, loss = noted(self._concrete, what), noted(self._concrete, "loss")[-1]
-        graph = HeldGraph(self._concrete, tensors, free=self.outputs, value=loss)
+        tensors = noted(self._concrete, what)
+        of_loss = what == "output gradients"
+        values = noted(self._concrete, "loss")[-1:] if of_loss else tensors
+        graph = HeldGraph(self._concrete, tensors, free=self.outputs, values=values)
         held: list[Held] = []
 
         def function(outputs: list[np.ndarray]) -> np.ndarray:
