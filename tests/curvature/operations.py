@@ -35,6 +35,11 @@ class Operation:
     point: tuple[np.ndarray, ...]  # float64
     tolerance: float = 1e-6  # relative; more for operations that compute in float32
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it computes in float32."""
+        return self.tolerance > 1e-4
+
     def value(self, *tensors: tf.Tensor) -> tf.Tensor:
         """Return a generic smooth scalar of everything that the operation returns."""
         parts = []
@@ -388,6 +393,13 @@ add("tf.nn.sigmoid_cross_entropy_with_logits:labels", lambda f, y, v: f(y, v), r
 add("tf.nn.softmax_cross_entropy_with_logits", lambda f, v: f([[0.3, 0.7, 0.0]], v), real(1, 3))
 add(
     "tf.nn.softmax_cross_entropy_with_logits:labels",
+    lambda f, y, v: f(tf.nn.softmax(y), v),
+    within(0.1, 0.9, 1, 3),
+    real(1, 3),
+)
+# TensorFlow's first derivative takes labels for probabilities.
+add(
+    "tf.nn.softmax_cross_entropy_with_logits:weights",
     lambda f, y, v: f(y, v),
     within(0.1, 0.9, 1, 3),
     real(1, 3),
@@ -1132,3 +1144,6 @@ LEFT_OUT = {
 }
 # Of names that mean one thing here and another there.
 LEFT_OUT_HERE = {"tf.sparse.cross": "strings", "tf.ragged.cross": "strings"}
+
+# What is right by none of its derivatives, or refused: tried alone, the others in company.
+NOT_RIGHT: frozenset[str] = frozenset()
