@@ -971,6 +971,12 @@ add(
 )
 add(
     "keras.ops.categorical_crossentropy:labels",
+    lambda f, y, v: f(ops.softmax(y), v, from_logits=True),
+    within(0.2, 0.8, 1, 2),
+    real(1, 2),
+)
+add(
+    "keras.ops.categorical_crossentropy:weights",
     lambda f, y, v: f(y, v, from_logits=True),
     within(0.2, 0.8, 1, 2),
     real(1, 2),
@@ -1145,5 +1151,17 @@ LEFT_OUT = {
 # Of names that mean one thing here and another there.
 LEFT_OUT_HERE = {"tf.sparse.cross": "strings", "tf.ragged.cross": "strings"}
 
-# What is right by none of its derivatives, or refused: tried alone, the others in company.
-NOT_RIGHT: frozenset[str] = frozenset()
+# Refused, or found to be wrong by the preflight: tried alone, while others are in company.
+_NOT_RIGHT = """
+    tf.math.bincount tf.math.igamma:shape tf.math.igammac:shape tf.math.betainc:shape
+    tf.math.zeta:exponent tf.nn.softmax_cross_entropy_with_logits:weights
+    tf.image.hsv_to_rgb tf.linalg.eigh_tridiagonal tf.linalg.logm tf.linalg.lu
+    tf.linalg.lu_matrix_inverse tf.linalg.lu_reconstruct tf.linalg.lu_solve
+    tf.linalg.lstsq:orthogonal tf.signal.rfft3d tf.signal.irfft3d tf.sparse.reduce_max
+    tf.sparse.bincount tf.sparse.concat tf.sparse.split tf.sparse.maximum tf.sparse.minimum
+    tf.sparse.maximum:other-places tf.sparse.minimum:other-places tf.guarantee_const
+    tf.numpy_function tf.py_function tf.quantization.quantize_and_dequantize_v2
+    keras.ops.bincount keras.ops.categorical_crossentropy:weights keras.ops.lu_factor
+    keras.ops.slice_update keras.ops.image.hsv_to_rgb
+"""
+NOT_RIGHT = frozenset(_NOT_RIGHT.split())
