@@ -289,8 +289,11 @@ class _Copy:
         moves: list[bool],
         leads: bool,
     ) -> tuple[list[tf.Tensor], list[bool]]:
-        """Copy what a function does in place of a call to it."""
+        """Copy what a function does in place of a call to it, or the call where it is unknown."""
         body = _function(graph, operation.get_attr("f"))
+        if body is None or len(body.inputs) != len(inputs):
+            self.in_loops |= {operation.type} if any(moves) else set()
+            return _copied(operation, inputs), [any(moves)] * len(operation.outputs)
         given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
         moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
         return self.copied(body, given, moving, body.outputs, None if leads else set())
@@ -422,7 +425,11 @@ def _kinks_inside(operation: Any) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
-        for inner in _function(graph, name).get_operations():
+        body = _function(graph, name)
+        if body is None:
+            found.add(operation.type)
+            continue
+        for inner in body.get_operations():
             found |= {inner.type} & _KINKED
             waiting.extend(_functions_of(inner))
     return found
@@ -433,10 +440,19 @@ def _functions_of(operation: Any) -> list[str]:
     return [value.func.name for value in attributes if value.HasField("func")]
 
 
-def _function(graph: Any, function: Any) -> Any:
-    """Return the graph of a function that an operation of a graph names."""
+def _function(graph: Any, function: Any) -> Any | None:
+    """Return the graph of a function that an operation of a graph names, None for an unknown one.
+
+    Functions are known to the graph that they were made in, which may be one around this one.
+    """
     name = getattr(function, "name", function)
-    return graph._get_function(name.decode() if isinstance(name, bytes) else name).graph
+    name = name.decode() if isinstance(name, bytes) else name
+    while graph is not None:
+        defined = graph._get_function(name)
+        if defined is not None:
+            return getattr(defined, "graph", None)
+        graph = getattr(graph, "outer_graph", None)
+    return None
 
 
 def _take_functions(graph: Any, target: Any) -> None:

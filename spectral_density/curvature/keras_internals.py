@@ -17,8 +17,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.tensorflow import numpy as keras_numpy
 from tensorflow.python.eager import record
 from tensorflow.python.framework import ops
+from tensorflow.python.framework.smart_cond import smart_constant_value
 from tensorflow.python.ops import custom_gradient, nn_fused_batch_norm_grad, nn_impl
 
 from spectral_density.curvature.frameworks import keras_module
@@ -33,6 +35,7 @@ _TRACED_ALONE = RLock()
 # TensorFlow's own.
 _SOFTMAX_CROSS_ENTROPY = ops.gradient_registry.lookup("SoftmaxCrossEntropyWithLogits")
 _POWER = ops.gradient_registry.lookup("Pow")
+_CONVOLUTION = ops.gradient_registry.lookup("Conv2D")
 
 # Gradient functions by the name of the operation that they differentiate.
 _EXACT: dict[str, Callable[..., Any]] = {}
@@ -50,6 +53,7 @@ def exact_second_derivatives(model: Any = None) -> Iterator[None]:
     with _TRACED_ALONE, ExitStack() as stack:
         stack.enter_context(exact_gradient_functions())
         stack.enter_context(moments_of_exact_curvature())
+        stack.enter_context(known_conditions_decided())
         stack.enter_context(no_recomputation())
         stack.enter_context(no_cudnn_recurrences())
         stack.enter_context(recurrences_written_out(model))
@@ -109,6 +113,38 @@ class _WithoutStops:
     @staticmethod
     def stop_gradient(tensor: Any, name: str | None = None) -> Any:
         return tensor
+
+
+@contextmanager
+def known_conditions_decided() -> Iterator[None]:
+    """Take the branches of `keras.ops` whose conditions are known while tracing (ranks, shapes).
+
+    TensorFlow's second gradient of `tf.cond` fails when it runs, where the branches differ in
+    shape: those of `keras.ops.inner` do for vectors.
+    """
+    before = keras_numpy.tf
+    keras_numpy.tf = _DecidingConditions(before)
+    try:
+        yield
+    finally:
+        keras_numpy.tf = before
+
+
+class _DecidingConditions:
+    """TensorFlow with a `cond` that makes one branch only where its condition is constant."""
+
+    def __init__(self, module: Any):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    @staticmethod
+    def cond(pred: Any, true_fn: Any = None, false_fn: Any = None, name: str | None = None) -> Any:
+        known = smart_constant_value(pred if tf.is_tensor(pred) else bool(pred))
+        if known is None:
+            return tf.cond(pred, true_fn, false_fn, name)
+        return tf.nest.map_structure(tf.convert_to_tensor, true_fn() if known else false_fn())
 
 
 @contextmanager
@@ -291,6 +327,23 @@ def resize_nearest_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     return [tf.raw_ops.ResizeNearestNeighbor(images=grad, size=size, **options), None]
 
 
+@_gradient_of("ScaleAndTranslate")
+def scale_and_translate_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
+    """Differentiate resizing with antialiasing, for images that are not float32 as well.
+
+    It computes in float32; TensorFlow's own gradient takes images of that type only.
+    """
+    image, _, scale, translation = op.inputs
+    pulled = tf.raw_ops.ScaleAndTranslateGrad(
+        grads=grad,
+        original_image=tf.cast(image, grad.dtype),
+        scale=scale,
+        translation=translation,
+        **_attributes(op, "kernel_type", "antialias"),
+    )
+    return [tf.cast(pulled, image.dtype), None, None, None]
+
+
 @_gradient_of("ScaleAndTranslateGrad")
 def scale_and_translate_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     """Differentiate the gradient of resizing with antialiasing, which has none registered."""
@@ -325,6 +378,33 @@ def crop_and_resize_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     return [cropped, of_boxes, None, None]
 
 
+# Convolutions ----------------------------------------------------------------------------------
+
+
+@_gradient_of("Conv2D")
+def convolution_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
+    """Differentiate dilated convolutions, whose gradients TensorFlow computes on GPUs only."""
+    options = _attributes(op, "strides", "dilations", "padding", "data_format")
+    rates = options["dilations"]
+    if options["data_format"] != "NHWC" or set(rates) == {1}:
+        return _CONVOLUTION(op, grad)
+    x, kernel = op.inputs
+    sizes = [(tf.shape(kernel)[axis] - 1) * rates[axis + 1] + 1 for axis in (0, 1)]
+    paddings = _paddings(op, {**options, "ksize": [1, *sizes, 1]}, [1, 2], x, grad)
+    _, down, across, _ = options["strides"]
+
+    def dilated(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        whole = tf.nn.with_space_to_batch(
+            x if paddings is None else tf.pad(x, paddings),
+            dilation_rate=rates[1:3],
+            padding="VALID",
+            op=lambda part, *_: tf.nn.conv2d(part, kernel, 1, "VALID"),
+        )
+        return whole[:, ::down, ::across]
+
+    return _by_autodiff(dilated, [x, kernel], [grad])
+
+
 # Activations and normalizations ----------------------------------------------------------------
 
 
@@ -334,6 +414,17 @@ def softsign_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     outer, x = op.inputs
     slope = tf.math.reciprocal(1 + tf.abs(x))
     return [grad * slope**2, -2 * grad * outer * tf.sign(x) * slope**3]
+
+
+@_gradient_of("IsotonicRegression")
+def isotonic_regression_gradient(op: Any, grad: tf.Tensor, _: Any) -> list[Any]:
+    """Differentiate isotonic regression of tensors of any rank; TensorFlow's is for matrices."""
+    segments = op.outputs[1]
+    length = tf.shape(segments)[-1]
+    flat = tf.reshape(segments, [-1, length])
+    flat = tf.reshape(flat + length * tf.range(tf.shape(flat)[0])[:, tf.newaxis], [-1])
+    means = tf.math.unsorted_segment_mean(tf.reshape(grad, [-1]), flat, tf.size(flat))
+    return [tf.reshape(tf.gather(means, flat), tf.shape(grad))]
 
 
 @_gradient_of("LRNGrad")

@@ -7,8 +7,10 @@ others, and gives quantized models the gradient of another function.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 import tensorflow as tf
@@ -67,8 +69,10 @@ _PYTHON = {
 _CTC = ("CTCLoss", "CTCLossV2")
 _QUANTIZED = ("FakeQuantWithMinMax", "QuantizeAndDequantize")
 
-# Raises an error where a gradient comes to it.
-_PREVENTED = "PreventGradient"
+# Their registered gradients raise an error: always, and unless `fast` is set.
+_PREVENTED = frozenset({"PreventGradient", "SparseDenseCwiseAdd"})
+_PREVENTED |= {"SparseSparseMaximum", "SparseSparseMinimum"}
+_LEAST_SQUARES = "MatrixSolveLs"
 
 # Functions that give results another gradient than theirs, by the end of the file they are in.
 _CTC_FILE = "/tensorflow/python/ops/ctc_ops.py"
@@ -81,6 +85,9 @@ _PASSED_THROUGH = "grad_pass_through."
 # Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
 # and functions that were written for one derivative only.
 _RAW = (LookupError, NotImplementedError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
+
+# Where the gradient functions of operations are.
+_GRADIENT_FUNCTIONS = re.compile(r"/tensorflow/python/ops/\w+_grad\.py$")
 
 _ANOTHER = "choose variables that come after it with variables=, or replace it"
 
@@ -136,7 +143,9 @@ def gradients_explained() -> Iterator[None]:
     """
     try:
         yield
-    except _RAW as error:
+    except (*_RAW, TypeError, ValueError) as error:
+        if not isinstance(error, _RAW) and not _is_of_a_gradient_function(error):
+            raise
         found = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         raise unchanged_by_autograph(
             ValueError(
@@ -145,6 +154,12 @@ def gradients_explained() -> Iterator[None]:
                 f"operations, {_ANOTHER.removesuffix(', or replace it')}."
             )
         ) from error
+
+
+def _is_of_a_gradient_function(error: Exception) -> bool:
+    """Tell whether an error was raised in one of TensorFlow's gradients of operations."""
+    paths = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    return any(_GRADIENT_FUNCTIONS.search(path.replace("\\", "/")) for path in paths)
 
 
 # What is wrong with a node, or None: a text with a place for its name ----------------------------
@@ -197,7 +212,8 @@ def _of_quantization(node: Node) -> str | None:
 
 def _of_first(node: Node) -> str | None:
     operation = node.operation
-    if operation.type == _PREVENTED:
+    slow = operation.type == _LEAST_SQUARES and not operation.get_attr("fast")
+    if operation.type in _PREVENTED or slow:
         found = Derivative.MISSING
     elif operation.type in CALLS:
         return None

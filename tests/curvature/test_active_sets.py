@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from spectral_density import HessianOperator
 from spectral_density.curvature.active_sets import HeldGraph
 
 # Far from kinks at the point, so that the piece there is known, and beyond them elsewhere.
@@ -167,3 +168,31 @@ def test_tensors_may_be_given_in_place_of_what_they_come_from():
     z = tf.constant([0.3, -0.7], tf.float64)
     (found,), _ = function.record([tf.zeros(2, tf.float64), z])
     np.testing.assert_allclose(found, 0.3**2 + 0.7**2, rtol=1e-12)
+
+
+def loop_of_a_function():
+    """A loop whose function is known to another graph than the one that it is called in."""
+
+    def powers(row):
+        return tf.while_loop(
+            lambda k, x: k < 3, lambda k, x: (k + 1, tf.nn.relu(x) * row), (0, row)
+        )
+
+    return lambda v: tf.reduce_sum(tf.vectorized_map(lambda row: powers(row)[1], v) ** 2)
+
+
+def loop_with_accumulators():
+    def steps(v):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            end = tf.while_loop(lambda k, x: k < 3, lambda k, x: (k + 1, tf.sin(x) * v), (0, v))[1]
+        return tf.reduce_sum(tape.gradient(end, v) * end)
+
+    return steps
+
+
+@pytest.mark.parametrize("make", [loop_of_a_function, loop_with_accumulators])
+def test_graphs_with_loops_in_functions_are_copied(make):
+    variable = tf.Variable(np.linspace(0.3, 0.9, 6).reshape(2, 3))
+    report = HessianOperator.from_function(make(), variable).check()
+    assert report.verdict == "sound"

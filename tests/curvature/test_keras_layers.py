@@ -206,7 +206,7 @@ def tolerance_of(name):
 
 def cases(names):
     return [
-        name if name in COMMON else pytest.param(name, marks=pytest.mark.slow)
+        name if name in COMMON else pytest.param(name, marks=pytest.mark.exhaustive)
         for name in sorted(names)
     ]
 
@@ -223,7 +223,7 @@ TF_KERAS_COMMON = {"BatchNormalization", "LayerNormalization", "LSTM"}
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in TF_KERAS_COMMON else pytest.param(name, marks=pytest.mark.slow)
+        name if name in TF_KERAS_COMMON else pytest.param(name, marks=pytest.mark.exhaustive)
         for name in sorted(
             {name for name in CASES if hasattr(tf_keras.layers, name.partition(":")[0])}
             - {"SpectralNormalization"}  # cannot wrap a layer here, beside Keras 3
@@ -337,6 +337,51 @@ def test_a_loss_is_right(name, double):
     )
     verdict, said = judged(model, getattr(keras.losses, name)(), X, labels)
     assert verdict == "right", said
+
+
+# Losses whose labels depend on the variables as well, by module: names, and whether of logits.
+SOFT_LABELS = {
+    "keras.losses": keras.losses,
+    "tf_keras.losses": tf_keras.losses,
+    "keras.ops": keras.ops,
+}
+CROSS_ENTROPIES = {
+    "categorical_crossentropy": (False, True),
+    "categorical_focal_crossentropy": (False, True),
+    "binary_crossentropy": (False, True),
+    "binary_focal_crossentropy": (False, True),
+    "kl_divergence": (None,),
+    "poisson": (None,),
+}
+
+
+@pytest.mark.parametrize("module", SOFT_LABELS)
+def test_cross_entropies_are_right_in_labels_that_depend_on_the_variables(module, double):
+    losses = [
+        partial(getattr(SOFT_LABELS[module], name), **({} if of is None else {"from_logits": of}))
+        for name, logits in CROSS_ENTROPIES.items()
+        for of in logits
+        if hasattr(SOFT_LABELS[module], name)
+    ]
+    points = [[tf.Variable(RNG.normal(size=(2, 3))) for _ in range(2)] for _ in losses]
+    variables = [variable for point in points for variable in point]
+
+    def value():
+        parts = []
+        for loss, (y, z) in zip(losses, points, strict=True):
+            is_of_logits = loss.keywords.get("from_logits")
+            outputs = z + 0.0 if is_of_logits else tf.nn.softmax(z)
+            parts.append(tf.reduce_sum(loss(tf.nn.softmax(y), outputs)))
+        return tf.add_n(parts)
+
+    verdict, said = judge(
+        lambda: HessianOperator.from_function(lambda _: value(), variables),
+        variables,
+        value,
+        TOLERANCE,
+    )
+    assert verdict == "right", said
+    assert len(losses) >= 4
 
 
 def test_every_loss_of_keras_is_tried_but_the_one_without_second_derivatives():

@@ -13,7 +13,7 @@ from spectral_density import (
     SpectrumCallback,
     approximate_hessian,
 )
-from spectral_density.curvature.refusals import refuse_without_derivatives
+from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
 from spectral_density.training import NewtonCG, SecondOrderModel
 
 X = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
@@ -407,3 +407,37 @@ def test_derivatives_within_the_loss_are_no_matter():
     model.build((None, 3))
     operator = HessianOperator(model, physics, [X])
     assert np.isfinite(operator @ np.ones(operator.shape[0])).all()
+
+
+PLACES = np.array([[0, 1], [1, 0]], np.int64)
+WITHOUT_GRADIENTS = {
+    "MatrixSolveLs": lambda v: tf.linalg.lstsq(v, tf.ones([3, 1], v.dtype), fast=False),
+    "SparseSparseMaximum": lambda v: (
+        tf.sparse.maximum(
+            tf.sparse.SparseTensor(PLACES, v[0], [2, 2]),
+            tf.sparse.SparseTensor(PLACES, v[1], [2, 2]),
+        ).values
+    ),
+    "SparseSparseMinimum": lambda v: (
+        tf.sparse.minimum(
+            tf.sparse.SparseTensor(PLACES, v[0], [2, 2]),
+            tf.sparse.SparseTensor(PLACES, v[1], [2, 2]),
+        ).values
+    ),
+    # Told by TensorFlow's gradient function alone, when it runs.
+    "svd gradient is not implemented": lambda v: tf.linalg.svd(
+        tf.concat([v, v**2], 0)[:5], full_matrices=True
+    )[1],
+}
+
+
+@pytest.mark.parametrize("operation", WITHOUT_GRADIENTS)
+def test_an_operation_whose_registered_gradient_raises_is_refused(operation):
+    with pytest.raises(ValueError, match=operation) as refused:
+        squares(WITHOUT_GRADIENTS[operation], (3, 2)) @ np.ones(6)
+    assert "in user code" not in str(refused.value)
+
+
+def test_errors_of_gradient_functions_are_told_from_those_of_others():
+    with pytest.raises(TypeError, match="mine"), gradients_explained():
+        raise TypeError("mine")
