@@ -11,12 +11,14 @@ here: the graph of a gradient is computed again as it was traced.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
+
+from spectral_density.curvature.graph_walk import is_deliberate_stop
+from spectral_density.curvature.tf_graphs import body_of
 
 _raw = tf.raw_ops
 
@@ -290,7 +292,9 @@ class _Copy:
         leads: bool,
     ) -> tuple[list[tf.Tensor], list[bool]]:
         """Copy what a function does in place of a call to it."""
-        body = _function(graph, operation.get_attr("f"))
+        body = body_of(operation, operation.get_attr("f"))
+        if body is None:
+            raise ValueError(f"the function that the operation {operation.name} calls is not known")
         given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
         moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
         return self.copied(body, given, moving, body.outputs, None if leads else set())
@@ -324,45 +328,6 @@ class _Copy:
         count = count or len(tensors())
         found, self.held = self.held[:count], self.held[count:]
         return found
-
-
-def is_deliberate_stop(operation: Any) -> bool:
-    """Tell whether an operation is a `stop_gradient` that no function of a framework called."""
-    if operation.type != "StopGradient":
-        return False
-    frames = list(operation.traceback or ())
-    for frame in reversed(frames):
-        path = frame.filename.replace("\\", "/")
-        if frame.name in _OF_A_CALL or "/autograph/" in path or "/gen_" in path:
-            continue
-        if path.endswith(_OF_EVERY_OPERATION):
-            continue
-        return not path.startswith(_framework_folders())
-    return False
-
-
-def _framework_folders() -> tuple[str, ...]:
-    """Return the folders of TensorFlow and both Keras packages, as far as they are imported."""
-    modules = [sys.modules.get(name) for name in ("tensorflow", "keras", "tf_keras")]
-    paths = [path for module in modules if module for path in module.__path__]
-    return tuple(f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths)
-
-
-# Between a call of stop_gradient and the operation.
-_OF_A_CALL = frozenset(
-    {"stop_gradient", "op_dispatch_handler", "error_handler", "symbolic_call", "wrapper"}
-)
-_OF_EVERY_OPERATION = (
-    "python/framework/ops.py",
-    "python/framework/func_graph.py",
-    "python/framework/op_def_library.py",
-    "python/ops/array_ops.py",
-    "python/util/dispatch.py",
-    "python/util/traceback_utils.py",
-    "keras/src/utils/traceback_utils.py",
-    "keras/src/ops/core.py",
-    "keras/src/ops/operation.py",
-)
 
 
 def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]) -> list[Any]:
@@ -413,30 +378,22 @@ def _is_constant_on_pieces(operation: Any) -> bool:
 
 def _kinks_inside(operation: Any) -> set[str]:
     """Return the types of operations with kinks in the functions that an operation runs."""
-    graph = operation.graph
-    waiting = _functions_of(operation)
+    waiting = [operation]
     seen: set[str] = set()
     found: set[str] = set()
     while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for inner in _function(graph, name).get_operations():
-            found |= {inner.type} & _KINKED
-            waiting.extend(_functions_of(inner))
+        caller = waiting.pop()
+        for value in caller.node_def.attr.values():
+            functions = [value.func] if value.HasField("func") else list(value.list.func)
+            for function in functions:
+                if function.name in seen:
+                    continue
+                seen.add(function.name)
+                body = body_of(caller, function)
+                inside = [] if body is None else body.get_operations()
+                found |= {inner.type for inner in inside} & _KINKED
+                waiting.extend(inside)
     return found
-
-
-def _functions_of(operation: Any) -> list[str]:
-    attributes = operation.node_def.attr.values()
-    return [value.func.name for value in attributes if value.HasField("func")]
-
-
-def _function(graph: Any, function: Any) -> Any:
-    """Return the graph of a function that an operation of a graph names."""
-    name = getattr(function, "name", function)
-    return graph._get_function(name.decode() if isinstance(name, bytes) else name).graph
 
 
 def _take_functions(graph: Any, target: Any) -> None:

@@ -13,13 +13,18 @@ from spectral_density.curvature.linearization import flat
 from spectral_density.curvature.parameters import Parameters
 from spectral_density.curvature.preflight.derivative import (
     Accuracy,
+    Evaluate,
     Finding,
     Pair,
     Quotients,
+    Slopes,
     block_is_wrong,
     judge_gradient,
     judge_product,
     last_wrong_layer,
+    pairs_at,
+    settled,
+    shorter_step,
     slopes_along,
 )
 from spectral_density.curvature.traced import noted
@@ -78,6 +83,17 @@ class BatchOfProducts:
     def loss(self) -> float:
         """Return the loss where the gradient was taken last."""
         return float(self._values[0])
+
+    def where(self, move: Callable[[np.ndarray], None]) -> Evaluate:
+        """Return gradient and loss as a function of how far `move` moves the weights."""
+
+        def evaluate(displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            move(displacement)
+            gradient = self.gradient()
+            move(0.0 * displacement)
+            return gradient, np.array([self.loss()])
+
+        return evaluate
 
     def accuracy(self, num_examples: float) -> Accuracy | None:
         """Return how well derivatives are known, None in half precision.
@@ -151,21 +167,27 @@ def compare_hessian(
     accuracy: Accuracy,
 ) -> dict[str, Finding]:
     """Compare the product with differences of the gradient, and this with those of the loss."""
-    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    evaluate = batch.where(move)
+    slopes = slopes_along(evaluate, direction, accuracy.step())
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
+    of_loss = judge_gradient(slopes, direction, accuracy)
+    if "failed" in (found.status, of_loss.status):
+        where = layers[found.message] if found.status == "failed" else slice(None)
+        if not _settled(evaluate, slopes, direction, where, accuracy):
+            return _unsettled(found, of_loss)
     step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        return block_is_wrong(
-            product(part), _pair(batch, move, part, step), layers[name], accuracy, found.figure
-        )
+        pair, _ = pairs_at(evaluate, part, step)
+        along = product(part)
+        return block_is_wrong(along, pair, layers[name], accuracy, found.figure)
 
     if found.status == "failed":
         found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "gradient")
-    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+    return {"derivative": found, "gradient": of_loss}
 
 
 def compare_through_outputs(
@@ -178,21 +200,28 @@ def compare_through_outputs(
 ) -> dict[str, Finding]:
     """Compare each part of a product J' B J u with differences: J u, B J u, and u' of the whole."""
     n = len(direction)
-    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    evaluate = batch.where(move)
+    slopes = slopes_along(evaluate, direction, accuracy.step())
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     product, tangents, cotangents = batch.product(rows(direction))
     tangent, cotangent = _joined(tangents), _joined(cotangents)
-    at_outputs = Quotients(*(part[n:] for part in quotients))
+    at_outputs = slice(n, None)
     everything = {"the outputs": slice(None)}
-    found = judge_product(tangent, at_outputs, everything, accuracy)
+    found = judge_product(tangent, quotients.of_part(at_outputs), everything, accuracy)
+    of_loss = judge_gradient(_of_weights(slopes, n), direction, accuracy)
+    if "failed" in (found.status, of_loss.status):
+        where = at_outputs if found.status == "failed" else slice(n)
+        if not _settled(evaluate, slopes, direction, where, accuracy):
+            return _unsettled(found, of_loss)
     step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        pair = _pair(batch, move, part, step)
-        at_outputs = pair._replace(after=pair.after[n:], before=pair.before[n:])
+        pair, _ = pairs_at(evaluate, part, step)
         tangent = _joined(batch.product(rows(part))[1])
-        return block_is_wrong(tangent, at_outputs, slice(None), accuracy, found.figure)
+        return block_is_wrong(
+            tangent, pair.of_part(at_outputs), slice(None), accuracy, found.figure
+        )
 
     if found.status == "failed":
         found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "outputs")
@@ -203,11 +232,40 @@ def compare_through_outputs(
             found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, accuracy)
         )
         found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, accuracy))
-    of_gradient = [
-        pair._replace(after=pair.after[:n], before=pair.before[:n]) for pair in slopes.of_gradient
-    ]
-    slopes = slopes._replace(gradient=slopes.gradient[:n], of_gradient=of_gradient)
-    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+    return {"derivative": found, "gradient": of_loss}
+
+
+def _of_weights(slopes: Slopes, n: int) -> Slopes:
+    """Return slopes without those of the outputs, which are listed behind the gradient."""
+    of_gradient = [pair.of_part(slice(n)) for pair in slopes.of_gradient]
+    return slopes._replace(gradient=slopes.gradient[:n], of_gradient=of_gradient)
+
+
+def _settled(
+    evaluate: Evaluate,
+    slopes: Slopes,
+    direction: np.ndarray,
+    where: Any,
+    accuracy: Accuracy,
+) -> bool:
+    """Tell whether differences at a shorter step are those at the others: two gradients more."""
+    eps = accuracy.eps()
+    if not settled(Quotients.of(slopes.gradient, slopes.of_gradient, eps)):
+        return False
+    of_gradient, of_loss = pairs_at(evaluate, direction, shorter_step(slopes.of_gradient))
+    near = min(slopes.of_gradient, key=lambda pair: pair.step)
+    near_loss = min(slopes.of_loss, key=lambda pair: pair.step)
+    gradients = Quotients.of(slopes.gradient, [of_gradient, near], eps)
+    losses = Quotients.of(np.array([slopes.loss]), [of_loss, near_loss], eps)
+    return settled(gradients.of_part(where)) and settled(losses)
+
+
+def _unsettled(*findings: Finding) -> dict[str, Finding]:
+    """Take back what failed."""
+    why = "not judged: differences do not settle, the function varies within the shortest step."
+    skipped = Finding("skipped", None, why)
+    kept = [skipped if found.status == "failed" else found for found in findings]
+    return dict(zip(("derivative", "gradient"), kept, strict=True))
 
 
 def _matrix_at_outputs(
@@ -313,21 +371,6 @@ def _worse(first: Finding, second: Finding) -> Finding:
     if first.status != second.status:
         return max(first, second, key=lambda finding: order.index(finding.status))
     return max(first, second, key=lambda finding: finding.figure or 0.0)
-
-
-def _pair(
-    batch: BatchOfProducts,
-    move: Callable[[np.ndarray], None],
-    direction: np.ndarray,
-    step: float,
-) -> Pair:
-    """Return the gradient, and after it the outputs, at both ends of a step."""
-    ends = []
-    for sign in (1.0, -1.0):
-        move(sign * step * direction)
-        ends.append(batch.gradient())
-    move(0.0 * direction)
-    return Pair(step, *ends)
 
 
 def _only(vector: np.ndarray, where: Any) -> np.ndarray:
