@@ -50,21 +50,27 @@ class Finding(NamedTuple):
 class Accuracy(NamedTuple):
     """How well derivatives are known."""
 
-    precision: str  # "float32" or "float64", what they are computed in
+    precision: str  # "float32" or "float64", what products are computed in
     saturation: float = 0.0  # relative error of derivatives where a cross-entropy is all but zero
     crosses_kinks: bool = False  # whether differences may cross kinks
+    in_float64: bool = False  # whether differences are, whatever products are computed in
 
     def tolerance(self) -> float:
         """Return the relative difference that is none."""
-        return _TOLERANCES[self.precision] + self.saturation
+        # Where differences are in float64, a product in question is computed so, too.
+        return _TOLERANCES[self.precision] + (0.0 if self.in_float64 else self.saturation)
 
     def step(self) -> float:
         """Return the first step length."""
-        return _STEPS[self.precision]
+        return _STEPS["float64" if self.in_float64 else self.precision]
 
     def eps(self) -> float:
         """Return the spacing of numbers near 1."""
-        return float(np.finfo(self.precision).eps)
+        return float(np.finfo("float64" if self.in_float64 else self.precision).eps)
+
+    def of_float64(self) -> Accuracy:
+        """Return that of products in float64."""
+        return Accuracy("float64", 0.0, self.crosses_kinks, True)
 
 
 class Pair(NamedTuple):
