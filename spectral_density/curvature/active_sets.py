@@ -11,12 +11,15 @@ here: the graph of a gradient is computed again as it was traced.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
+
+from spectral_density.curvature.float64 import in_float64, of_weight, widen
+from spectral_density.curvature.graph_walk import is_deliberate_stop
+from spectral_density.curvature.tf_graphs import body_of, made_again
 
 _raw = tf.raw_ops
 
@@ -171,6 +174,7 @@ class HeldGraph:
         variables: Iterable[tf.Variable] = (),
         free: Sequence[tf.Tensor] = (),
         values: Sequence[tf.Tensor] = (),
+        in_float64: bool = False,
     ):
         """Prepare the tensors of a concrete function's graph.
 
@@ -182,66 +186,98 @@ class HeldGraph:
             values: gradients that are stopped on the way to these, by the user's own code, are
                 held; none for the first of the outputs. Those that are stopped in a gradient
                 are mistakes.
+            in_float64: whether float32 is replaced by float64, and the values of the variables
+                are given as further arguments.
         """
         self._graph = graph
         self._free = list(free)
         self._outputs = list(outputs)
         self._values = list(values) or self._outputs[:1]
-        self._handles = {id(variable.handle) for variable in variables}
+        self._handles = [id(variable.handle) for variable in variables]
+        self._in_float64 = in_float64
         captured = {inside.ref() for _, inside in graph.captures}
         self._arguments = [t for t in graph.inputs if t.ref() not in captured] + self._free
-        self._record_fn = tf.function(self._record, autograph=False)
-        self._again_fn = tf.function(self._again, autograph=False)
+        self._record_fn: Any = None
+        self._again_fn: Any = None
         self.has_kinks = False
         self.in_loops: set[str] = set()
         self.kinds: set[str] = set()
         self.dtypes: set[tf.DType] = set()
 
-    def record(self, arguments: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
+    def record(
+        self, arguments: Sequence[tf.Tensor], weights: Sequence[tf.Tensor] = ()
+    ) -> tuple[list[tf.Tensor], Held]:
         """Return the outputs, and what is to be held at the point that the variables are at.
 
         Args:
             arguments: those of the concrete function, flat, without what it captures, and then
                 the free tensors.
-        """
-        return self._record_fn(list(arguments))
+            weights: values of the variables, in float64 only.
 
-    def again(self, arguments: Sequence[tf.Tensor], held: Held) -> list[tf.Tensor]:
+        Raises:
+            NoFloat64Error: if an operation that depends on the variables has none.
+        """
+        if self._record_fn is None:
+            self._record_fn = _concrete(self._record, list(arguments), list(weights))
+        return self._record_fn(list(arguments), list(weights))
+
+    def again(
+        self, arguments: Sequence[tf.Tensor], held: Held, weights: Sequence[tf.Tensor] = ()
+    ) -> list[tf.Tensor]:
         """Return the outputs where the variables are now, on the pieces that were recorded."""
         if not held:
-            return self._record_fn(list(arguments))[0]
-        return self._again_fn(list(arguments), held)
+            return self.record(arguments, weights)[0]
+        if self._again_fn is None:
+            self._again_fn = _concrete(self._again, list(arguments), held, list(weights))
+        return self._again_fn(list(arguments), held, list(weights))
 
-    def _record(self, arguments: list[tf.Tensor]) -> tuple[list[tf.Tensor], Held]:
-        copying = _Copy(self._handles, None)
-        outputs = self._copied(copying, arguments)
+    def _record(
+        self, arguments: list[tf.Tensor], weights: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], Held]:
+        copying = _Copy(None, self._in_float64)
+        outputs = self._copied(copying, arguments, weights)
         self.has_kinks = bool(copying.recorded)
         self.in_loops = copying.in_loops
         self.kinds, self.dtypes = copying.kinds, copying.dtypes
         return outputs, copying.recorded
 
-    def _again(self, arguments: list[tf.Tensor], held: Held) -> list[tf.Tensor]:
-        return self._copied(_Copy(self._handles, list(held)), arguments)
+    def _again(
+        self, arguments: list[tf.Tensor], held: Held, weights: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        return self._copied(_Copy(list(held), self._in_float64), arguments, weights)
 
-    def _copied(self, copying: _Copy, arguments: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _copied(
+        self, copying: _Copy, arguments: list[tf.Tensor], weights: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
         target = tf.compat.v1.get_default_graph()
         _take_functions(self._graph, target)
         given = {t.ref(): v for t, v in zip(self._arguments, arguments, strict=True)}
         given |= {inside.ref(): target.capture(outside) for outside, inside in self._graph.captures}
-        moving = {
-            inside.ref() for outside, inside in self._graph.captures if id(outside) in self._handles
-        }
-        moving |= {tensor.ref() for tensor in self._free}
+        if self._in_float64:
+            given = {key: widen(tensor) for key, tensor in given.items()}
+        moving = {tensor.ref() for tensor in self._free}
+        for outside, inside in self._graph.captures:
+            if id(outside) in self._handles:
+                moving.add(inside.ref())
+                if self._in_float64:
+                    weight = weights[self._handles.index(id(outside))]
+                    copying.weights[given[inside.ref()].ref()] = weight
         forward = set(_needed(self._graph, self._values, given))
         return copying.copied(self._graph, given, moving, self._outputs, forward)[0]
+
+
+def _concrete(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the one graph of a function, which TensorFlow does not warn of making."""
+    return tf.function(function, autograph=False).get_concrete_function(*arguments)
 
 
 @dataclass
 class _Copy:
     """Operations of one graph and of the functions it calls, put into another in their order."""
 
-    handles: set[int]
     held: Held | None  # None to record
+    in_float64: bool = False
+    weights: dict[Any, tf.Tensor] = field(default_factory=dict)  # by the handles of variables
     recorded: Held = field(default_factory=list)
     in_loops: set[str] = field(default_factory=set)
     kinds: set[str] = field(default_factory=set)
@@ -271,7 +307,7 @@ class _Copy:
                 results = (
                     self._on_its_piece(operation, inputs, leads)
                     if any(moves)
-                    else _copied(operation, inputs)
+                    else self._made(operation, inputs, is_moved=False)
                 )
             for tensor, result, depends in zip(operation.outputs, results, depend, strict=True):
                 given[tensor.ref()] = result
@@ -289,11 +325,10 @@ class _Copy:
         moves: list[bool],
         leads: bool,
     ) -> tuple[list[tf.Tensor], list[bool]]:
-        """Copy what a function does in place of a call to it, or the call where it is unknown."""
-        body = _function(graph, operation.get_attr("f"))
+        """Copy what a function does in place of a call to it."""
+        body = body_of(operation, operation.get_attr("f"))
         if body is None or len(body.inputs) != len(inputs):
-            self.in_loops |= {operation.type} if any(moves) else set()
-            return _copied(operation, inputs), [any(moves)] * len(operation.outputs)
+            raise ValueError(f"the function that the operation {operation.name} calls is not known")
         given = {t.ref(): value for t, value in zip(body.inputs, inputs, strict=True)}
         moving = {t.ref() for t, moved in zip(body.inputs, moves, strict=True) if moved}
         return self.copied(body, given, moving, body.outputs, None if leads else set())
@@ -305,18 +340,29 @@ class _Copy:
         if kind in _PIECES:
             held = self._hold(lambda: inputs)
             if self.held is None:
-                return _copied(operation, inputs)
+                return self._made(operation, inputs)
             return _PIECES[kind](operation, inputs, held)
         if kind in _SELECTING_INPUTS:
             places = _SELECTING_INPUTS[kind]
             held = self._hold(lambda: [inputs[place] for place in places])
             fixed = dict(zip(places, held, strict=True))
-            return _copied(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
+            return self._made(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
         stops = leads and is_deliberate_stop(operation)
         if stops or _is_constant_on_pieces(operation):
-            return self._hold(lambda: _copied(operation, inputs), len(operation.outputs))
+            return self._hold(lambda: self._made(operation, inputs), len(operation.outputs))
         self.in_loops |= _kinks_inside(operation)
-        return _copied(operation, inputs)
+        return self._made(operation, inputs)
+
+    def _made(
+        self, operation: Any, inputs: list[tf.Tensor], is_moved: bool = True
+    ) -> list[tf.Tensor]:
+        """Put the same operation into the graph that is being traced."""
+        if not self.in_float64:
+            return made_again(operation, inputs)
+        weights = [w for tensor in inputs if (w := self.weights.get(tensor.ref())) is not None]
+        if weights:
+            return [of_weight(operation, inputs, weights[0])]
+        return in_float64(operation, inputs, is_moved)
 
     def _hold(self, tensors: Callable[[], list[tf.Tensor]], count: int = 0) -> list[tf.Tensor]:
         """Record tensors, or return those that were recorded in their place."""
@@ -327,45 +373,6 @@ class _Copy:
         count = count or len(tensors())
         found, self.held = self.held[:count], self.held[count:]
         return found
-
-
-def is_deliberate_stop(operation: Any) -> bool:
-    """Tell whether an operation is a `stop_gradient` that no function of a framework called."""
-    if operation.type != "StopGradient":
-        return False
-    frames = list(operation.traceback or ())
-    for frame in reversed(frames):
-        path = frame.filename.replace("\\", "/")
-        if frame.name in _OF_A_CALL or "/autograph/" in path or "/gen_" in path:
-            continue
-        if path.endswith(_OF_EVERY_OPERATION):
-            continue
-        return not path.startswith(_framework_folders())
-    return False
-
-
-def _framework_folders() -> tuple[str, ...]:
-    """Return the folders of TensorFlow and both Keras packages, as far as they are imported."""
-    modules = [sys.modules.get(name) for name in ("tensorflow", "keras", "tf_keras")]
-    paths = [path for module in modules if module for path in module.__path__]
-    return tuple(f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths)
-
-
-# Between a call of stop_gradient and the operation.
-_OF_A_CALL = frozenset(
-    {"stop_gradient", "op_dispatch_handler", "error_handler", "symbolic_call", "wrapper"}
-)
-_OF_EVERY_OPERATION = (
-    "python/framework/ops.py",
-    "python/framework/func_graph.py",
-    "python/framework/op_def_library.py",
-    "python/ops/array_ops.py",
-    "python/util/dispatch.py",
-    "python/util/traceback_utils.py",
-    "keras/src/utils/traceback_utils.py",
-    "keras/src/ops/core.py",
-    "keras/src/ops/operation.py",
-)
 
 
 def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor]) -> list[Any]:
@@ -392,21 +399,6 @@ def _needed(graph: Any, outputs: Iterable[tf.Tensor], given: dict[Any, tf.Tensor
     return ordered
 
 
-def _copied(operation: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Put the same operation into the graph that is being traced."""
-    definition = operation.node_def.attr
-    # The class says with which operations of the other graph it shares a device.
-    attributes = {name: definition[name] for name in definition if name != "_class"}
-    made = tf.compat.v1.get_default_graph().create_op(
-        operation.type,
-        list(inputs),
-        dtypes=[tensor.dtype for tensor in operation.outputs],
-        attrs=attributes,
-        op_def=operation.op_def,
-    )
-    return list(made.outputs)
-
-
 def _is_constant_on_pieces(operation: Any) -> bool:
     if operation.type in _PIECEWISE_CONSTANT:
         return True
@@ -416,43 +408,22 @@ def _is_constant_on_pieces(operation: Any) -> bool:
 
 def _kinks_inside(operation: Any) -> set[str]:
     """Return the types of operations with kinks in the functions that an operation runs."""
-    graph = operation.graph
-    waiting = _functions_of(operation)
+    waiting = [operation]
     seen: set[str] = set()
     found: set[str] = set()
     while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        body = _function(graph, name)
-        if body is None:
-            found.add(operation.type)
-            continue
-        for inner in body.get_operations():
-            found |= {inner.type} & _KINKED
-            waiting.extend(_functions_of(inner))
+        caller = waiting.pop()
+        for value in caller.node_def.attr.values():
+            functions = [value.func] if value.HasField("func") else list(value.list.func)
+            for function in functions:
+                if function.name in seen:
+                    continue
+                seen.add(function.name)
+                body = body_of(caller, function)
+                inside = [] if body is None else body.get_operations()
+                found |= {inner.type for inner in inside} & _KINKED
+                waiting.extend(inside)
     return found
-
-
-def _functions_of(operation: Any) -> list[str]:
-    attributes = operation.node_def.attr.values()
-    return [value.func.name for value in attributes if value.HasField("func")]
-
-
-def _function(graph: Any, function: Any) -> Any | None:
-    """Return the graph of a function that an operation of a graph names, None for an unknown one.
-
-    Functions are known to the graph that they were made in, which may be one around this one.
-    """
-    name = getattr(function, "name", function)
-    name = name.decode() if isinstance(name, bytes) else name
-    while graph is not None:
-        defined = graph._get_function(name)
-        if defined is not None:
-            return getattr(defined, "graph", None)
-        graph = getattr(graph, "outer_graph", None)
-    return None
 
 
 def _take_functions(graph: Any, target: Any) -> None:

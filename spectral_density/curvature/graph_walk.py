@@ -103,9 +103,7 @@ def deliberate_stops(
     Returns:
         For each the name of the operation, and the layer or else the name scope that it is in.
     """
-    found = [
-        node for node in stops(graph, sources, targets) if _is_deliberate(calls(node.operation))
-    ]
+    found = [node for node in stops(graph, sources, targets) if is_deliberate_stop(node.operation)]
     return [(node.name, place_of(node.name, layers)) for node in found]
 
 
@@ -333,14 +331,14 @@ _ON_BEHALF = (
 )
 
 
-def _is_deliberate(calls: Iterable[tuple[str, str]]) -> bool:
-    """Tell whether `stop_gradient` was called by code that is not of TensorFlow or Keras.
+def is_deliberate_stop(operation: Any) -> bool:
+    """Tell whether an operation is a `stop_gradient` that no function of a library called.
 
-    Args:
-        calls: file and function of each call that led to it, the last first; those of an unknown
-            origin (a graph from a file) are none.
+    One of an unknown origin (a graph from a file) counts as deliberate.
     """
-    for path, function in calls:
+    if operation.type != STOP:
+        return False
+    for path, function in calls(operation):
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
         if function not in _MAKING.split():

@@ -5,13 +5,13 @@ The one file of the graph walk that uses private names of TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from inspect import getclosurevars, isfunction
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
+from tensorflow.python.framework import kernels, ops
 
 _CUSTOM_GRADIENT = "_gradient_op_type"
 
@@ -101,3 +101,42 @@ def calls(operation: Any) -> list[tuple[str, str]]:
     """
     frames = reversed(operation.traceback or ())
     return [(frame.filename.replace("\\", "/"), frame.name) for frame in frames]
+
+
+def made_again(
+    operation: Any, inputs: Sequence[tf.Tensor], attributes: Mapping[str, Any] | None = None
+) -> list[tf.Tensor]:
+    """Put an operation of another graph into the one that is being traced.
+
+    Args:
+        operation: whose type and, unless given, attributes are taken.
+        inputs: of this graph.
+        attributes: as in a `NodeDef`.
+    """
+    taken = operation.node_def.attr if attributes is None else attributes
+    made = tf.compat.v1.get_default_graph().create_op(
+        operation.type,
+        list(inputs),
+        # The class says with which operations of the other graph it shares a device.
+        attrs={name: taken[name] for name in taken if name != "_class"},
+        op_def=operation.op_def,
+    )
+    return list(made.outputs)
+
+
+def runs_with(kind: str, types: Mapping[str, int]) -> bool:
+    """Tell whether TensorFlow computes a type of operations with these dtypes on a CPU.
+
+    Args:
+        kind: type of the operation.
+        types: enumerations of the dtypes that its attributes name.
+    """
+    return any(
+        kernel.device_type == "CPU"
+        and all(
+            constraint.name not in types
+            or types[constraint.name] in constraint.allowed_values.list.type
+            for constraint in kernel.constraint
+        )
+        for kernel in kernels.get_registered_kernels_for_op(kind).kernel
+    )

@@ -28,6 +28,13 @@ _ROUNDINGS = 4.0
 # Quotients that differ by more than this share of their norm do not agree, and say nothing.
 _DISAGREEMENT = 0.3
 
+# More rounding than this share of the values is none: the function varies within the step.
+_UNEVEN = 0.1
+
+# A function that varies within the shorter step has quotients that mean nothing and may agree by
+# chance: what fails is looked at once more at a step that is so many times shorter.
+_SHORTER = 16.0
+
 # A layer is judged where what explains a gap is less than this share of the product.
 _DECIDABLE = 0.5
 
@@ -43,21 +50,27 @@ class Finding(NamedTuple):
 class Accuracy(NamedTuple):
     """How well derivatives are known."""
 
-    precision: str  # "float32" or "float64", what they are computed in
+    precision: str  # "float32" or "float64", what products are computed in
     saturation: float = 0.0  # relative error of derivatives where a cross-entropy is all but zero
     crosses_kinks: bool = False  # whether differences may cross kinks
+    in_float64: bool = False  # whether differences are, whatever products are computed in
 
     def tolerance(self) -> float:
         """Return the relative difference that is none."""
-        return _TOLERANCES[self.precision] + self.saturation
+        # Where differences are in float64, a product in question is computed so, too.
+        return _TOLERANCES[self.precision] + (0.0 if self.in_float64 else self.saturation)
 
     def step(self) -> float:
         """Return the first step length."""
-        return _STEPS[self.precision]
+        return _STEPS["float64" if self.in_float64 else self.precision]
 
     def eps(self) -> float:
         """Return the spacing of numbers near 1."""
-        return float(np.finfo(self.precision).eps)
+        return float(np.finfo("float64" if self.in_float64 else self.precision).eps)
+
+    def of_float64(self) -> Accuracy:
+        """Return that of products in float64."""
+        return Accuracy("float64", 0.0, self.crosses_kinks, True)
 
 
 class Pair(NamedTuple):
@@ -75,6 +88,10 @@ class Pair(NamedTuple):
         """Return the second difference."""
         return self.after + self.before - 2 * here
 
+    def of_part(self, where: Any) -> Pair:
+        """Return some elements."""
+        return Pair(self.step, self.after[where], self.before[where])
+
     def second_step(self, here: np.ndarray) -> float:
         """Return a longer step than this one, or a shorter one where the function bends much."""
         bend, change = np.linalg.norm(self.bend(here)), np.linalg.norm(self.after - self.before)
@@ -87,6 +104,7 @@ class Quotients(NamedTuple):
     far: np.ndarray  # at the longer step
     near: np.ndarray  # at the shorter one
     rounding: np.ndarray  # that the shorter step lets through, one for each element
+    most: np.ndarray  # quotients that are nothing but rounding may be as large
 
     @classmethod
     def of(cls, here: np.ndarray, pairs: Sequence[Pair], eps: float) -> Quotients:
@@ -96,7 +114,17 @@ class Quotients(NamedTuple):
         # of them beyond that is rounding.
         share = (near.step / far.step) ** 2
         uneven = np.abs(near.bend(here) - share * far.bend(here)) / (2 * near.step)
-        return cls(far.quotient(), near.quotient(), uneven + eps * np.abs(here) / near.step)
+        most = np.max(np.abs([near.after, near.before, here]), axis=0) / near.step
+        rounding = uneven + eps * np.abs(here) / near.step
+        return cls(far.quotient(), near.quotient(), rounding, most)
+
+    def of_part(self, where: Any) -> Quotients:
+        """Return those of some elements."""
+        return Quotients(*(part[where] for part in self))
+
+
+# Returns gradient, (n,), and loss, (1,), where weights are moved by a vector.
+Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Slopes(NamedTuple):
@@ -108,38 +136,26 @@ class Slopes(NamedTuple):
     of_loss: Sequence[Pair]
 
 
-def slopes_along(
-    gradient: Callable[[], np.ndarray],
-    loss: Callable[[], float],
-    move: Callable[[np.ndarray], None],
-    direction: np.ndarray,
-    step: float,
-) -> Slopes:
+def slopes_along(evaluate: Evaluate, direction: np.ndarray, step: float) -> Slopes:
     """Evaluate gradient and loss at a point and at both ends of two steps: five gradients.
 
     Args:
-        gradient: of the loss, where the weights were moved to, (n,).
-        loss: there, asked for where the gradient just was.
-        move: moves the weights to their place plus a vector, (n,).
+        evaluate: returns gradient and loss at the point plus a vector.
         direction: as long as the weights in each layer.
         step: the first step length.
     """
-
-    def evaluated(step: float) -> tuple[np.ndarray, np.ndarray]:
-        move(step * direction)
-        return np.array(gradient(), np.float64), np.array([loss()], np.float64)
-
-    def pairs(step: float) -> tuple[Pair, Pair]:
-        after, before = evaluated(step), evaluated(-step)
-        of_gradient, of_loss = (Pair(step, *ends) for ends in zip(after, before, strict=True))
-        return of_gradient, of_loss
-
-    here, value = evaluated(0.0)
-    first = pairs(step)
-    second = pairs(first[0].second_step(here))
-    move(0.0 * direction)
+    here, value = evaluate(0.0 * direction)
+    first = pairs_at(evaluate, direction, step)
+    second = pairs_at(evaluate, direction, first[0].second_step(here))
     of_gradient, of_loss = zip(first, second, strict=True)
     return Slopes(here, float(value[0]), of_gradient, of_loss)
+
+
+def pairs_at(evaluate: Evaluate, direction: np.ndarray, step: float) -> tuple[Pair, Pair]:
+    """Return gradient and loss at both ends of a step: two gradients."""
+    after, before = evaluate(step * direction), evaluate(-step * direction)
+    of_gradient, of_loss = (Pair(step, *ends) for ends in zip(after, before, strict=True))
+    return of_gradient, of_loss
 
 
 def judge_product(
@@ -153,13 +169,13 @@ def judge_product(
         layers: the indices of each layer, by its name.
         accuracy: of both.
     """
-    if not all(np.isfinite(part).all() for part in (*slopes, product)):
+    if not all(np.isfinite(part).all() for part in (*slopes[:3], product)):
         return Finding("skipped", None, "not judged: gradients beside the weights are not finite.")
     least = 100 * accuracy.eps() * float(np.linalg.norm(product))
     wrong: dict[str, float] = {}
     right: list[float] = []
     for name, where in layers.items():
-        part = _Part.of(product[where], *(each[where] for each in slopes))
+        part = _Part.of(product[where], slopes.of_part(where))
         explained = part.explained(accuracy) + least
         if part.gap > explained:
             wrong[name] = part.relative
@@ -194,14 +210,24 @@ def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: Accuracy) ->
     bends = [loss.bend(here) / loss.step**2 for loss, _ in (far, near)]
     last_bits = 4 * accuracy.eps() * np.abs([*near[0].after, *near[0].before, *here]).max()
     rounding = np.array([last_bits / near[0].step ** 2])
-    along = Quotients(bends[0], bends[1], rounding)
+    along = Quotients(bends[0], bends[1], rounding, np.array([np.inf]))
     return _compare_numbers(near[1].quotient() @ direction, along, accuracy)
 
 
+def shorter_step(pairs: Sequence[Pair]) -> float:
+    """Return the step at which what fails is looked at once more."""
+    return min(pair.step for pair in pairs) / _SHORTER
+
+
+def settled(slopes: Quotients) -> bool:
+    """Tell whether two quotients agree with each other, up to rounding."""
+    return _Part.of(slopes.near, slopes).is_settled()
+
+
 def _compare_numbers(slope: float, along: Quotients, accuracy: Accuracy) -> Finding:
-    part = _Part.of(np.array([slope]), *along)
+    part = _Part.of(np.array([slope]), along)
     explained = part.explained(accuracy)
-    if not np.isfinite(part).all():
+    if not np.isfinite([part.scale, part.gap, part.spread, part.rounding]).all():
         return Finding("skipped", None, "not judged: losses beside the weights are not finite.")
     if part.gap > explained and part.gap > 0:
         return Finding(
@@ -221,29 +247,37 @@ class _Part(NamedTuple):
     """Norms of what is compared, of one layer."""
 
     scale: float
+    size: float  # of the quotient
     gap: float  # to the closer quotient
     spread: float  # between the quotients
     rounding: float
+    most: float
 
     @classmethod
-    def of(
-        cls, product: np.ndarray, far: np.ndarray, near: np.ndarray, rounding: np.ndarray
-    ) -> _Part:
+    def of(cls, product: np.ndarray, slopes: Quotients) -> _Part:
         norm = np.linalg.norm
+        far, near, rounding, most = slopes
         return cls(
             float(max(norm(product), norm(near))),
+            float(norm(near)),
             float(min(norm(product - far), norm(product - near))),
             float(norm(far - near)),
             float(norm(rounding)),
+            float(norm(most)),
         )
 
     @property
     def relative(self) -> float:
         return self.gap / self.scale if self.scale else 0.0
 
+    def is_settled(self) -> bool:
+        """Tell whether the quotients agree with each other, and are not rounding alone."""
+        agree = self.spread <= _DISAGREEMENT * self.size + _ROUNDINGS * self.rounding
+        return agree and self.rounding <= _UNEVEN * self.most
+
     def explained(self, accuracy: Accuracy) -> float:
         """Return how large a gap the errors of the quotients explain."""
-        if self.spread > _DISAGREEMENT * self.scale:
+        if not self.is_settled():
             return np.inf
         spread = _SPREAD_OVER_KINKS if accuracy.crosses_kinks else _SPREAD
         return accuracy.tolerance() * self.scale + spread * self.spread + _ROUNDINGS * self.rounding

@@ -13,13 +13,18 @@ from spectral_density.curvature.linearization import flat
 from spectral_density.curvature.parameters import Parameters
 from spectral_density.curvature.preflight.derivative import (
     Accuracy,
+    Evaluate,
     Finding,
     Pair,
     Quotients,
+    Slopes,
     block_is_wrong,
     judge_gradient,
     judge_product,
     last_wrong_layer,
+    pairs_at,
+    settled,
+    shorter_step,
     slopes_along,
 )
 from spectral_density.curvature.traced import noted
@@ -34,50 +39,93 @@ _SATURATING = frozenset(
 )
 _SATURATED = 4.0  # roundings
 
+# A product that is this share of its norm off, by rounding alone, says nothing.
+_ROUNDED = 0.3
+
 
 class BatchOfProducts:
     """One batch, computed again from the graph of its product, on the pieces that it is on.
 
-    Loss, gradient and outputs are in that graph: nothing is traced for them.
+    Loss, gradient and outputs are in that graph: nothing is traced for them. They are computed in
+    float64, of weights that are given; where an operation has none, as they are, of variables that
+    are moved.
 
     Attributes:
         num_gradients: how many were computed.
+        in_float64: whether in float64; known, as the next, after the first of them.
+        loss: where the gradient was taken last.
     """
 
-    def __init__(self, concrete: Any, arguments: Any, parameters: Parameters):
+    def __init__(
+        self,
+        concrete: Any,
+        arguments: Any,
+        parameters: Parameters,
+        move: Callable[[np.ndarray], None],
+    ):
         """Take the graph of a product.
 
         Args:
             concrete: the concrete function of products of a batch with one vector.
             arguments: of it: batch, weight, scales, rows and sums.
             parameters: the variables that are moved.
+            move: moves them to their place plus a vector, (n,).
         """
         graph = concrete.graph
-        self._concrete, self._parameters = graph, parameters
+        self._concrete, self._parameters, self._move = graph, parameters, move
         self.outputs = noted(graph, "outputs")
-        tensors = [noted(graph, "loss")[-1], noted(graph, "gradient")[-1], *self.outputs]
-        self._graph = HeldGraph(graph, tensors, parameters.variables)
+        self._tensors = [*noted(graph, "loss")[-1:], *noted(graph, "gradient"), *self.outputs]
         self._with_rows = list(arguments)
         self._arguments = flat(arguments)
+        self._start = parameters.flatten([tf.cast(v, tf.float64) for v in parameters.variables])
+        self._graph: HeldGraph | None = None
         self._whole: HeldGraph | None = None
-        self._held: Held | None = None
-        self._values: list[np.ndarray] = []
+        self._held: Held = []
         self.num_gradients = 0
+        self.in_float64 = True
+        self.loss = 0.0
 
-    def gradient(self) -> np.ndarray:
-        """Return the gradient where the weights are, (n,), and after it that of the outputs."""
+    def at(self, displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return gradient (and after it the outputs) and loss where weights are moved by a vector.
+
+        The first time they are not moved.
+        """
         self.num_gradients += 1
-        if self._held is None:
-            tensors, self._held = self._graph.record(self._arguments)
-        else:
-            tensors = self._graph.again(self._arguments, self._held)
-        loss, *others = (np.asarray(tf.cast(tensor, tf.float64)) for tensor in tensors)
-        self._values = [loss, *others]
-        return np.concatenate([other.reshape(-1) for other in others])
+        loss, *others = (np.asarray(tf.cast(t, tf.float64)) for t in self._computed(displacement))
+        self.loss = float(loss)
+        return _joined(others), np.array([self.loss])
 
-    def loss(self) -> float:
-        """Return the loss where the gradient was taken last."""
-        return float(self._values[0])
+    def _computed(self, displacement: np.ndarray) -> list[tf.Tensor]:
+        graph = self._graph
+        if graph is None:
+            return self._recorded()
+        if self.in_float64:
+            return graph.again(self._arguments, self._held, self._weights(displacement))
+        self._move(displacement)
+        found = graph.again(self._arguments, self._held)
+        self._move(0.0 * displacement)
+        return found
+
+    def _recorded(self) -> list[tf.Tensor]:
+        variables = self._parameters.variables
+        if all(variable.dtype in (tf.float32, tf.float64) for variable in variables):
+            try:
+                graph = HeldGraph(self._concrete, self._tensors, variables, in_float64=True)
+                found, self._held = graph.record(self._arguments, self._weights(0.0))
+            except (TypeError, ValueError, tf.errors.OpError):
+                graph = None
+        else:
+            graph = None
+        if graph is None:
+            self.in_float64 = False
+            graph = HeldGraph(self._concrete, self._tensors, variables)
+            found, self._held = graph.record(self._arguments)
+        self._graph = graph
+        return found
+
+    def _weights(self, displacement: Any) -> list[tf.Tensor]:
+        pieces = self._parameters.unflatten(self._start + displacement)
+        return [tf.cast(piece, tf.float64) for piece in pieces]
 
     def accuracy(self, num_examples: float) -> Accuracy | None:
         """Return how well derivatives are known, None in half precision.
@@ -85,16 +133,19 @@ class BatchOfProducts:
         Args:
             num_examples: that the loss is a sum over, 1 for a mean.
         """
-        dtypes = self._graph.dtypes
+        graph = self._graph
+        if graph is None:
+            raise RuntimeError("no gradient was computed")
+        dtypes = graph.dtypes
         if dtypes & {tf.float16, tf.bfloat16}:
             return None
         precision = "float32" if tf.float32 in dtypes else "float64"
         saturation = 0.0
-        if self._graph.kinds & _SATURATING:
-            loss = abs(self.loss()) / num_examples
+        if graph.kinds & _SATURATING:
+            loss = abs(self.loss) / num_examples
             eps = float(np.finfo(precision).eps)
             saturation = _SATURATED * eps / loss if loss else np.inf
-        return Accuracy(precision, saturation, bool(self._graph.in_loops))
+        return Accuracy(precision, saturation, bool(graph.in_loops), self.in_float64)
 
     # At the outputs ------------------------------------------------------------------------------
 
@@ -103,10 +154,13 @@ class BatchOfProducts:
         graph = self._concrete
         names = ("product", "tangents", "cotangents")
         tensors = [noted(graph, name) for name in names]
+        weights = self._weights(0.0) if self.in_float64 else []
         if self._whole is None:
-            self._whole = HeldGraph(graph, [t for part in tensors for t in part])
+            variables = self._parameters.variables if self.in_float64 else ()
+            wanted = [t for part in tensors for t in part]
+            self._whole = HeldGraph(graph, wanted, variables, in_float64=self.in_float64)
         batch, weight, scales, _, *sums = self._with_rows
-        found = self._whole.record(flat((batch, weight, scales, rows, *sums)))[0]
+        found = self._whole.record(flat((batch, weight, scales, rows, *sums)), weights)[0]
         values = [np.asarray(tf.cast(tensor, tf.float64)) for tensor in found]
         count = len(tensors[1])
         return values[0][0], values[1 : 1 + count], values[1 + count :]
@@ -145,54 +199,76 @@ class BatchOfProducts:
 def compare_hessian(
     batch: BatchOfProducts,
     product: Callable[[np.ndarray], np.ndarray],
-    move: Callable[[np.ndarray], None],
+    rows: Callable[[np.ndarray], tf.Tensor],
     direction: np.ndarray,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
 ) -> dict[str, Finding]:
     """Compare the product with differences of the gradient, and this with those of the loss."""
-    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    slopes = slopes_along(batch.at, direction, accuracy.step())
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
+    if found.status != "passed" and accuracy.in_float64 and accuracy.precision == "float32":
+        # Is it rounding? The same graph in float64 says.
+        def product(vector: np.ndarray) -> np.ndarray:
+            return batch.product(rows(vector))[0]
+
+        accuracy = accuracy.of_float64()
+        exact = product(direction)
+        found = judge_product(exact, quotients, layers, accuracy)
+        found = _within_rounding(found, along, exact)
+    of_loss = judge_gradient(slopes, direction, accuracy)
+    if "failed" in (found.status, of_loss.status):
+        where = layers[found.message] if found.status == "failed" else slice(None)
+        if not _settled(batch.at, slopes, direction, where, accuracy):
+            return _unsettled(found, of_loss)
     step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        return block_is_wrong(
-            product(part), _pair(batch, move, part, step), layers[name], accuracy, found.figure
-        )
+        pair, _ = pairs_at(batch.at, part, step)
+        along = product(part)
+        return block_is_wrong(along, pair, layers[name], accuracy, found.figure)
 
     if found.status == "failed":
         found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "gradient")
-    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+    return {"derivative": found, "gradient": of_loss}
 
 
 def compare_through_outputs(
     batch: BatchOfProducts,
     rows: Callable[[np.ndarray], tf.Tensor],
-    move: Callable[[np.ndarray], None],
     direction: np.ndarray,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
 ) -> dict[str, Finding]:
     """Compare each part of a product J' B J u with differences: J u, B J u, and u' of the whole."""
     n = len(direction)
-    slopes = slopes_along(batch.gradient, batch.loss, move, direction, accuracy.step())
+    at_loss = accuracy._replace(in_float64=False)
+    if accuracy.in_float64:
+        accuracy = accuracy.of_float64()
+    slopes = slopes_along(batch.at, direction, accuracy.step())
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     product, tangents, cotangents = batch.product(rows(direction))
     tangent, cotangent = _joined(tangents), _joined(cotangents)
-    at_outputs = Quotients(*(part[n:] for part in quotients))
+    at_outputs = slice(n, None)
     everything = {"the outputs": slice(None)}
-    found = judge_product(tangent, at_outputs, everything, accuracy)
+    found = judge_product(tangent, quotients.of_part(at_outputs), everything, accuracy)
+    of_loss = judge_gradient(_of_weights(slopes, n), direction, accuracy)
+    if "failed" in (found.status, of_loss.status):
+        where = at_outputs if found.status == "failed" else slice(n)
+        if not _settled(batch.at, slopes, direction, where, accuracy):
+            return _unsettled(found, of_loss)
     step = min(pair.step for pair in slopes.of_gradient)
 
     def is_wrong(name: str) -> bool:
         part = _only(direction, layers[name])
-        pair = _pair(batch, move, part, step)
-        at_outputs = pair._replace(after=pair.after[n:], before=pair.before[n:])
+        pair, _ = pairs_at(batch.at, part, step)
         tangent = _joined(batch.product(rows(part))[1])
-        return block_is_wrong(tangent, at_outputs, slice(None), accuracy, found.figure)
+        return block_is_wrong(
+            tangent, pair.of_part(at_outputs), slice(None), accuracy, found.figure
+        )
 
     if found.status == "failed":
         found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "outputs")
@@ -200,14 +276,54 @@ def compare_through_outputs(
         outputs = slopes.gradient[n:]
         shapes = [part.shape for part in tangents]
         found = _worse(
-            found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, accuracy)
+            found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, at_loss)
         )
         found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, accuracy))
-    of_gradient = [
-        pair._replace(after=pair.after[:n], before=pair.before[:n]) for pair in slopes.of_gradient
-    ]
-    slopes = slopes._replace(gradient=slopes.gradient[:n], of_gradient=of_gradient)
-    return {"derivative": found, "gradient": judge_gradient(slopes, direction, accuracy)}
+    return {"derivative": found, "gradient": of_loss}
+
+
+def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> Finding:
+    """Say of a product that is right in float64 whether it is as it was computed."""
+    if found.status != "passed":
+        return found
+    gap = float(np.linalg.norm(product - exact)) / float(np.linalg.norm(exact))
+    if gap <= _ROUNDED:
+        return found
+    message = "not judged: rounding outweighs the product; computed in float64 it is right."
+    return Finding("skipped", gap, message)
+
+
+def _of_weights(slopes: Slopes, n: int) -> Slopes:
+    """Return slopes without those of the outputs, which are listed behind the gradient."""
+    of_gradient = [pair.of_part(slice(n)) for pair in slopes.of_gradient]
+    return slopes._replace(gradient=slopes.gradient[:n], of_gradient=of_gradient)
+
+
+def _settled(
+    evaluate: Evaluate,
+    slopes: Slopes,
+    direction: np.ndarray,
+    where: Any,
+    accuracy: Accuracy,
+) -> bool:
+    """Tell whether differences at a shorter step are those at the others: two gradients more."""
+    eps = accuracy.eps()
+    if not settled(Quotients.of(slopes.gradient, slopes.of_gradient, eps)):
+        return False
+    of_gradient, of_loss = pairs_at(evaluate, direction, shorter_step(slopes.of_gradient))
+    near = min(slopes.of_gradient, key=lambda pair: pair.step)
+    near_loss = min(slopes.of_loss, key=lambda pair: pair.step)
+    gradients = Quotients.of(slopes.gradient, [of_gradient, near], eps)
+    losses = Quotients.of(np.array([slopes.loss]), [of_loss, near_loss], eps)
+    return settled(gradients.of_part(where)) and settled(losses)
+
+
+def _unsettled(*findings: Finding) -> dict[str, Finding]:
+    """Take back what failed."""
+    why = "not judged: differences do not settle, the function varies within the shortest step."
+    skipped = Finding("skipped", None, why)
+    kept = [skipped if found.status == "failed" else found for found in findings]
+    return dict(zip(("derivative", "gradient"), kept, strict=True))
 
 
 def _matrix_at_outputs(
@@ -313,21 +429,6 @@ def _worse(first: Finding, second: Finding) -> Finding:
     if first.status != second.status:
         return max(first, second, key=lambda finding: order.index(finding.status))
     return max(first, second, key=lambda finding: finding.figure or 0.0)
-
-
-def _pair(
-    batch: BatchOfProducts,
-    move: Callable[[np.ndarray], None],
-    direction: np.ndarray,
-    step: float,
-) -> Pair:
-    """Return the gradient, and after it the outputs, at both ends of a step."""
-    ends = []
-    for sign in (1.0, -1.0):
-        move(sign * step * direction)
-        ends.append(batch.gradient())
-    move(0.0 * direction)
-    return Pair(step, *ends)
 
 
 def _only(vector: np.ndarray, where: Any) -> np.ndarray:

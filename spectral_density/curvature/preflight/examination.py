@@ -258,34 +258,39 @@ class Examination:
         operator, passes = self.operator, self.passes
         arguments = (passes.entry, passes.weight, operator._scales, passes.u, passes.zeros())
         concrete = operator._product_fn(1).get_concrete_function(*arguments)
-        batch = BatchOfProducts(concrete, arguments, operator.parameters)
         layers = layer_indices(operator)
         with operator._put_back(), moved(operator) as move:
-            gradient = batch.gradient()[: operator.parameters.size]
+            batch = BatchOfProducts(concrete, arguments, operator.parameters, move)
+            gradient = batch.at(np.zeros(operator.parameters.size))[0][: operator.parameters.size]
             summed = not operator.objective.averaged.all()
             accuracy = batch.accuracy(float(passes.weight) if summed else 1.0)
             if accuracy is None:
                 skipped = Finding("skipped", None, "not judged: computed in half precision.")
                 return {"derivative": skipped, "gradient": skipped}
-            weights = operator.parameters.flatten(
-                [tf.cast(value, tf.float64) for value in operator.parameters.variables]
-            )
-            noise = stream(self._seed, _KEY).normal(size=len(weights))
-            found = np.asarray(passes.first, np.float64)
-            direction = direction_of(weights, gradient, found, noise, layers)
+            direction = self._direction(gradient, layers)
 
             def rows(vector: np.ndarray) -> tf.Tensor:
                 return operator._rows(vector[None])
 
             if isinstance(operator, ThroughOutputs):
                 passes.num_products += 1 / len(operator.batches.parcels)
-                return compare_through_outputs(batch, rows, move, direction, layers, accuracy)
+                return compare_through_outputs(batch, rows, direction, layers, accuracy)
 
             def product(vector: np.ndarray) -> np.ndarray:
                 found = passes.product(passes.entry, passes.weight, rows(vector))
                 return np.asarray(found, np.float64)
 
-            return compare_hessian(batch, product, move, direction, layers, accuracy)
+            return compare_hessian(batch, product, rows, direction, layers, accuracy)
+
+    def _direction(self, gradient: np.ndarray, layers: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the direction of the differences, a vector that products take as it is."""
+        operator = self.operator
+        variables = operator.parameters.variables
+        weights = operator.parameters.flatten([tf.cast(v, tf.float64) for v in variables])
+        noise = stream(self._seed, _KEY).normal(size=len(weights))
+        found = np.asarray(self.passes.first, np.float64)
+        direction = direction_of(weights, gradient, found, noise, layers)
+        return np.asarray(tf.cast(operator._rows(direction[None]), tf.float64))[0]
 
     def _judge_outputs(self) -> None:
         objective = self.operator.objective

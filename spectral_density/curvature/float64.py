@@ -1,0 +1,90 @@
+"""Operations of a traced graph made again in float64, where they were in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from spectral_density.curvature.tf_graphs import made_again, runs_with
+
+_SINGLE, _DOUBLE = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
+
+
+class NoFloat64Error(TypeError):
+    """An operation between the weights and the loss has no float64."""
+
+
+def widen(tensor: tf.Tensor) -> tf.Tensor:
+    """Return a tensor in float64 if it is in float32."""
+    return tf.cast(tensor, tf.float64) if tensor.dtype == tf.float32 else tensor
+
+
+def of_weight(operation: Any, inputs: Sequence[tf.Tensor], weight: tf.Tensor) -> tf.Tensor:
+    """Return what an operation takes from a variable, with a tensor in place of its value.
+
+    Raises:
+        NoFloat64Error: if the operation does not only read.
+    """
+    if operation.type == "ReadVariableOp":
+        return weight
+    if operation.type == "ResourceGather":
+        return tf.gather(weight, inputs[1], batch_dims=operation.get_attr("batch_dims"))
+    if operation.type == "ResourceGatherNd":
+        return tf.gather_nd(weight, inputs[1])
+    if operation.type == "VariableShape":
+        return tf.shape(weight, out_type=operation.outputs[0].dtype)
+    raise NoFloat64Error(f"{operation.type} takes a variable itself")
+
+
+def in_float64(operation: Any, inputs: Sequence[tf.Tensor], is_moved: bool) -> list[tf.Tensor]:
+    """Return the outputs of an operation whose inputs are in float64 in place of float32.
+
+    What does not depend on the weights, and has no float64, is computed as it was.
+
+    Raises:
+        NoFloat64Error: if the operation has no float64 and depends on the weights.
+    """
+    attributes, changed = _in_double(operation)
+    if changed and operation.type != "Const" and _has_double(operation, attributes):
+        return made_again(operation, inputs, attributes)
+    if is_moved and _has_single(operation):
+        raise NoFloat64Error(f"{operation.type} has no float64")
+    as_before = [
+        tf.cast(given, tensor.dtype) if given.dtype != tensor.dtype else given
+        for given, tensor in zip(inputs, operation.inputs, strict=True)
+    ]
+    return [widen(tensor) for tensor in made_again(operation, as_before)]
+
+
+def _in_double(operation: Any) -> tuple[dict[str, Any], bool]:
+    """Return the attributes of an operation with float64 for float32, and whether any changed."""
+    attributes: dict[str, Any] = {}
+    changed = False
+    for name, value in operation.node_def.attr.items():
+        attributes[name] = type(value)()
+        attributes[name].CopyFrom(value)
+        if value.type == _SINGLE:
+            attributes[name].type = _DOUBLE
+        elif _SINGLE in value.list.type:
+            kinds = [_DOUBLE if kind == _SINGLE else kind for kind in value.list.type]
+            attributes[name].list.type[:] = kinds
+        else:
+            continue
+        changed = True
+    return attributes, changed
+
+
+def _has_double(operation: Any, attributes: dict[str, Any]) -> bool:
+    definition = operation.op_def
+    fixed = {argument.type for argument in (*definition.input_arg, *definition.output_arg)}
+    runs_functions = any(value.HasField("func") or value.list.func for value in attributes.values())
+    if _SINGLE in fixed or runs_functions or "Random" in operation.type:
+        return False
+    kinds = {name: value.type for name, value in attributes.items() if value.HasField("type")}
+    return runs_with(operation.type, kinds)
+
+
+def _has_single(operation: Any) -> bool:
+    return any(tensor.dtype == tf.float32 for tensor in (*operation.inputs, *operation.outputs))
