@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import keras
@@ -36,8 +37,10 @@ def check_class_weight(
         )
     checked = {}
     for label, weight in class_weight.items():
-        if int(label) != label:
+        if not isinstance(label, (Real, np.number)) or not float(label).is_integer():
             raise TypeError(f"the classes of class_weight must be integers, got {label!r}.")
+        if np.ndim(weight) or np.asarray(weight).dtype.kind not in "biuf":
+            raise TypeError(f"class_weight of class {label} must be a number, got {weight!r}.")
         if not np.isfinite(weight) or weight < 0:
             raise ValueError(f"class_weight of class {label} must be finite and >= 0: {weight}.")
         checked[int(label)] = float(weight)

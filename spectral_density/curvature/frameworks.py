@@ -30,11 +30,26 @@ def is_keras_loss(loss: Any) -> bool:
 
 
 def check_backend() -> None:
-    """Raise unless Keras computes with TensorFlow."""
+    """Raise unless Keras computes with TensorFlow, outside of graphs."""
     if keras.config.backend() != "tensorflow":
         raise ValueError(
             f"Keras runs on the {keras.config.backend()!r} backend, and curvature needs "
             "TensorFlow's. Set KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+    check_eager()
+
+
+def check_eager() -> None:
+    """Raise where a graph is being traced.
+
+    Raises:
+        RuntimeError: since products are NumPy arrays, which a graph does not have.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "curvature was asked for while a graph is being traced (within tf.function, "
+            "Dataset.map, a layer's call or TensorFlow's graph mode), and it computes NumPy "
+            "arrays. Call it outside, or through tf.py_function."
         )
 
 

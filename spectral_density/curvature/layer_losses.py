@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 import keras
@@ -14,26 +14,34 @@ _LOCK = RLock()
 
 
 class _Watch:
-    """Tell whoever asks of each layer whose losses are about to be cleared.
+    """Tell whoever asks of each layer whose losses are about to be cleared in the same thread.
 
     Every outermost call of a layer clears them, its own and those of all layers within. Nothing
     else says which models a user's loss calls. The methods are Keras's own while nobody asks.
     """
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[Any], None]] = []
+        self._of_thread = local()
+        self._count = 0  # of listeners in all threads
         self._originals: list[tuple[type, Any]] = []
+
+    @property
+    def _listeners(self) -> list[Callable[[Any], None]]:
+        """Those of this thread: another one may train a model of its own."""
+        return self._of_thread.__dict__.setdefault("listeners", [])
 
     def add(self, listener: Callable[[Any], None]) -> None:
         with _LOCK:
-            if not self._listeners:
+            if not self._count:
                 self._install()
-            self._listeners.append(listener)
+            self._count += 1
+        self._listeners.append(listener)
 
     def remove(self, listener: Callable[[Any], None]) -> None:
+        self._listeners.remove(listener)
         with _LOCK:
-            self._listeners.remove(listener)
-            if not self._listeners:
+            self._count -= 1
+            if not self._count:
                 for kind, original in self._originals:
                     kind._clear_losses = original  # type: ignore[attr-defined]
                 self._originals.clear()
@@ -85,7 +93,8 @@ def losses_put_back(model: Any) -> Iterator[None]:
     """Put back what the layers of a Keras model hold in `losses`, and those of others called here.
 
     Every call replaces it, and a call that is traced leaves symbolic tensors there. A loss may call
-    other models than its own, which nobody names.
+    other models than its own, which nobody names. Around a trace it belongs inside of
+    `exact_second_derivatives`, where one thread is at a time.
     """
     held = _Held()
     if hasattr(model, "_flatten_layers"):

@@ -190,7 +190,7 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
         TypeError: if the function returns no real floating-point tensor.
     """
     try:
-        with exact_second_derivatives():
+        with exact_second_derivatives(), losses_put_back(None):
             value = tf.function(function).get_concrete_function(batch).structured_outputs
     except StagingError as error:
         # In place of errors that AutoGraph cannot make anew, such as an IndexError: the user's own.
@@ -272,7 +272,7 @@ class KerasObjective(Objective):
         def outputs(x: Any) -> Any:
             return self.outputs(x)
 
-        with exact_second_derivatives(self.model):
+        with exact_second_derivatives(self.model), losses_put_back(self.model):
             graph = tf.function(outputs, autograph=False).get_concrete_function(x)
         structure = graph.structured_outputs
         num_outputs = len(tf.nest.flatten(structure))
@@ -469,26 +469,26 @@ def traced_loss(
     """
     trainable_variables(model)  # before the function calls a model that was never built
     batch = first_batch(dataset)
-    with losses_put_back(model):
-        if _first_parameter(loss) == "model":
-            return loss_shape(lambda batch: loss(model, batch), batch), None
-        try:
-            return loss_shape(lambda batch: loss(model, batch), batch), None
-        except _OF_TRACING as error:
-            of_batch = error
-        try:
-            of_outputs.validate(batch)
-            sums = tf.function(lambda batch: of_outputs.sums(batch, 1.0), autograph=False)
+    if _first_parameter(loss) == "model":
+        return loss_shape(lambda batch: loss(model, batch), batch), None
+    try:
+        return loss_shape(lambda batch: loss(model, batch), batch), None
+    except _OF_TRACING as error:
+        of_batch = error
+    try:
+        of_outputs.validate(batch)
+        sums = tf.function(lambda batch: of_outputs.sums(batch, 1.0), autograph=False)
+        with exact_second_derivatives(model), losses_put_back(model):
             sums.get_concrete_function(batch)
-        except _OF_TRACING as error:
-            name = _describe(loss)
-            raise TypeError(
-                f"{name} traces in neither of the two forms that a loss may have:\n"
-                f"- loss_fn(model, batch) -> scalar: {_shown(of_batch)}\n"
-                f"- loss(y_true, y_pred) -> one value per example: {_shown(error)}\n"
-                f"Mend {name} in the form that is meant. A first parameter called model says that "
-                "it is the first, one called y_true the second."
-            ) from of_batch
+    except _OF_TRACING as error:
+        name = _describe(loss)
+        raise TypeError(
+            f"{name} traces in neither of the two forms that a loss may have:\n"
+            f"- loss_fn(model, batch) -> scalar: {_shown(of_batch)}\n"
+            f"- loss(y_true, y_pred) -> one value per example: {_shown(error)}\n"
+            f"Mend {name} in the form that is meant. A first parameter called model says that "
+            "it is the first, one called y_true the second."
+        ) from of_batch
     of_outputs.description += " as loss(y_true, y_pred)"
     return None, of_outputs
 

@@ -27,10 +27,14 @@ from spectral_density.curvature.batches import (
 )
 from spectral_density.curvature.class_weights import check_class_weight, with_class_weights
 from spectral_density.curvature.finite import all_finite, cause, check_penalty
-from spectral_density.curvature.frameworks import check_backend, tf_variable, variable_name
+from spectral_density.curvature.frameworks import (
+    check_backend,
+    check_eager,
+    tf_variable,
+    variable_name,
+)
 from spectral_density.curvature.graph_state import GraphState
 from spectral_density.curvature.half_precision import compute_dtype, is_half, scaled_product
-from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
     MIN_EXAMPLES,
@@ -595,6 +599,7 @@ class CurvatureOperator(LinearOperator):
     @contextmanager
     def _pass(self) -> Iterator[None]:
         """Count a pass over the data, and put back what it wrote to the model."""
+        check_eager()
         self.num_passes += 1
         with self._put_back():
             yield
@@ -604,8 +609,7 @@ class CurvatureOperator(LinearOperator):
         with nullcontext() if self._replicas is None else self._replicas.alone():
             before = [tf.identity(variable.value()) for variable in self._state]
             try:
-                with losses_put_back(self.objective.model):
-                    yield
+                yield
             finally:
                 for variable, value in zip(self._state, before, strict=True):
                     variable.assign(value)
@@ -628,12 +632,10 @@ class CurvatureOperator(LinearOperator):
     def _trace(self, batch: Any, weight: tf.Tensor) -> None:
         """Trace the loss of a batch, and look into a graph that is new before any of it runs."""
         function = self._denominators_fn if self._is_tried else self._sums_fn
-        with losses_put_back(self.objective.model):
-            if not self._graphs.num_graphs:
-                self.objective.validate(batch)
-                self._refuse_penalty()
-            concrete = function.get_concrete_function(batch, weight)
-        graph = concrete.graph
+        if not self._graphs.num_graphs:
+            self.objective.validate(batch)
+            self._refuse_penalty()
+        graph = function.get_concrete_function(batch, weight).graph
         if self._graphs.knows(graph):
             return
         if not self._graphs.num_graphs:

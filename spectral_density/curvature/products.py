@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.keras_internals import exact_second_derivatives
+from spectral_density.curvature.layer_losses import losses_put_back
 from spectral_density.curvature.linearization import (
     Linearization,
     TracedProducts,
@@ -40,7 +41,7 @@ def compiled(method: Callable[..., Any], objective: Objective) -> Any:
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
     def traced(*arguments: Any) -> Any:
-        with exact_second_derivatives(objective.model):
+        with exact_second_derivatives(objective.model), losses_put_back(objective.model):
             return method(*arguments)
 
     return tf.function(partial(traced), autograph=objective.autograph)

@@ -306,7 +306,8 @@ class SpectrumCallback(keras.callbacks.Callback):
         try:
             warnings.warn(
                 f"SpectrumCallback failed at step {self._step}, and the training goes on: {kind}: "
-                f"{error}. Its values are NaN there. Further errors of this kind are only logged.",
+                f"{error}. "
+                "What is missing for it is NaN. Further errors of this kind are only logged.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -145,6 +145,16 @@ def two_outputs():
             "integers",
         ),
         (
+            lambda w: sd.HessianOperator(classifier(), None, [(X, LABELS)], class_weight={"a": 1}),
+            TypeError,
+            "integers, got 'a'",
+        ),
+        (
+            lambda w: sd.HessianOperator(classifier(), None, [(X, LABELS)], class_weight={0: "b"}),
+            TypeError,
+            "must be a number, got 'b'",
+        ),
+        (
             lambda w: sd.HessianOperator(classifier(), None, (X, LABELS), class_weight=w),
             TypeError,
             "tuple of arrays",

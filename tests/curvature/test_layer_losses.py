@@ -1,5 +1,7 @@
 """What layers hold in `losses` is theirs after a trace, whichever model was called."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -51,3 +53,31 @@ def test_they_are_restored_after_an_error_and_from_within_each_other(package):
         assert float(model.losses[0]) == pytest.approx(4 * before, rel=1e-5)
         raise RuntimeError("the user's own")
     assert float(model.losses[0]) == before
+
+
+def test_operators_are_built_in_several_threads_at_once():
+    """Each thread puts back the losses of the layers that it has called, and of no others."""
+    models = [
+        keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(3, activity_regularizer="l2"), linear()]
+        )
+        for _ in range(4)
+    ]
+
+    def product(model):
+        operator = sd.HessianOperator(model, "mse", [(X, X[:, :1])])
+        return operator @ np.ones(operator.shape[0])
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        together = list(pool.map(product, models))
+    for model, found in zip(models, together, strict=True):
+        np.testing.assert_allclose(found, product(model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_in_another_thread_keeps_what_it_has_left():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, activity_regularizer="l2")])
+    model(X)
+    before = float(model.losses[0])
+    with losses_put_back(None), ThreadPoolExecutor(1) as pool:
+        pool.submit(model, 2 * X).result()
+    assert float(model.losses[0]) == pytest.approx(4 * before, rel=1e-5)

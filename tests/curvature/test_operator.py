@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import spectral_density as sd
 
@@ -18,6 +19,22 @@ def network():
 def sequences(lengths, rows=3):
     rng = np.random.default_rng(0)
     return [(rng.normal(size=(rows, t, 2)).astype("f4"), np.zeros((rows, 1))) for t in lengths]
+
+
+def test_within_a_graph_it_says_that_it_belongs_outside():
+    model, data = network(), sequences([4])
+    hessian = sd.HessianOperator(model, "mse", data)
+    asked = [
+        lambda: hessian @ np.ones(3),
+        hessian.gradient,
+        hessian.loss,
+        lambda: sd.HessianOperator(model, "mse", data),
+        lambda: sd.FisherOperator(model, "mse", data),
+    ]
+    for ask in asked:
+        with pytest.raises(RuntimeError, match="while a graph is being traced"):
+            tf.function(ask, autograph=False)()
+    assert hessian.num_passes == 0
 
 
 @pytest.mark.parametrize(
