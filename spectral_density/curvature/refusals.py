@@ -249,7 +249,7 @@ def _of_second(node: Node) -> str | None:
 
 def _gradients_of(operation: Any) -> Sequence[tuple[str, tuple[int, ...] | None]]:
     kind = operation.type
-    if kind.startswith(_SPARSE_SEGMENTS):
+    if kind.startswith(_SPARSE_SEGMENTS) and "Grad" not in kind:
         version = "V2" if operation.get_attr("sparse_gradient") else ""
         return ((f"{kind.removesuffix('WithNumSegments')}Grad{version}", None),)
     return _GRADIENTS.get(kind, ())

@@ -173,12 +173,12 @@ def test_a_tolerance_that_was_missed_is_said_and_gone_on_with(command, tmp_path)
     assert (a / "checkpoint").is_dir()
     code, text, _ = command(f"{line} --max-products 20 --out {a} --resume")
     assert "nothing to do" in text
-    code, text, _ = command(f"{line} --max-products 900 --out {a} --resume")
+    code, text, _ = command(f"{line} --max-products 2400 --out {a} --resume")
     assert code == 0
     assert "going on from" in text
     code, text, _ = command(f"{line} --max-products 20 --no-checkpoint --out {c}")
     assert "it takes a larger --max-products" in text
-    assert command(f"{line} --max-products 900 --out {b}")[0] == 0
+    assert command(f"{line} --max-products 2400 --out {b}")[0] == 0
     spectra = [Spectrum.load(folder / "spectrum.npz") for folder in (a, b)]
     assert spectra[0].alpha.shape == spectra[1].alpha.shape
     assert [spectrum.ended_by.name for spectrum in spectra] == ["TOLERANCE"] * 2

@@ -149,7 +149,9 @@ def test_the_second_derivative_is_right_or_refused(operation):
         assert "second derivative" in str(refusal)
         return
     product = operator @ np.ones(operator.shape[0])
-    assert relative_error(product, differences(operator)) < 1e-6
+    # Images are resized in float32, and linearly: the gradient has no curvature, whatever the step.
+    step, tolerance = (0.5, 1e-5) if operator.product_dtype == np.float32 else (1e-5, 1e-6)
+    assert relative_error(product, differences(operator, step)) < tolerance
 
 
 def test_single_precision_operations_are_refused_by_name():
