@@ -20,8 +20,8 @@ _TOLERANCES = {"float32": 2e-3, "float64": 1e-5}
 
 # These shares of the difference between the two quotients, and of the rounding that the values
 # show, explain a gap. The error of the shorter step is a fifteenth of the first where the function
-# is smooth, a third where its derivative has kinks. Where kinks are crossed it is all of it.
-_SPREAD = 0.5
+# is smooth. Where kinks are crossed it is all of it.
+_SPREAD = 0.2
 _SPREAD_OVER_KINKS = 10.0
 _ROUNDINGS = 4.0
 
