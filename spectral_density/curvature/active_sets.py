@@ -164,7 +164,8 @@ class HeldGraph:
         has_kinks: whether anything is held; known, as the others, after the first call.
         in_loops: types of operations with kinks inside loops and branches, which are not held.
         kinds: types of the operations that depend on what is moved.
-        dtypes: floating-point types that these give.
+        dtypes: floating-point types that these give, as they were traced.
+        rounds: types of those that have no float64, and round to float32 within it.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class HeldGraph:
         self.in_loops: set[str] = set()
         self.kinds: set[str] = set()
         self.dtypes: set[tf.DType] = set()
+        self.rounds: set[str] = set()
 
     def record(
         self, arguments: Sequence[tf.Tensor], weights: Sequence[tf.Tensor] = ()
@@ -215,7 +217,7 @@ class HeldGraph:
             weights: values of the variables, in float64 only.
 
         Raises:
-            NoFloat64Error: if an operation that depends on the variables has none.
+            NoFloat64Error: if an operation takes a variable itself, in float64.
         """
         if self._record_fn is None:
             self._record_fn = _concrete(self._record, list(arguments), list(weights))
@@ -239,6 +241,7 @@ class HeldGraph:
         self.has_kinks = bool(copying.recorded)
         self.in_loops = copying.in_loops
         self.kinds, self.dtypes = copying.kinds, copying.dtypes
+        self.rounds = copying.rounds
         return outputs, copying.recorded
 
     def _again(
@@ -282,6 +285,7 @@ class _Copy:
     in_loops: set[str] = field(default_factory=set)
     kinds: set[str] = field(default_factory=set)
     dtypes: set[tf.DType] = field(default_factory=set)
+    rounds: set[str] = field(default_factory=set)
 
     def copied(
         self,
@@ -362,7 +366,9 @@ class _Copy:
         weights = [w for tensor in inputs if (w := self.weights.get(tensor.ref())) is not None]
         if weights:
             return [of_weight(operation, inputs, weights[0])]
-        return in_float64(operation, inputs, is_moved)
+        outputs, rounds = in_float64(operation, inputs)
+        self.rounds |= {operation.type} if rounds and is_moved else set()
+        return outputs
 
     def _hold(self, tensors: Callable[[], list[tf.Tensor]], count: int = 0) -> list[tf.Tensor]:
         """Record tensors, or return those that were recorded in their place."""

@@ -13,7 +13,7 @@ _SINGLE, _DOUBLE = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
 
 
 class NoFloat64Error(TypeError):
-    """An operation between the weights and the loss has no float64."""
+    """An operation takes a variable, and not its value."""
 
 
 def widen(tensor: tf.Tensor) -> tf.Tensor:
@@ -38,24 +38,25 @@ def of_weight(operation: Any, inputs: Sequence[tf.Tensor], weight: tf.Tensor) ->
     raise NoFloat64Error(f"{operation.type} takes a variable itself")
 
 
-def in_float64(operation: Any, inputs: Sequence[tf.Tensor], is_moved: bool) -> list[tf.Tensor]:
-    """Return the outputs of an operation whose inputs are in float64 in place of float32.
+def in_float64(operation: Any, inputs: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], bool]:
+    """Return the outputs of an operation in float64 in place of float32, and if it rounds them.
 
-    What does not depend on the weights, and has no float64, is computed as it was.
+    One that has no float64 is computed as it was, and rounds.
 
-    Raises:
-        NoFloat64Error: if the operation has no float64 and depends on the weights.
+    Args:
+        operation: of another graph.
+        inputs: in float64 in place of float32.
     """
     attributes, changed = _in_double(operation)
     if changed and operation.type != "Const" and _has_double(operation, attributes):
-        return made_again(operation, inputs, attributes)
-    if is_moved and _has_single(operation):
-        raise NoFloat64Error(f"{operation.type} has no float64")
+        return made_again(operation, inputs, attributes), False
     as_before = [
         tf.cast(given, tensor.dtype) if given.dtype != tensor.dtype else given
         for given, tensor in zip(inputs, operation.inputs, strict=True)
     ]
-    return [widen(tensor) for tensor in made_again(operation, as_before)]
+    outputs = made_again(operation, as_before)
+    rounds = any(tensor.dtype == tf.float32 for tensor in (*operation.inputs, *outputs))
+    return [widen(tensor) for tensor in outputs], rounds
 
 
 def _in_double(operation: Any) -> tuple[dict[str, Any], bool]:
@@ -80,11 +81,12 @@ def _has_double(operation: Any, attributes: dict[str, Any]) -> bool:
     definition = operation.op_def
     fixed = {argument.type for argument in (*definition.input_arg, *definition.output_arg)}
     runs_functions = any(value.HasField("func") or value.list.func for value in attributes.values())
-    if _SINGLE in fixed or runs_functions or "Random" in operation.type:
+    # Variables and lists of tensors keep the dtype that they were made with.
+    held = any(
+        tensor.dtype in (tf.resource, tf.variant)
+        for tensor in (*operation.inputs, *operation.outputs)
+    )
+    if _SINGLE in fixed or held or runs_functions or "Random" in operation.type:
         return False
     kinds = {name: value.type for name, value in attributes.items() if value.HasField("type")}
     return runs_with(operation.type, kinds)
-
-
-def _has_single(operation: Any) -> bool:
-    return any(tensor.dtype == tf.float32 for tensor in (*operation.inputs, *operation.outputs))

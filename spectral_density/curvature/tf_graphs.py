@@ -132,7 +132,7 @@ def runs_with(kind: str, types: Mapping[str, int]) -> bool:
         types: enumerations of the dtypes that its attributes name.
     """
     return any(
-        kernel.device_type == "CPU"
+        kernel.device_type in ("CPU", "DEFAULT")
         and all(
             constraint.name not in types
             or types[constraint.name] in constraint.allowed_values.list.type

@@ -60,24 +60,9 @@ class Wrong(layers.Layer):
         return self.function(x)
 
 
-def through_python(x):
-    """The gradient of a Python function, which has no second one."""
-
-    @tf.custom_gradient
-    def tanh(x):
-        def gradient(upstream):
-            slope = tf.numpy_function(lambda a: 1 - np.tanh(a) ** 2, [x], x.dtype)
-            return upstream * tf.ensure_shape(slope, x.shape)
-
-        return tf.tanh(x), gradient
-
-    return tanh(x)
-
-
 FAULTS = {
     "no second derivative": without_second_derivative,
     "half a second derivative": with_half_a_second_derivative,
-    "Python in the gradient": through_python,
 }
 
 
@@ -231,9 +216,7 @@ def test_half_precision_is_not_judged(name, recwarn):
     [
         ("relu MLP", "no second derivative", 0),
         ("relu MLP", "half a second derivative", 1),
-        ("relu MLP", "Python in the gradient", 0),
         ("relu CNN", "no second derivative", 1),
-        ("relu CNN", "Python in the gradient", 1),
         ("gelu transformer", "half a second derivative", 0),
     ],
 )
@@ -307,6 +290,50 @@ def test_a_wrong_function_of_variables_fails_or_is_right(name):
         truth[:, column] = (ends[0] - ends[1]) / (2 * step)
     is_right = np.allclose(dense, truth, atol=1e-5 * np.abs(truth).max())
     assert report["derivative"].status == ("passed" if is_right else "failed"), report
+
+
+@tf.custom_gradient
+def square_with_half_the_curvature_of_the_mean(x):
+    """What TensorFlow's moments do: the mean in the gradient of a variance is stopped."""
+    mean = tf.reduce_mean(x, -1, keepdims=True)
+
+    def gradient(upstream):
+        return upstream * 2 * (x - tf.stop_gradient(mean)) / x.shape[-1]
+
+    return tf.reduce_mean((x - mean) ** 2, -1, keepdims=True), gradient
+
+
+def wrongly_normalized(x):
+    variance = square_with_half_the_curvature_of_the_mean(x)
+    return (x - tf.reduce_mean(x, -1, keepdims=True)) * tf.math.rsqrt(variance + 1e-3)
+
+
+def test_one_normalization_fails_in_a_network_trained_in_float32():
+    """It is one percent of the product, and less than rounding was in float32."""
+    report = preflight(made("relu MLP", fault=wrongly_normalized, after=1, trained=True))
+    assert report["derivative"].status == "failed", report
+    assert "'hidden1'" in report["derivative"].message
+
+
+FAST = {
+    "sines of large numbers": (lambda v: tf.reduce_sum(tf.sin(v)), [1e6, 2e6]),
+    "sines of large numbers in float64": (
+        lambda v: tf.reduce_sum(tf.sin(v)),
+        np.array([1e6, 2e6]),
+    ),
+    "a cosine at zero": (lambda v: tf.reduce_sum(tf.cos(1e7 * v)), np.zeros(5)),
+    "two scales in one variable": (
+        lambda v: tf.sin(v[0] * 1e8) * tf.sin(v[1] * 1e-6) + v[0] * v[1],
+        np.array([1e-8, 1e6]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_functions_that_vary_within_the_step_are_not_judged(name):
+    function, start = FAST[name]
+    report = preflight(HessianOperator.from_function(function, tf.Variable(start)))
+    assert "failed" not in statuses(report), report
 
 
 # What is stopped on purpose ----------------------------------------------------------------------
@@ -425,14 +452,14 @@ def test_weights_and_state_are_restored_bit_for_bit(error, monkeypatch):
     before = [variable.numpy().copy() for variable in model.variables]
     if error is not None:
         gradients = itertools.count()
-        whole = differences.BatchOfProducts.gradient
+        whole = differences.BatchOfProducts.at
 
-        def gradient(self):
+        def gradient(self, displacement):
             if next(gradients) == 3:
                 raise error
-            return whole(self)
+            return whole(self, displacement)
 
-        monkeypatch.setattr(differences.BatchOfProducts, "gradient", gradient)
+        monkeypatch.setattr(differences.BatchOfProducts, "at", gradient)
         with pytest.raises(error):
             preflight(operator)
     else:

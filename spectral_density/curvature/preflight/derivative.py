@@ -20,8 +20,8 @@ _TOLERANCES = {"float32": 2e-3, "float64": 1e-5}
 
 # These shares of the difference between the two quotients, and of the rounding that the values
 # show, explain a gap. The error of the shorter step is a fifteenth of the first where the function
-# is smooth, a third where its derivative has kinks. Where kinks are crossed it is all of it.
-_SPREAD = 0.5
+# is smooth. Where kinks are crossed it is all of it.
+_SPREAD = 0.2
 _SPREAD_OVER_KINKS = 10.0
 _ROUNDINGS = 4.0
 
@@ -51,26 +51,26 @@ class Accuracy(NamedTuple):
     """How well derivatives are known."""
 
     precision: str  # "float32" or "float64", what products are computed in
-    saturation: float = 0.0  # relative error of derivatives where a cross-entropy is all but zero
+    saturation: float = 0.0  # roundings in derivatives, where a cross-entropy is all but zero
     crosses_kinks: bool = False  # whether differences may cross kinks
-    in_float64: bool = False  # whether differences are, whatever products are computed in
+    differences: str = ""  # what differences are computed in, if in another precision
 
     def tolerance(self) -> float:
         """Return the relative difference that is none."""
-        # Where differences are in float64, a product in question is computed so, too.
-        return _TOLERANCES[self.precision] + (0.0 if self.in_float64 else self.saturation)
+        # Where differences are more precise, a product in question is computed so, too.
+        return _TOLERANCES[self.precision] + self.saturation * self.eps()
 
     def step(self) -> float:
         """Return the first step length."""
-        return _STEPS["float64" if self.in_float64 else self.precision]
+        return _STEPS[self.differences or self.precision]
 
     def eps(self) -> float:
         """Return the spacing of numbers near 1."""
-        return float(np.finfo("float64" if self.in_float64 else self.precision).eps)
+        return float(np.finfo(self.differences or self.precision).eps)
 
-    def of_float64(self) -> Accuracy:
-        """Return that of products in float64."""
-        return Accuracy("float64", 0.0, self.crosses_kinks, True)
+    def of_differences(self) -> Accuracy:
+        """Return that of products which are computed as differences are."""
+        return self._replace(precision=self.differences or self.precision, differences="")
 
 
 class Pair(NamedTuple):

@@ -143,9 +143,11 @@ class BatchOfProducts:
         saturation = 0.0
         if graph.kinds & _SATURATING:
             loss = abs(self.loss) / num_examples
-            eps = float(np.finfo(precision).eps)
-            saturation = _SATURATED * eps / loss if loss else np.inf
-        return Accuracy(precision, saturation, bool(graph.in_loops), self.in_float64)
+            saturation = _SATURATED / loss if loss else np.inf
+        differences = ""
+        if self.in_float64:
+            differences = "float32" if graph.rounds else "float64"
+        return Accuracy(precision, saturation, bool(graph.in_loops), differences)
 
     # At the outputs ------------------------------------------------------------------------------
 
@@ -209,12 +211,12 @@ def compare_hessian(
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
-    if found.status != "passed" and accuracy.in_float64 and accuracy.precision == "float32":
+    if found.status != "passed" and accuracy.differences and accuracy.precision == "float32":
         # Is it rounding? The same graph in float64 says.
         def product(vector: np.ndarray) -> np.ndarray:
             return batch.product(rows(vector))[0]
 
-        accuracy = accuracy.of_float64()
+        accuracy = accuracy.of_differences()
         exact = product(direction)
         found = judge_product(exact, quotients, layers, accuracy)
         found = _within_rounding(found, along, exact)
@@ -245,9 +247,8 @@ def compare_through_outputs(
 ) -> dict[str, Finding]:
     """Compare each part of a product J' B J u with differences: J u, B J u, and u' of the whole."""
     n = len(direction)
-    at_loss = accuracy._replace(in_float64=False)
-    if accuracy.in_float64:
-        accuracy = accuracy.of_float64()
+    at_loss = accuracy._replace(differences="")
+    accuracy = accuracy.of_differences()
     slopes = slopes_along(batch.at, direction, accuracy.step())
     quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
     product, tangents, cotangents = batch.product(rows(direction))
