@@ -35,7 +35,7 @@ def check_class_weight(
             "class_weight= needs a Keras loss: a function computes its loss itself, and weighs "
             "the examples there."
         )
-    checked = {}
+    checked: dict[int, float] = {}
     for label, weight in class_weight.items():
         if not isinstance(label, (Real, np.number)) or not float(label).is_integer():
             raise TypeError(f"the classes of class_weight must be integers, got {label!r}.")

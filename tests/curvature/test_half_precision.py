@@ -212,3 +212,9 @@ def test_only_columns_that_overflow_are_made_again():
     block = np.array([[3e-9, 2.0], [1e-9, 1.0]])
     np.testing.assert_allclose(scaled_product(multiply, block)[0], block * [1.0, 1e5], rtol=1e-15)
     assert exponents == [[4, 4], [4, -2]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
+def test_a_check_in_bfloat16_warns_of_nothing(dtype):
+    assert HessianOperator(dense(dtype, 4), "mse", [(X, NOISE)]).check().verdict == "sound"

@@ -212,8 +212,8 @@ class Examination:
         ]
         if operator._penalized:
             for product, rows in zip(products, (passes.u, passes.v), strict=True):
-                product += np.array(operator._penalty_products_fn(rows)[0])[0]
-        u, v = (np.array(rows, np.float64)[0] for rows in (passes.u, passes.v))
+                product += np.asarray(operator._penalty_products_fn(rows)[0])[0]
+        u, v = (np.asarray(rows, np.float64)[0] for rows in (passes.u, passes.v))
         scale = max(float(np.linalg.norm(product)) for product in products)
         gap = abs(float(v @ products[0] - u @ products[1]))
         # Of unit vectors at random the gap is ||A - A'||_F / n, and ||Au|| is ||A||_F / sqrt(n).

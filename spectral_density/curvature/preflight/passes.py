@@ -160,7 +160,7 @@ class Passes:
         zeros = tf.zeros(rows.shape, tf.float64)
         multiply = operator._product_fn(len(rows))
         products = multiply(entry, weight, operator._scales, rows, zeros)[0]
-        found = np.array(tf.cast(products, operator.product_dtype))
+        found = tf.cast(products, operator.product_dtype).numpy().copy()
         return found[0] if len(found) == 1 else found
 
     def measure_rounding(self) -> None:
