@@ -123,6 +123,12 @@ class FunctionObjective(Objective):
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar tensor."""
         shape = loss_shape(self._function, batch) if self._shape is None else self._shape
+        if shape.rank is None:
+            raise ValueError(
+                "loss_fn must return a scalar, and the shape of what it returns is not known in "
+                "a graph (after a table lookup or a Python function, for instance). Sum or average "
+                "it, or return tf.reshape(value, []) if it is a scalar."
+            )
         if shape.rank != 0:
             raise ValueError(
                 f"loss_fn must return a scalar, got shape {_format(shape)}. Average or sum it over "
