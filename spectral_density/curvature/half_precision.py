@@ -1,8 +1,8 @@
-"""Products in half precision: what a graph computes in, and vectors scaled to its range.
+"""The precision of products: what a graph computes in, and vectors scaled to its range.
 
-float16 holds numbers from 6e-8 to 65504. A product is linear in its vector, so that a vector times
-a power of two, undone in float64 afterwards, has the same product to the bit wherever neither
-vanishes nor overflows in between.
+float16 holds numbers from 6e-8 to 65504, float32 from 1e-45 to 3e38. A product is linear in its
+vector, so that a vector times a power of two, undone in float64 afterwards, has the same product to
+the bit wherever neither vanishes nor overflows in between.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ _LARGEST, _LENGTH = 4, 8
 
 # Where a product is not finite, its vector is taken this many powers of two smaller, twice.
 _STEP, _TRIES = 6, 3
+
+# In single and double precision only vectors whose largest entry is further from 1 than this power
+# of two are scaled.
+_MODERATE = 32
 
 _HALF = (tf.float16, tf.bfloat16)
 
@@ -81,6 +85,29 @@ def scaled_product(
         if not lost.any():
             break
         exponents[lost] -= _STEP
+    return [np.ldexp(products, -exponents), *rest]
+
+
+def moderated_product(
+    multiply: Callable[[np.ndarray], list[np.ndarray]], block: np.ndarray
+) -> list[np.ndarray]:
+    """Return what `multiply` returns for a block, of which no column is very small or very large.
+
+    Vectors are float64 whatever products are computed in. Columns whose largest entry is far from 1
+    are scaled by a power of two.
+
+    Args:
+        multiply: takes a block (n, k); returns the products (n, k), and more that does not depend
+            on the block.
+        block: (n, k), float64.
+    """
+    # Without a copy of the block.
+    largest = np.maximum(block.max(axis=0, initial=0.0), -block.min(axis=0, initial=0.0))
+    exponents = np.frexp(largest)[1]
+    exponents = np.where(np.abs(exponents) > _MODERATE, -exponents, 0)
+    if not exponents.any():
+        return multiply(block)
+    products, *rest = multiply(np.ldexp(block, exponents))
     return [np.ldexp(products, -exponents), *rest]
 
 

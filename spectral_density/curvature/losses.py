@@ -34,9 +34,9 @@ from spectral_density.curvature.own_code import (
 REDUCTIONS = ("mean", "sum")
 
 # What tracing a user's function raises where it is called with things it does not expect.
-_OF_TRACING = (
+TRACING_ERRORS = (
     *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
-    *(NameError, RuntimeError, tf.errors.OpError),
+    *(NameError, RuntimeError, StagingError, tf.errors.OpError),
 )
 _ERROR_SHOWN = 300  # characters
 
@@ -123,6 +123,12 @@ class FunctionObjective(Objective):
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar tensor."""
         shape = loss_shape(self._function, batch) if self._shape is None else self._shape
+        if shape.rank is None:
+            raise ValueError(
+                "loss_fn must return a scalar, and the shape of what it returns is not known in "
+                "a graph (after a table lookup or a Python function, for instance). Sum or average "
+                "it, or return tf.reshape(value, []) if it is a scalar."
+            )
         if shape.rank != 0:
             raise ValueError(
                 f"loss_fn must return a scalar, got shape {_format(shape)}. Average or sum it over "
@@ -473,14 +479,14 @@ def traced_loss(
         return loss_shape(lambda batch: loss(model, batch), batch), None
     try:
         return loss_shape(lambda batch: loss(model, batch), batch), None
-    except _OF_TRACING as error:
+    except TRACING_ERRORS as error:
         of_batch = error
     try:
         of_outputs.validate(batch)
         sums = tf.function(lambda batch: of_outputs.sums(batch, 1.0), autograph=False)
         with exact_second_derivatives(model), losses_put_back(model):
             sums.get_concrete_function(batch)
-    except _OF_TRACING as error:
+    except TRACING_ERRORS as error:
         name = _describe(loss)
         raise TypeError(
             f"{name} traces in neither of the two forms that a loss may have:\n"

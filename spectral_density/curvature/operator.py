@@ -34,7 +34,12 @@ from spectral_density.curvature.frameworks import (
     variable_name,
 )
 from spectral_density.curvature.graph_state import GraphState
-from spectral_density.curvature.half_precision import compute_dtype, is_half, scaled_product
+from spectral_density.curvature.half_precision import (
+    compute_dtype,
+    is_half,
+    moderated_product,
+    scaled_product,
+)
 from spectral_density.curvature.losses import Objective
 from spectral_density.curvature.merging import (
     MIN_EXAMPLES,
@@ -70,12 +75,12 @@ class CurvatureOperator(LinearOperator):
 
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
     products are float64 whatever the model's dtype, and sums over batches are float64; the products
-    of one batch are computed in the dtype of the model. In half precision each vector is scaled by
-    a power of two first, so that products neither vanish nor overflow. A block of vectors takes one
-    pass over the data. What does not depend on the vectors is kept from one product to the next
-    where there is room, and computed again when a variable has changed. Where the variables are
-    mirrored over the replicas of a `tf.distribute` strategy, all of them compute, and every worker
-    has to make the same calls. A subclass writes `_batch_products`.
+    of one batch are computed in the dtype of the model. A very small or large vector, and in half
+    precision each, is scaled by a power of two first: products neither vanish nor overflow. A
+    block of vectors takes one pass over the data. What does not depend on the vectors is kept from
+    one product to the next where there is room, and computed again when a variable has changed.
+    Where the variables are mirrored over the replicas of a `tf.distribute` strategy, all of them
+    compute, and every worker has to make the same calls. A subclass writes `_batch_products`.
 
     Attributes:
         parameters: the variables as one flat vector.
@@ -451,7 +456,9 @@ class CurvatureOperator(LinearOperator):
         In half precision a column whose product overflows takes another pass, or two.
         """
         if not is_half(self.product_dtype):
-            return self._sweep_once(block, with_gradient)
+            return moderated_product(
+                lambda moderate: self._sweep_once(moderate, with_gradient), block
+            )
         return scaled_product(
             lambda scaled, finite: self._sweep_once(scaled, with_gradient, finite), block
         )

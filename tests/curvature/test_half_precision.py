@@ -179,6 +179,18 @@ def graph_of(function, *arguments):
     return tf.function(function).get_concrete_function(*arguments).graph
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("curvature", [HessianOperator, GaussNewtonOperator])
+def test_in_full_precision_no_vector_is_too_small_or_large(curvature, dtype):
+    operator = curvature(dense(dtype), "mse", [(X, NOISE)])
+    v = np.random.default_rng(5).normal(size=operator.shape[0])
+    lengths = np.array([1.0, 1e-305, 1e-160, 1e-44, 1e-20, 1e20, 1e44, 1e160, 1e300, 0.0])
+    products = operator.matmat(np.outer(v, lengths))
+    for product, length in zip(products.T[:-1], lengths[:-1], strict=True):
+        assert relative_error(product / length, products[:, 0]) < 1e-5
+    assert not products[:, -1].any()
+
+
 def test_data_in_half_precision_do_not_make_a_computation_one():
     x, w = tf.ones([3, 2], tf.float16), tf.Variable([1.0, 2.0])
     stored = graph_of(lambda x: tf.reduce_sum(tf.cast(x, tf.float32) * w), x)
@@ -200,3 +212,9 @@ def test_only_columns_that_overflow_are_made_again():
     block = np.array([[3e-9, 2.0], [1e-9, 1.0]])
     np.testing.assert_allclose(scaled_product(multiply, block)[0], block * [1.0, 1e5], rtol=1e-15)
     assert exponents == [[4, 4], [4, -2]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
+def test_a_check_in_bfloat16_warns_of_nothing(dtype):
+    assert HessianOperator(dense(dtype, 4), "mse", [(X, NOISE)]).check().verdict == "sound"

@@ -291,3 +291,16 @@ def test_an_error_in_a_function_of_a_model_is_its_own():
 
     with pytest.raises(ZeroDivisionError, match="the user's own"):
         HessianOperator(mlp(), wrong, [(X, ONE_HOT)])
+
+
+def test_a_loss_of_unknown_shape_says_how_to_give_it_one():
+    table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float64, 1.0)
+    v = tf.Variable([1.0, 2.0], dtype=tf.float64)
+
+    def scaled(v):
+        return tf.reduce_sum(v**2) * table.lookup(tf.constant(1, tf.int64))
+
+    with pytest.raises(ValueError, match=r"shape of what it returns is not known.*tf\.reshape"):
+        HessianOperator.from_function(scaled, v)
+    hessian = HessianOperator.from_function(lambda v: tf.reshape(scaled(v), []), v)
+    np.testing.assert_allclose(hessian.to_dense(), 2 * np.eye(2))

@@ -1045,3 +1045,30 @@ def test_the_figure_of_symmetry_is_the_share_of_the_matrix_that_is_not():
     figures = [preflight(operator, seed=seed)["symmetric"].figure for seed in range(30)]
     # Of one pair of vectors it is a random number of about that size.
     assert 0.5 * share <= np.sqrt(np.mean(np.square(figures))) <= 2 * share
+
+
+def test_a_loss_that_takes_no_half_of_a_batch_is_sound_however_it_says_so():
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 2)))
+
+    def of_numpy(v, x):
+        return np.eye(6) + x[:, :1] * v[0]
+
+    def asserted(v, x):
+        if x.shape[0] != 6:
+            raise AssertionError("six examples")
+        return v * x
+
+    def indexed(v, x):
+        return [v[0] * row for row in tf.unstack(x)][5]
+
+    module = tf.Module()
+    module.v = tf.Variable([0.3, -0.2], dtype=tf.float64)
+    for function in (of_numpy, asserted, indexed):
+        operator = HessianOperator(
+            module,
+            lambda model, batch, function=function: tf.reduce_mean(
+                tf.sin(function(model.v, batch)) ** 2
+            ),
+            [x],
+        )
+        assert operator.check().verdict == "sound"

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.curvature.batches import batch_hash
+from spectral_density.curvature.losses import TRACING_ERRORS
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import Contents, Difference, compare
 from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
@@ -136,7 +137,7 @@ class Passes:
                 self.along_u = self.product(*a, self.u, share=shares[0])
             self.along_v = self.product(*a, self.v, share=shares[0])
             other = self.product(*b, self.u, share=shares[1])
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        except TRACING_ERRORS as error:
             # Models of a fixed batch size take no halves.
             self.why_whole = f"the model or loss takes no half of a batch ({line(error)})"
             return None
