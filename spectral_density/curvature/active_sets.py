@@ -351,7 +351,7 @@ class _Copy:
             held = self._hold(lambda: [inputs[place] for place in places])
             fixed = dict(zip(places, held, strict=True))
             return self._made(operation, [fixed.get(i, value) for i, value in enumerate(inputs)])
-        stops = leads and is_deliberate_stop(operation)
+        stops = leads and is_deliberate_stop(operation, counts_own=True)
         if stops or _is_constant_on_pieces(operation):
             return self._hold(lambda: self._made(operation, inputs), len(operation.outputs))
         self.in_loops |= _kinks_inside(operation)

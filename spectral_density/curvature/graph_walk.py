@@ -331,14 +331,16 @@ _ON_BEHALF = (
 )
 
 
-def is_deliberate_stop(operation: Any) -> bool:
+def is_deliberate_stop(operation: Any, counts_own: bool = False) -> bool:
     """Tell whether an operation is a `stop_gradient` that no function of a library called.
 
-    One of an unknown origin (a graph from a file) counts as deliberate.
+    Those of this package (labels that a Fisher matrix draws) count if asked for. One of an unknown origin (a graph from a file) counts as deliberate.
     """
     if operation.type != STOP:
         return False
     for path, function in calls(operation):
+        if counts_own and "/spectral_density/" in path:
+            return True
         if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
             return True
         if function not in _MAKING.split():

@@ -279,7 +279,7 @@ def compare_through_outputs(
         found = _worse(
             found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, at_loss)
         )
-        found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, accuracy))
+        found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, at_loss))
     return {"derivative": found, "gradient": of_loss}
 
 
