@@ -334,7 +334,11 @@ _ON_BEHALF = (
 def is_deliberate_stop(operation: Any, counts_own: bool = False) -> bool:
     """Tell whether an operation is a `stop_gradient` that no function of a library called.
 
-    Those of this package (labels that a Fisher matrix draws) count if asked for. One of an unknown origin (a graph from a file) counts as deliberate.
+    One of unknown origin (a graph from a file) counts as deliberate.
+
+    Args:
+        operation: of any type.
+        counts_own: whether those of this package count (labels that a Fisher matrix draws).
     """
     if operation.type != STOP:
         return False
