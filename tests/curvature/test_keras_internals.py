@@ -219,9 +219,9 @@ VARIANTS = {
 
 
 def quick_first(names):
-    """Leave members of a kind that is tried already to the slow tests."""
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=[slow] if n in VARIANTS else []) for n in names]
+    """Leave members of a kind that is tried already to the exhaustive tests."""
+    exhaustive = pytest.mark.exhaustive
+    return [pytest.param(n, marks=[exhaustive] if n in VARIANTS else []) for n in names]
 
 
 @pytest.mark.parametrize("name", quick_first(DOUBLE))
@@ -293,7 +293,7 @@ def third_derivatives(value, u):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "softsign")) for n in PLACED]
+    "name", [pytest.param(n, marks=[pytest.mark.exhaustive] * (n != "softsign")) for n in PLACED]
 )
 def test_second_derivatives_hold_in_functions_loops_branches_and_maps(name):
     def value(u):

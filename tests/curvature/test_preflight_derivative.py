@@ -173,7 +173,7 @@ def test_a_right_network_passes_once_it_is_trained(name, dtype):
     assert statuses(report) == ("passed", "passed"), report
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -227,7 +227,7 @@ def test_a_wrong_second_derivative_fails_and_names_the_layer_before_it(name, fau
     assert f"'{layer}{after}'" in report["derivative"].message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
 @pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("fault", FAULTS)
