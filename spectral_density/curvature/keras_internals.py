@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 import keras
@@ -230,3 +230,58 @@ def recurrences_written_out(model: Any) -> Iterator[None]:
 def _has_few_steps(layer: Any) -> bool:
     shape = (layer.get_build_config() or {}).get("input_shape")
     return shape is not None and len(shape) == 3 and 0 < (shape[1] or 0) <= _MAX_STEPS
+
+
+class ClearedLosses:
+    """Tell whoever asks of each layer whose losses are about to be cleared in the same thread.
+
+    Every outermost call of a layer clears them, its own and those of all layers within. Nothing
+    else says which models a user's loss calls. The methods are Keras's own while nobody asks.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._of_thread = local()
+        self._count = 0  # of listeners in all threads
+        self._originals: list[tuple[type, Any]] = []
+
+    @property
+    def _listeners(self) -> list[Callable[[Any], None]]:
+        """Those of this thread: another one may train a model of its own."""
+        return self._of_thread.__dict__.setdefault("listeners", [])
+
+    def add(self, listener: Callable[[Any], None]) -> None:
+        """Call a function with each layer whose losses are cleared in this thread from now on."""
+        with self._lock:
+            if not self._count:
+                self._install()
+            self._count += 1
+        self._listeners.append(listener)
+
+    def remove(self, listener: Callable[[Any], None]) -> None:
+        """Call it no more."""
+        self._listeners.remove(listener)
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                for kind, original in self._originals:
+                    kind._clear_losses = original  # type: ignore[attr-defined]
+                self._originals.clear()
+
+    def _install(self) -> None:
+        legacy = sys.modules.get("tf_keras")
+        kinds = [keras.layers.Layer, *([] if legacy is None else [legacy.layers.Layer])]
+        for kind in kinds:
+            original = kind._clear_losses
+
+            def clear(layer: Any, original: Any = original) -> None:
+                for listener in tuple(self._listeners):
+                    listener(layer)
+                original(layer)
+
+            self._originals.append((kind, original))
+            kind._clear_losses = clear
+
+
+CLEARED_LOSSES = ClearedLosses()
+"""The one of this process."""

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock, local
 from typing import Any
 
 import keras
 
-_LOCK = RLock()
-
-
-class _Watch:
-    """Tell whoever asks of each layer whose losses are about to be cleared in the same thread.
-
-    Every outermost call of a layer clears them, its own and those of all layers within. Nothing
-    else says which models a user's loss calls. The methods are Keras's own while nobody asks.
-    """
-
-    def __init__(self) -> None:
-        self._of_thread = local()
-        self._count = 0  # of listeners in all threads
-        self._originals: list[tuple[type, Any]] = []
-
-    @property
-    def _listeners(self) -> list[Callable[[Any], None]]:
-        """Those of this thread: another one may train a model of its own."""
-        return self._of_thread.__dict__.setdefault("listeners", [])
-
-    def add(self, listener: Callable[[Any], None]) -> None:
-        with _LOCK:
-            if not self._count:
-                self._install()
-            self._count += 1
-        self._listeners.append(listener)
-
-    def remove(self, listener: Callable[[Any], None]) -> None:
-        self._listeners.remove(listener)
-        with _LOCK:
-            self._count -= 1
-            if not self._count:
-                for kind, original in self._originals:
-                    kind._clear_losses = original  # type: ignore[attr-defined]
-                self._originals.clear()
-
-    def _install(self) -> None:
-        legacy = sys.modules.get("tf_keras")
-        kinds = [keras.layers.Layer, *([] if legacy is None else [legacy.layers.Layer])]
-        for kind in kinds:
-            original = kind._clear_losses
-
-            def clear(layer: Any, original: Any = original) -> None:
-                for listener in tuple(self._listeners):
-                    listener(layer)
-                original(layer)
-
-            self._originals.append((kind, original))
-            kind._clear_losses = clear
-
-
-_WATCH = _Watch()
+from spectral_density.curvature.keras_internals import CLEARED_LOSSES
 
 
 class _Held:
@@ -99,11 +46,11 @@ def losses_put_back(model: Any) -> Iterator[None]:
     held = _Held()
     if hasattr(model, "_flatten_layers"):
         held.keep(model)
-    _WATCH.add(held.keep)
+    CLEARED_LOSSES.add(held.keep)
     try:
         yield
     finally:
-        _WATCH.remove(held.keep)
+        CLEARED_LOSSES.remove(held.keep)
         held.restore()
 
 

@@ -188,7 +188,7 @@ def check(
     _checked[operator] = state, report
     already = _warned.setdefault(operator, set())
     new = [doubt for doubt in report.doubtful if doubt.name not in already]
-    if any(doubt.name == "data" for doubt in new) and not _is_news(operator.batches.dataset):
+    if any(doubt.name == "data" for doubt in new) and not _is_unwarned(operator.batches.dataset):
         already.add("data")
         new = [doubt for doubt in new if doubt.name != "data"]
     if new:
@@ -199,14 +199,14 @@ def check(
     return report
 
 
-def _is_news(dataset: Any) -> bool:
+def _is_unwarned(dataset: Any) -> bool:
     """Tell whether a doubt about a dataset was not warned of yet, by whatever operator."""
     try:
-        news = dataset not in _warned_of_data
+        unwarned = dataset not in _warned_of_data
         _warned_of_data.add(dataset)
     except TypeError:  # a list or another iterable that cannot be remembered
         return True
-    return news
+    return unwarned
 
 
 def _level_of_caller() -> int:
