@@ -84,28 +84,23 @@ def resize_bilinear_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     return [resized, None]
 
 
-@_gradient_of("ResizeBilinearGrad")
-def resize_bilinear_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
-    """Differentiate the gradient of bilinear resizing within nested functions."""
+_RESIZE: dict[str, Any] = {
+    "ResizeBilinear": tf.raw_ops.ResizeBilinear,
+    "ResizeBicubic": tf.raw_ops.ResizeBicubic,
+    "ResizeNearestNeighbor": tf.raw_ops.ResizeNearestNeighbor,
+}
+
+
+@_gradient_of("ResizeBilinearGrad", "ResizeBicubicGrad", "ResizeNearestNeighborGrad")
+def resize_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
+    """Differentiate the gradients of resizing: linear, with the resizing itself as the adjoint.
+
+    That of bilinear resizing is needed within nested functions alone.
+    """
     options = _attributes(op, "align_corners", "half_pixel_centers")
     size = tf.shape(op.inputs[0])[1:3]
-    return [tf.raw_ops.ResizeBilinear(images=grad, size=size, **options), None]
-
-
-@_gradient_of("ResizeBicubicGrad")
-def resize_bicubic_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
-    """Differentiate the gradient of bicubic resizing, which has none registered."""
-    options = _attributes(op, "align_corners", "half_pixel_centers")
-    size = tf.shape(op.inputs[0])[1:3]
-    return [tf.raw_ops.ResizeBicubic(images=grad, size=size, **options), None]
-
-
-@_gradient_of("ResizeNearestNeighborGrad")
-def resize_nearest_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
-    """Differentiate the gradient of nearest-neighbor resizing, which has none registered."""
-    options = _attributes(op, "align_corners", "half_pixel_centers")
-    size = tf.shape(op.inputs[0])[1:3]
-    return [tf.raw_ops.ResizeNearestNeighbor(images=grad, size=size, **options), None]
+    resize = _RESIZE[op.type.removesuffix("Grad")]
+    return [resize(images=grad, size=size, **options), None]
 
 
 @_gradient_of("ScaleAndTranslate")
