@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -169,6 +169,7 @@ def approximate_hessian(
     only_gpu: bool = True,
     *,
     variables: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     check: bool = True,
     progress: bool | None = None,
@@ -187,6 +188,7 @@ def approximate_hessian(
         only_gpu: accepted for compatibility: with a GPU, False orthogonalized on the CPU to spare
             its memory. Here the orthogonalization always runs on the CPU, in float64.
         variables: which variables, see `HessianOperator`.
+        class_weight: with a Keras loss, as in `fit`, see `HessianOperator`.
         checkpoint: a directory in which each step is made durable, see `lanczos`.
         check: first find out whether the Hessian is one fixed, symmetric, finite matrix and the
             right derivative: see `CurvatureOperator.check`.
@@ -208,7 +210,14 @@ def approximate_hessian(
     if reduce_op not in reductions:
         raise ValueError(f'reduce_op must be "MEAN" or "SUM", got {reduce_op!r}.')
     loss_fn, reduction = _summed_if_per_example(model, loss_fn, dataset, reductions[reduce_op])
-    hessian = HessianOperator(model, loss_fn, dataset, variables=variables, reduction=reduction)
+    hessian = HessianOperator(
+        model,
+        loss_fn,
+        dataset,
+        variables=variables,
+        reduction=reduction,
+        class_weight=class_weight,
+    )
     order = integer(order, "order", 1)
     row = 8 * hessian.shape[0]
     foresee(

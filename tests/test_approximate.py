@@ -172,6 +172,15 @@ def test_keras_losses_can_be_summed():
     assert relative_error(v, t, 2 * gram(x)) <= 1e-5
 
 
+def test_the_weights_of_classes_are_those_of_fit():
+    model, x, _ = regression()
+    labels = np.arange(NUM_SAMPLES) % 2
+    data = batches(x, labels[:, None], (30, 20))
+    v, t = approximate_hessian(model, "mse", data, NUM_FEATURES, class_weight={1: 3.0})
+    weighted = gram(np.asarray(x) * np.sqrt(np.where(labels == 1, 3.0, 1.0))[:, None])
+    assert relative_error(v, t, 2 * weighted / NUM_SAMPLES) <= 1e-5
+
+
 # What comes back
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from spectral_density.curvature.float64 import in_float64, of_weight, widen
 from spectral_density.curvature.graph_walk import is_deliberate_stop
-from spectral_density.curvature.tf_graphs import body_of, made_again
+from spectral_density.curvature.tf_graphs import attributes_of, body_of, made_again
 
 _raw = tf.raw_ops
 
@@ -103,8 +103,7 @@ def _extreme(
 def _max_pool(
     operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
-    names = ("ksize", "strides", "padding", "data_format")
-    options = {name: _attribute(operation, name) for name in names}
+    options = attributes_of(operation, "ksize", "strides", "padding", "data_format")
     if options["data_format"] == "NHWC" and options["padding"] in ("SAME", "VALID"):
         del options["data_format"]
         places = _raw.MaxPoolWithArgmax(input=held[0], include_batch_in_index=True, **options)[1]
@@ -125,8 +124,7 @@ def _max_pool(
 def _max_pool_3d(
     operation: Any, now: Sequence[tf.Tensor], held: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
-    names = ("ksize", "strides", "padding", "data_format")
-    options = {name: _attribute(operation, name) for name in names}
+    options = attributes_of(operation, "ksize", "strides", "padding", "data_format")
     pooled = _raw.MaxPool3D(input=held[0], **options)
     return [_raw.MaxPool3DGradGrad(orig_input=held[0], orig_output=pooled, grad=now[0], **options)]
 
@@ -439,8 +437,3 @@ def _take_functions(graph: Any, target: Any) -> None:
         library = type(definition)(versions=definition.versions, library=definition.library)
         with target.as_default():
             tf.graph_util.import_graph_def(library, name="")
-
-
-def _attribute(operation: Any, name: str) -> Any:
-    value = operation.get_attr(name)
-    return value.decode() if isinstance(value, bytes) else value

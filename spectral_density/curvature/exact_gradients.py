@@ -14,6 +14,8 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.framework import ops
 
+from spectral_density.curvature.tf_graphs import attributes_of
+
 # TensorFlow's own.
 _SOFTMAX_CROSS_ENTROPY = ops.gradient_registry.lookup("SoftmaxCrossEntropyWithLogits")
 _POWER = ops.gradient_registry.lookup("Pow")
@@ -29,11 +31,6 @@ def _gradient_of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
         return function
 
     return register
-
-
-def _attributes(op: Any, *names: str) -> dict[str, Any]:
-    values = {name: op.get_attr(name) for name in names}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
 
 
 def _linear(
@@ -73,7 +70,7 @@ def _by_autodiff(
 def resize_bilinear_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     """Differentiate bilinear resizing, whose gradient is registered as not differentiable."""
     image = op.inputs[0]
-    options = _attributes(op, "align_corners", "half_pixel_centers")
+    options = attributes_of(op, "align_corners", "half_pixel_centers")
     size = tf.shape(grad)[1:3]
     resized = _linear(
         lambda: tf.raw_ops.ResizeBilinearGrad(grads=grad, original_image=image, **options),
@@ -97,7 +94,7 @@ def resize_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
 
     That of bilinear resizing is needed within nested functions alone.
     """
-    options = _attributes(op, "align_corners", "half_pixel_centers")
+    options = attributes_of(op, "align_corners", "half_pixel_centers")
     size = tf.shape(op.inputs[0])[1:3]
     resize = _RESIZE[op.type.removesuffix("Grad")]
     return [resize(images=grad, size=size, **options), None]
@@ -115,7 +112,7 @@ def scale_and_translate_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
         original_image=tf.cast(image, grad.dtype),
         scale=scale,
         translation=translation,
-        **_attributes(op, "kernel_type", "antialias"),
+        **attributes_of(op, "kernel_type", "antialias"),
     )
     return [tf.cast(pulled, image.dtype), None, None, None]
 
@@ -129,7 +126,7 @@ def scale_and_translate_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
         size=tf.shape(op.inputs[0])[1:3],
         scale=scale,
         translation=translation,
-        **_attributes(op, "kernel_type", "antialias"),
+        **attributes_of(op, "kernel_type", "antialias"),
     )
     return [resized, None, None, None]
 
@@ -146,7 +143,7 @@ def crop_and_resize_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
         boxes=boxes,
         box_ind=box_indices,
         crop_size=tf.shape(crops)[1:3],
-        **_attributes(op, "method"),
+        **attributes_of(op, "method"),
     )
     of_boxes = tf.raw_ops.CropAndResizeGradBoxes(
         grads=crops, image=grad, boxes=boxes, box_ind=box_indices
@@ -160,7 +157,7 @@ def crop_and_resize_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
 @_gradient_of("Conv2D")
 def convolution_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     """Differentiate dilated convolutions, whose gradients TensorFlow computes on GPUs only."""
-    options = _attributes(op, "strides", "dilations", "padding", "data_format")
+    options = attributes_of(op, "strides", "dilations", "padding", "data_format")
     rates = options["dilations"]
     if options["data_format"] != "NHWC" or set(rates) == {1}:
         return _CONVOLUTION(op, grad)
@@ -206,7 +203,7 @@ def isotonic_regression_gradient(op: Any, grad: tf.Tensor, _: Any) -> list[Any]:
 @_gradient_of("LRNGrad")
 def local_response_normalization_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     """Differentiate the gradient of local response normalization, which has none registered."""
-    options = _attributes(op, "depth_radius", "bias", "alpha", "beta")
+    options = attributes_of(op, "depth_radius", "bias", "alpha", "beta")
     beta = options["beta"]
 
     def gradient(outer: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -267,7 +264,7 @@ def cumulative_product_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
     cumulative products, so that its own derivative comes from here as well.
     """
     x, axis = op.inputs
-    options = _attributes(op, "exclusive", "reverse")
+    options = attributes_of(op, "exclusive", "reverse")
     order = _first(axis, x)
     back = tf.math.invert_permutation(order)
     x, grad = tf.transpose(x, order), tf.transpose(grad, order)
@@ -373,7 +370,7 @@ def max_pool_3d_second_gradient(op: Any, grad: tf.Tensor) -> list[Any]:
 
 def _max_pool_second_gradient(op: Any, grad: Any, axes: str, compute: Any) -> list[Any]:
     x, y = op.inputs[:2]
-    options = _attributes(op, "ksize", "strides", "padding", "data_format")
+    options = attributes_of(op, "ksize", "strides", "padding", "data_format")
     places = [options["data_format"].index(axis) for axis in axes]
     paddings = _paddings(op, options, places, x, y)
     # TensorFlow's second gradient drops explicit paddings, and fails.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.curvature.tf_graphs import made_again, runs_with
+from spectral_density.curvature.tf_graphs import attributes_of, made_again, runs_with
 
 _SINGLE, _DOUBLE = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
 
@@ -47,6 +47,8 @@ def in_float64(operation: Any, inputs: Sequence[tf.Tensor]) -> tuple[list[tf.Ten
         operation: of another graph.
         inputs: in float64 in place of float32.
     """
+    if operation.type.removesuffix("Grad") in _RESIZING:
+        return [_resized(operation, inputs)], False
     attributes, changed = _in_double(operation)
     if changed and operation.type != "Const" and _has_double(operation, attributes):
         return made_again(operation, inputs, attributes), False
@@ -57,6 +59,41 @@ def in_float64(operation: Any, inputs: Sequence[tf.Tensor]) -> tuple[list[tf.Ten
     outputs = made_again(operation, as_before)
     rounds = any(tensor.dtype == tf.float32 for tensor in (*operation.inputs, *outputs))
     return [widen(tensor) for tensor in outputs], rounds
+
+
+_RESIZING: dict[str, tuple[Callable[..., tf.Tensor], tuple[str, ...]]] = {
+    "ResizeBilinear": (tf.raw_ops.ResizeBilinear, ("align_corners", "half_pixel_centers")),
+    "ResizeBicubic": (tf.raw_ops.ResizeBicubic, ("align_corners", "half_pixel_centers")),
+    "ScaleAndTranslate": (tf.raw_ops.ScaleAndTranslate, ("kernel_type", "antialias")),
+}
+
+
+def _resized(operation: Any, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return images resized in float64, or the gradient of it.
+
+    One matrix each for rows and columns, of what the operation makes of unit vectors, in float32.
+    """
+    is_gradient = operation.type.endswith("Grad")
+    resize, names = _RESIZING[operation.type.removesuffix("Grad")]
+    options = attributes_of(operation, *names)
+    images = tf.cast(inputs[0], tf.float64)
+    before = tf.shape(inputs[1] if is_gradient else images)[1:3]
+    after = tf.shape(images)[1:3] if is_gradient else inputs[1]
+
+    def along(axis: int) -> tf.Tensor:
+        units = tf.eye(before[axis])[None, :, None, :]
+        moved = {
+            name: tf.stack([tf.cast(given[axis], tf.float32), float(name == "scale")])
+            for name, given in zip(("scale", "translation"), inputs[2:], strict=False)
+        }
+        found = resize(images=units, size=[after[axis], 1], **moved, **options)
+        return tf.cast(found[0, :, 0, :], tf.float64)
+
+    rows, columns = along(0), along(1)
+    equation = "ah,nabc,bw->nhwc" if is_gradient else "ah,nhwc,bw->nabc"
+    found = tf.einsum(equation, rows, images, columns)
+    dtype = operation.outputs[0].dtype
+    return found if dtype == tf.float32 else tf.cast(found, dtype)
 
 
 def _in_double(operation: Any) -> tuple[dict[str, Any], bool]:

@@ -103,6 +103,12 @@ def calls(operation: Any) -> list[tuple[str, str]]:
     return [(frame.filename.replace("\\", "/"), frame.name) for frame in frames]
 
 
+def attributes_of(operation: Any, *names: str) -> dict[str, Any]:
+    """Return attributes of an operation as `tf.raw_ops` takes them."""
+    values = {name: operation.get_attr(name) for name in names}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
 def made_again(
     operation: Any, inputs: Sequence[tf.Tensor], attributes: Mapping[str, Any] | None = None
 ) -> list[tf.Tensor]:

@@ -4,6 +4,7 @@ The faults stay whatever is made right while tracing: custom gradients whose sec
 missing, or off by a factor.
 """
 
+import contextlib
 import itertools
 
 import keras
@@ -44,6 +45,22 @@ def with_half_a_second_derivative(x):
         return upstream * 0.5 * (slope + tf.stop_gradient(slope))
 
     return tf.tanh(x), gradient
+
+
+@tf.custom_gradient
+def square_with_half_the_curvature_of_the_mean(x):
+    """What TensorFlow's moments do: the mean in the gradient of a variance is stopped."""
+    mean = tf.reduce_mean(x, -1, keepdims=True)
+
+    def gradient(upstream):
+        return upstream * 2 * (x - tf.stop_gradient(mean)) / x.shape[-1]
+
+    return tf.reduce_mean((x - mean) ** 2, -1, keepdims=True), gradient
+
+
+def wrongly_normalized(x):
+    variance = square_with_half_the_curvature_of_the_mean(x)
+    return (x - tf.reduce_mean(x, -1, keepdims=True)) * tf.math.rsqrt(variance + 1e-3)
 
 
 @tf.custom_gradient
@@ -126,16 +143,16 @@ def made(name, dtype="float32", fault=None, after=0, trained=False):
     return HessianOperator(model, of_logits(dtype), [(x[:9], y[:9]), (x[9:], y[9:])])
 
 
-def fitted(model, x, y, loss, below=1e-4):
+def fitted(model, x, y, loss, below=1e-4, rate=1e-2):
     """Train until the loss is below a limit."""
     variables = [variable.value for variable in model.trainable_variables]
-    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer = keras.optimizers.Adam(rate)
     optimizer.build(model.trainable_variables)
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            value = loss(y, model(x))
+            value = loss(y, model(x, training=False))
         optimizer.apply(tape.gradient(value, variables))
         return value
 
@@ -206,6 +223,101 @@ def test_half_precision_is_not_judged(name, recwarn):
     assert statuses(report) == ("skipped", "skipped")
     assert "half precision" in report["derivative"].message
     assert not recwarn.list
+
+
+# Networks of keras.applications --------------------------------------------------------------------
+
+# By their name: how they are made, the pixels, an activation, and the layer before it.
+APPLICATIONS = {
+    "MobileNetV2": (
+        lambda **options: keras.applications.MobileNetV2(alpha=0.35, **options),
+        32,
+        "block_6_expand_relu",
+        "block_6_expand_BN",
+    ),
+    "ResNet50": (keras.applications.ResNet50, 32, "conv3_block2_1_relu", "conv3_block2_1_bn"),
+    "InceptionV3": (keras.applications.InceptionV3, 75, "activation_30", "batch_normalization_30"),
+}
+
+
+@contextlib.contextmanager
+def default_precision(dtype):
+    before = keras.config.dtype_policy(), keras.config.floatx()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before[1])
+        keras.config.set_dtype_policy(before[0])
+
+
+def application(name, dtype="float32", fault=None, trained=False, at=None):
+    """Return an operator, of a network with statistics of its data, and weights of random ones."""
+    build, pixels, behind, _ = APPLICATIONS[name]
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    with default_precision(dtype):
+        model = build(
+            input_shape=(pixels, pixels, 3), weights=None, classes=3, classifier_activation=None
+        )
+    if fault is not None:
+        put_behind(model.get_layer(at or behind), fault)
+    x, y = normals(4, pixels, pixels, 3, seed=5).astype(dtype), np.arange(4) % 3
+    if trained:
+        for layer in model.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = 0.3
+        for _ in range(12):
+            model(x, training=True)
+        fitted(model, x, y, of_logits(dtype), rate=1e-3)
+    return HessianOperator(model, of_logits(dtype), [(x, y)])
+
+
+def put_behind(layer, function):
+    call = layer.call
+    layer.call = lambda *args, **options: function(call(*args, **options))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_right_application_passes(name, dtype, trained):
+    report = preflight(application(name, dtype, trained=trained))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("fault", ["half a second derivative", "normalization"])
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_application_with_a_wrong_operation_fails(name, fault, trained):
+    function = {**FAULTS, "normalization": wrongly_normalized}[fault]
+    report = preflight(application(name, fault=function, trained=trained))
+    assert report["derivative"].status == "failed", report
+    assert f"'{APPLICATIONS[name][-1]}'" in report["derivative"].message
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_application_with_a_resize_is_right(name):
+    def resized(x):
+        height, width = x.shape[1:3]
+        return tf.image.resize(tf.image.resize(x, (2 * height, 3 * width)), (height, width))
+
+    report = preflight(application(name, fault=resized))
+    assert statuses(report) == ("passed", "passed"), report
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_application_with_a_python_function_is_refused(name):
+    def in_python(x):
+        return tf.ensure_shape(tf.py_function(tf.sin, [x], x.dtype), x.shape)
+
+    with pytest.raises(ValueError, match=APPLICATIONS[name][-2]):
+        application(name, fault=in_python)
 
 
 # Wrong operations --------------------------------------------------------------------------------
@@ -290,22 +402,6 @@ def test_a_wrong_function_of_variables_fails_or_is_right(name):
         truth[:, column] = (ends[0] - ends[1]) / (2 * step)
     is_right = np.allclose(dense, truth, atol=1e-5 * np.abs(truth).max())
     assert report["derivative"].status == ("passed" if is_right else "failed"), report
-
-
-@tf.custom_gradient
-def square_with_half_the_curvature_of_the_mean(x):
-    """What TensorFlow's moments do: the mean in the gradient of a variance is stopped."""
-    mean = tf.reduce_mean(x, -1, keepdims=True)
-
-    def gradient(upstream):
-        return upstream * 2 * (x - tf.stop_gradient(mean)) / x.shape[-1]
-
-    return tf.reduce_mean((x - mean) ** 2, -1, keepdims=True), gradient
-
-
-def wrongly_normalized(x):
-    variance = square_with_half_the_curvature_of_the_mean(x)
-    return (x - tf.reduce_mean(x, -1, keepdims=True)) * tf.math.rsqrt(variance + 1e-3)
 
 
 def test_one_normalization_fails_in_a_network_trained_in_float32():

@@ -9,22 +9,24 @@ import numpy as np
 
 from spectral_density.curvature.preflight.report import Status
 
-# The first step length relative to the weights. The second is so many times as long, or as short
-# where the function bends by more than this share of its change.
-_STEPS = {"float32": 1e-3, "float64": 1e-5}
+# The first step length relative to the weights. The second is so many times as long. Where the
+# function bends by more than this share of its change, the second is shorter, so that it bends by
+# that share: deep networks that were trained bend in 1e-5 of their weights. The third-order error
+# of a quotient is about the square of the share.
+_STEPS = {"float32": 1e-3, "float64": 1e-6}
 _RATIO = 4.0
-_BENT = 0.1
+_MOST_RATIO = 32.0
+_BENT = {"float32": 0.1, "float64": 2e-3}
 
 # Relative differences that are none, whatever the quotients say.
-_TOLERANCES = {"float32": 2e-3, "float64": 1e-5}
+_TOLERANCES = {"float32": 2e-3, "float64": 1e-6}
 
 # A product in float32 that is further off differences in float64 is computed in float64, too.
-_IN_QUESTION = 2e-4
+_IN_QUESTION = 1e-5
 
-# These shares of the difference between the two quotients, and of the rounding that the values
-# show, explain a gap. The error of the shorter step is a fifteenth of the first where the function
-# is smooth. Where kinks are crossed it is all of it.
-_SPREAD = 0.2
+# So many times the error of the shorter step where the function is smooth, the difference between
+# the two quotients where kinks are crossed, and the rounding that the values show, explain a gap.
+_SMOOTH_ERRORS = 3.0
 _SPREAD_OVER_KINKS = 10.0
 _ROUNDINGS = 4.0
 
@@ -40,6 +42,10 @@ _SHORTER = 16.0
 
 # A layer is judged where what explains a gap is less than this share of the product.
 _DECIDABLE = 0.5
+
+
+# A layer's own block is wrong if it is so by this share of what the worst layer is.
+_OF_WORST = 0.1
 
 
 class Finding(NamedTuple):
@@ -67,6 +73,10 @@ class Accuracy(NamedTuple):
     def step(self) -> float:
         """Return the first step length."""
         return _STEPS[self.differences or self.precision]
+
+    def bent(self) -> float:
+        """Return the share of its change that a function bends by within a good step."""
+        return _BENT[self.differences or self.precision]
 
     def eps(self) -> float:
         """Return the spacing of numbers near 1."""
@@ -96,10 +106,13 @@ class Pair(NamedTuple):
         """Return some elements."""
         return Pair(self.step, self.after[where], self.before[where])
 
-    def second_step(self, here: np.ndarray) -> float:
+    def second_step(self, here: np.ndarray, accuracy: Accuracy) -> float:
         """Return a longer step than this one, or a shorter one where the function bends much."""
         bend, change = np.linalg.norm(self.bend(here)), np.linalg.norm(self.after - self.before)
-        return self.step / _RATIO if bend > _BENT * change else self.step * _RATIO
+        bent = accuracy.bent() * change
+        if not bend > bent:
+            return self.step * _RATIO
+        return self.step / float(np.clip(bend / bent, _RATIO, _MOST_RATIO) if bent else _RATIO)
 
 
 class Quotients(NamedTuple):
@@ -107,6 +120,7 @@ class Quotients(NamedTuple):
 
     far: np.ndarray  # at the longer step
     near: np.ndarray  # at the shorter one
+    error: np.ndarray  # of the shorter one, where the function is smooth
     rounding: np.ndarray  # that the shorter step lets through, one for each element
     most: np.ndarray  # quotients that are nothing but rounding may be as large
 
@@ -120,7 +134,19 @@ class Quotients(NamedTuple):
         uneven = np.abs(near.bend(here) - share * far.bend(here)) / (2 * near.step)
         most = np.max(np.abs([near.after, near.before, here]), axis=0) / near.step
         rounding = uneven + eps * np.abs(here) / near.step
-        return cls(far.quotient(), near.quotient(), rounding, most)
+        return cls.at_two_steps(far.quotient(), near.quotient(), share, rounding, most)
+
+    @classmethod
+    def at_two_steps(
+        cls,
+        far: np.ndarray,
+        near: np.ndarray,
+        share: float,
+        rounding: np.ndarray,
+        most: np.ndarray,
+    ) -> Quotients:
+        """Return quotients with errors of second order, from the ratio of the steps' squares."""
+        return cls(far, near, np.abs(far - near) * share / (1 - share), rounding, most)
 
     def of_part(self, where: Any) -> Quotients:
         """Return those of some elements."""
@@ -139,20 +165,31 @@ class Slopes(NamedTuple):
     of_gradient: Sequence[Pair]
     of_loss: Sequence[Pair]
 
+    def quotients(self, accuracy: Accuracy) -> Quotients:
+        """Return the derivative of the gradient."""
+        return Quotients.of(self.gradient, self.of_gradient, accuracy.eps())
 
-def slopes_along(evaluate: Evaluate, direction: np.ndarray, step: float) -> Slopes:
+
+def slopes_along(
+    evaluate: Evaluate, direction: np.ndarray, accuracy: Accuracy, known: Slopes | None = None
+) -> Slopes:
     """Evaluate gradient and loss at a point and at both ends of two steps: five gradients.
 
     Args:
         evaluate: returns gradient and loss at the point plus a vector.
-        direction: as long as the weights in each layer.
-        step: the first step length.
+        direction: as long as the weights in each layer that it moves.
+        accuracy: of the differences.
+        known: slopes along another direction: four gradients more.
     """
-    here, value = evaluate(0.0 * direction)
-    first = pairs_at(evaluate, direction, step)
-    second = pairs_at(evaluate, direction, first[0].second_step(here))
+    if known is None:
+        here, value = evaluate(0.0 * direction)
+        loss = float(value[0])
+    else:
+        here, loss = known.gradient, known.loss
+    first = pairs_at(evaluate, direction, accuracy.step())
+    second = pairs_at(evaluate, direction, first[0].second_step(here, accuracy))
     of_gradient, of_loss = zip(first, second, strict=True)
-    return Slopes(here, float(value[0]), of_gradient, of_loss)
+    return Slopes(here, loss, of_gradient, of_loss)
 
 
 def pairs_at(evaluate: Evaluate, direction: np.ndarray, step: float) -> tuple[Pair, Pair]:
@@ -173,7 +210,7 @@ def judge_product(
         layers: the indices of each layer, by its name.
         accuracy: of both.
     """
-    if not all(np.isfinite(part).all() for part in (*slopes[:3], product)):
+    if not all(np.isfinite(part).all() for part in (*slopes[:-1], product)):
         return Finding("skipped", None, "not judged: gradients beside the weights are not finite.")
     least = 100 * accuracy.eps() * float(np.linalg.norm(product))
     wrong: dict[str, float] = {}
@@ -214,7 +251,8 @@ def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: Accuracy) ->
     bends = [loss.bend(here) / loss.step**2 for loss, _ in (far, near)]
     last_bits = 4 * accuracy.eps() * np.abs([*near[0].after, *near[0].before, *here]).max()
     rounding = np.array([last_bits / near[0].step ** 2])
-    along = Quotients(bends[0], bends[1], rounding, np.array([np.inf]))
+    share = (near[0].step / far[0].step) ** 2
+    along = Quotients.at_two_steps(bends[0], bends[1], share, rounding, np.array([np.inf]))
     return _compare_numbers(near[1].quotient() @ direction, along, accuracy)
 
 
@@ -254,18 +292,20 @@ class _Part(NamedTuple):
     size: float  # of the quotient
     gap: float  # to the closer quotient
     spread: float  # between the quotients
+    error: float  # of the closer step, if smooth
     rounding: float
     most: float
 
     @classmethod
     def of(cls, product: np.ndarray, slopes: Quotients) -> _Part:
         norm = np.linalg.norm
-        far, near, rounding, most = slopes
+        far, near, error, rounding, most = slopes
         return cls(
             float(max(norm(product), norm(near))),
             float(norm(near)),
             float(min(norm(product - far), norm(product - near))),
             float(norm(far - near)),
+            float(norm(error)),
             float(norm(rounding)),
             float(norm(most)),
         )
@@ -283,8 +323,9 @@ class _Part(NamedTuple):
         """Return how large a gap the errors of the quotients explain."""
         if not self.is_settled():
             return np.inf
-        spread = _SPREAD_OVER_KINKS if accuracy.crosses_kinks else _SPREAD
-        return accuracy.tolerance() * self.scale + spread * self.spread + _ROUNDINGS * self.rounding
+        kinks = _SPREAD_OVER_KINKS * self.spread if accuracy.crosses_kinks else 0.0
+        errors = max(kinks, _SMOOTH_ERRORS * self.error) + _ROUNDINGS * self.rounding
+        return accuracy.tolerance() * self.scale + errors
 
 
 def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[str], bool]) -> str | None:
@@ -307,10 +348,12 @@ def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[str], bool]) -> s
 
 
 def block_is_wrong(
-    product: np.ndarray, slopes: Pair, where: Any, accuracy: Accuracy, figure: float | None
+    product: np.ndarray,
+    slopes: Quotients,
+    where: Any,
+    accuracy: Accuracy,
+    figure: float,
 ) -> bool:
     """Tell whether a layer's own block is, given that some layer is wrong by a figure."""
-    quotient = slopes.quotient()[where]
-    scale = max(float(np.linalg.norm(product[where])), float(np.linalg.norm(quotient)))
-    gap = float(np.linalg.norm(product[where] - quotient))
-    return gap > max(2 * accuracy.tolerance(), 0.1 * (figure or 0.0)) * scale
+    found = judge_product(product, slopes, {"": where}, accuracy)
+    return found.status == "failed" and (found.figure or 0.0) > _OF_WORST * figure

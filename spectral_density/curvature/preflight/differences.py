@@ -207,8 +207,8 @@ def compare_hessian(
     accuracy: Accuracy,
 ) -> dict[str, Finding]:
     """Compare the product with differences of the gradient, and this with those of the loss."""
-    slopes = slopes_along(batch.at, direction, accuracy.step())
-    quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
+    slopes = slopes_along(batch.at, direction, accuracy)
+    quotients = slopes.quotients(accuracy)
     along = product(direction)
     found = judge_product(along, quotients, layers, accuracy)
     if found.status != "passed" and accuracy.differences and accuracy.precision == "float32":
@@ -225,16 +225,9 @@ def compare_hessian(
         where = layers[found.message] if found.status == "failed" else slice(None)
         if not _settled(batch.at, slopes, direction, where, accuracy):
             return _unsettled(found, of_loss)
-    step = min(pair.step for pair in slopes.of_gradient)
-
-    def is_wrong(name: str) -> bool:
-        part = _only(direction, layers[name])
-        pair, _ = pairs_at(batch.at, part, step)
-        along = product(part)
-        return block_is_wrong(along, pair, layers[name], accuracy, found.figure)
-
     if found.status == "failed":
-        found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "gradient")
+        layer = _layer_before(found, batch, slopes, direction, layers, accuracy, product)
+        found = _wrong(found, layer, "gradient")
     return {"derivative": found, "gradient": of_loss}
 
 
@@ -249,8 +242,8 @@ def compare_through_outputs(
     n = len(direction)
     at_loss = accuracy._replace(differences="")
     accuracy = accuracy.of_differences()
-    slopes = slopes_along(batch.at, direction, accuracy.step())
-    quotients = Quotients.of(slopes.gradient, slopes.of_gradient, accuracy.eps())
+    slopes = slopes_along(batch.at, direction, accuracy)
+    quotients = slopes.quotients(accuracy)
     product, tangents, cotangents = batch.product(rows(direction))
     tangent, cotangent = _joined(tangents), _joined(cotangents)
     at_outputs = slice(n, None)
@@ -261,18 +254,15 @@ def compare_through_outputs(
         where = at_outputs if found.status == "failed" else slice(n)
         if not _settled(batch.at, slopes, direction, where, accuracy):
             return _unsettled(found, of_loss)
-    step = min(pair.step for pair in slopes.of_gradient)
-
-    def is_wrong(name: str) -> bool:
-        part = _only(direction, layers[name])
-        pair, _ = pairs_at(batch.at, part, step)
-        tangent = _joined(batch.product(rows(part))[1])
-        return block_is_wrong(
-            tangent, pair.of_part(at_outputs), slice(None), accuracy, found.figure
-        )
-
     if found.status == "failed":
-        found = _wrong(found, last_wrong_layer(list(layers), is_wrong), "outputs")
+
+        def tangent_of(part: np.ndarray) -> np.ndarray:
+            return np.concatenate([np.zeros(n), _joined(batch.product(rows(part))[1])])
+
+        layer = _layer_before(
+            found, batch, slopes, direction, layers, accuracy, tangent_of, at_outputs
+        )
+        found = _wrong(found, layer, "outputs")
     elif found.status == "passed":
         outputs = slopes.gradient[n:]
         shapes = [part.shape for part in tangents]
@@ -289,9 +279,41 @@ def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> 
         return found
     gap = float(np.linalg.norm(product - exact)) / float(np.linalg.norm(exact))
     if gap <= _ROUNDED:
-        return found
+        return found._replace(figure=max(gap, found.figure or 0.0))
     message = "not judged: rounding outweighs the product; computed in float64 it is right."
     return Finding("skipped", gap, message)
+
+
+def _layer_before(
+    found: Finding,
+    batch: BatchOfProducts,
+    slopes: Slopes,
+    direction: np.ndarray,
+    layers: Mapping[str, Any],
+    accuracy: Accuracy,
+    product: Callable[[np.ndarray], np.ndarray],
+    where: slice | None = None,
+) -> str | None:
+    """Return the layer before what is wrong, from its own block, or from what it does elsewhere.
+
+    Args:
+        found: what failed, of all layers together.
+        batch: what is compared.
+        slopes: along the direction.
+        direction: in all layers.
+        layers: the indices of each, by its name.
+        accuracy: of products and differences.
+        product: with the part of the direction in one layer.
+        where: products are compared, None for the layer itself.
+    """
+
+    def is_wrong(name: str) -> bool:
+        part = _only(direction, layers[name])
+        own = slopes_along(batch.at, part, accuracy, known=slopes).quotients(accuracy)
+        at = layers[name] if where is None else where
+        return block_is_wrong(product(part), own, at, accuracy, found.figure or 0.0)
+
+    return last_wrong_layer(list(layers), is_wrong)
 
 
 def _of_weights(slopes: Slopes, n: int) -> Slopes:
@@ -309,7 +331,7 @@ def _settled(
 ) -> bool:
     """Tell whether differences at a shorter step are those at the others: two gradients more."""
     eps = accuracy.eps()
-    if not settled(Quotients.of(slopes.gradient, slopes.of_gradient, eps)):
+    if not settled(slopes.quotients(accuracy)):
         return False
     of_gradient, of_loss = pairs_at(evaluate, direction, shorter_step(slopes.of_gradient))
     near = min(slopes.of_gradient, key=lambda pair: pair.step)
@@ -349,7 +371,7 @@ def _matrix_at_outputs(
 
     here = value(0.0)
     first = Pair(accuracy.step(), value(accuracy.step()), value(-accuracy.step()))
-    step = first.second_step(here)
+    step = first.second_step(here, accuracy)
     second = Pair(step, value(step), value(-step))
     quotients = Quotients.of(here, [first, second], accuracy.eps())
     if not of_examples:
