@@ -225,7 +225,7 @@ def test_half_precision_is_not_judged(name, recwarn):
     assert not recwarn.list
 
 
-# Networks of keras.applications --------------------------------------------------------------------
+# Networks of keras.applications ------------------------------------------------------------------
 
 # By their name: how they are made, the pixels, an activation, and the layer before it.
 APPLICATIONS = {
