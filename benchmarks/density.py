@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from spectral_density.density import eigv_to_density
+from spectral_density.spectrum.density import eigv_to_density
 
 REPEATS = 5
 GRID_LEN = 10000

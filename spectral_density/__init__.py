@@ -10,7 +10,12 @@ from spectral_density._version import __version__
 if TYPE_CHECKING:
     from spectral_density import plotting as plotting
     from spectral_density import training as training
-    from spectral_density.accuracy import Accuracy, Ending
+    from spectral_density.analysis.decomposition import (
+        BlockCurvature,
+        CurvatureDecomposition,
+        MatrixNorms,
+        curvature_decomposition,
+    )
     from spectral_density.approximate import (
         approximate_hessian,
         estimate_spectrum,
@@ -41,17 +46,6 @@ if TYPE_CHECKING:
         quadratic_model_error,
     )
     from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
-    from spectral_density.decomposition import (
-        BlockCurvature,
-        CurvatureDecomposition,
-        MatrixNorms,
-        curvature_decomposition,
-    )
-    from spectral_density.density import (
-        eigv_to_density,
-        tridiag_to_density,
-        tridiag_to_eigv,
-    )
     from spectral_density.linalg import (
         ConvergenceWarning,
         DiagonalEstimate,
@@ -87,7 +81,13 @@ if TYPE_CHECKING:
         top_eigenpairs,
         trace,
     )
-    from spectral_density.spectrum import (
+    from spectral_density.spectrum.accuracy import Accuracy, Ending
+    from spectral_density.spectrum.density import (
+        eigv_to_density,
+        tridiag_to_density,
+        tridiag_to_eigv,
+    )
+    from spectral_density.spectrum.spectrum import (
         Density,
         Spectrum,
     )
@@ -96,35 +96,35 @@ if TYPE_CHECKING:
 # Each public name and the module it comes from, loaded on first use (PEP 562): TensorFlow takes
 # seconds to import, and a density or a saved spectrum does not need it.
 _HOMES = {
-    "Accuracy": "accuracy",
-    "BlockCurvature": "decomposition",
+    "Accuracy": "spectrum",
+    "BlockCurvature": "analysis.decomposition",
     "CheckpointError": "checkpoint",
     "ConvergenceWarning": "linalg",
-    "CurvatureDecomposition": "decomposition",
+    "CurvatureDecomposition": "analysis.decomposition",
     "CurvatureOperator": "curvature",
     "Density": "spectrum",
     "DiagonalEstimate": "linalg",
     "EigenState": "linalg",
     "Eigenpairs": "linalg",
-    "Ending": "accuracy",
+    "Ending": "spectrum",
     "Estimate": "linalg",
-    "FiniteDifferenceCheck": "curvature",
+    "FiniteDifferenceCheck": "analysis.finite_difference",
     "FisherOperator": "curvature",
     "GaussNewtonOperator": "curvature",
-    "GradientStep": "curvature",
+    "GradientStep": "analysis.quadratic",
     "HessianOperator": "curvature",
     "LanczosStep": "linalg",
-    "LossLandscape": "curvature",
+    "LossLandscape": "analysis.landscape",
     "LowRankPreconditioner": "linalg",
-    "MatrixNorms": "decomposition",
-    "NewtonDecrement": "curvature",
-    "NormalizedLayer": "curvature",
+    "MatrixNorms": "analysis.decomposition",
+    "NewtonDecrement": "analysis.quadratic",
+    "NormalizedLayer": "engines.tensorflow.filter_normalization",
     "Nystrom": "linalg",
     "NystromPreconditioner": "linalg",
     "PowerIteration": "linalg",
     "PreflightError": "curvature",
     "PreflightReport": "curvature",
-    "QuadraticModelError": "curvature",
+    "QuadraticModelError": "analysis.quadratic",
     "QuadratureEstimate": "linalg",
     "RandomizedEigh": "linalg",
     "RandomizedSVD": "linalg",
@@ -135,39 +135,39 @@ _HOMES = {
     "SpectrumCallback": "training.callback",
     "SpectrumRecord": "training.callback",
     "Status": "linalg",
-    "StepStatus": "curvature",
+    "StepStatus": "analysis.quadratic",
     "SubmatrixOperator": "curvature",
     "Tridiagonalization": "linalg",
     "approximate_hessian": "approximate",
-    "curvature_decomposition": "decomposition",
+    "curvature_decomposition": "analysis.decomposition",
     "diagonal": "linalg",
     "effective_dimension": "linalg",
-    "eigv_to_density": "density",
+    "eigv_to_density": "spectrum.density",
     "estimate_spectrum": "approximate",
-    "finite_difference_check": "curvature",
+    "finite_difference_check": "analysis.finite_difference",
     "frobenius_norm": "linalg",
-    "gradient_step": "curvature",
+    "gradient_step": "analysis.quadratic",
     "lanczos": "linalg",
     "lanczos_algorithm": "approximate",
     "layer_operators": "curvature",
     "log_determinant": "linalg",
-    "loss_landscape": "curvature",
+    "loss_landscape": "analysis.landscape",
     "low_rank_preconditioner": "linalg",
-    "newton_decrement": "curvature",
-    "normalized_filters": "curvature",
+    "newton_decrement": "analysis.quadratic",
+    "normalized_filters": "engines.tensorflow.filter_normalization",
     "nystrom": "linalg",
     "nystrom_preconditioner": "linalg",
     "power_iteration": "linalg",
     "preflight": "curvature",
-    "quadratic_model_error": "curvature",
+    "quadratic_model_error": "analysis.quadratic",
     "randomized_eigh": "linalg",
     "randomized_svd": "linalg",
     "range_finder": "linalg",
     "solve": "linalg",
     "top_eigenpairs": "linalg",
     "trace": "linalg",
-    "tridiag_to_density": "density",
-    "tridiag_to_eigv": "density",
+    "tridiag_to_density": "spectrum.density",
+    "tridiag_to_eigv": "spectrum.density",
 }
 
 __all__ = [

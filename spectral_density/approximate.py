@@ -13,7 +13,6 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.accuracy import Ending
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
 from spectral_density.linalg.lanczos import (
@@ -32,7 +31,8 @@ from spectral_density.linalg.quadrature import (
     simple_candidates,
     simple_nodes,
 )
-from spectral_density.spectrum import Spectrum
+from spectral_density.spectrum.accuracy import Ending
+from spectral_density.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -467,8 +467,12 @@ def _summed_if_per_example(
     """Turn a function that returns one loss per example into its sum, and say so."""
     import tensorflow as tf
 
-    from spectral_density.curvature.frameworks import check_backend, trainable_variables
-    from spectral_density.curvature.losses import KerasObjective, is_batch_function, traced_loss
+    from spectral_density.engines.tensorflow.frameworks import check_backend, trainable_variables
+    from spectral_density.engines.tensorflow.losses import (
+        KerasObjective,
+        is_batch_function,
+        traced_loss,
+    )
 
     check_backend()
     trainable_variables(model)  # before the function calls a model that was never built

@@ -13,7 +13,7 @@ import numpy as np
 
 from spectral_density.command.quiet import import_tensorflow
 from spectral_density.command.results import SUMMARY
-from spectral_density.spectrum import Spectrum
+from spectral_density.spectrum.spectrum import Spectrum
 
 ORDER, DRAWS = 90, 10
 

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 
 from spectral_density import Spectrum, estimate_spectrum
-from spectral_density.accuracy import Ending, draws_error, order_error
+from spectral_density.spectrum.accuracy import Ending, draws_error, order_error
 
 CASES = {
     "semicircle and outliers": (lambda: semicircle_with_outliers(1000), 1e-2),

@@ -20,8 +20,7 @@ from models import (
 from scipy.sparse.linalg import aslinearoperator
 
 from spectral_density import HessianOperator
-from spectral_density.curvature.gauss_newton import GaussNewtonOperator
-from spectral_density.decomposition import (
+from spectral_density.analysis.decomposition import (
     _Block,
     _estimate,
     _plan,
@@ -30,6 +29,7 @@ from spectral_density.decomposition import (
     _sums,
     curvature_decomposition,
 )
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 MATRICES = ("hessian", "gauss_newton", "residual")

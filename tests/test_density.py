@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spectral_density.density import eigv_to_density, tridiag_to_density, tridiag_to_eigv
+from spectral_density.spectrum.density import eigv_to_density, tridiag_to_density, tridiag_to_eigv
 
 
 def tridiagonal(order, seed, scale=1.0):

@@ -17,7 +17,7 @@ import spectral_density as sd
 from spectral_density import HessianOperator, Spectrum, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
 from spectral_density.curvature.preflight import PreflightError
-from spectral_density.curvature.replicas import replicas_of
+from spectral_density.engines.tensorflow.replicas import replicas_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

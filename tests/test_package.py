@@ -71,8 +71,10 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_submodules_can_be_imported_as_usual():
-    statement = "import spectral_density.density, spectral_density.spectrum"
-    assert modules_after(statement, "spectral_density.spectrum") == ["spectral_density.spectrum"]
+    statement = "import spectral_density.spectrum.density, spectral_density.spectrum.spectrum"
+    assert modules_after(statement, "spectral_density.spectrum.spectrum") == [
+        "spectral_density.spectrum.spectrum"
+    ]
 
 
 def test_the_function_lanczos_is_the_same_whatever_was_imported_first():

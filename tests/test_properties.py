@@ -19,8 +19,8 @@ from spectral_density import (
     lanczos,
     top_eigenpairs,
 )
-from spectral_density.accuracy import Ending
 from spectral_density.linalg.lanczos import start_vector
+from spectral_density.spectrum.accuracy import Ending
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, example, given, settings

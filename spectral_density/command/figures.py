@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from spectral_density.spectrum import Spectrum
+    from spectral_density.spectrum.spectrum import Spectrum
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _SIZE = (7.0, 4.0)  # inches

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spectral_density.command.summary import FORMAT, to_json, versions
 
 if TYPE_CHECKING:
-    from spectral_density.spectrum import Spectrum
+    from spectral_density.spectrum.spectrum import Spectrum
 
 SPECTRUM, SUMMARY, CHECKPOINT = "spectrum.npz", "summary.json", "checkpoint"
 PICTURES = ("spectrum.png", "spectrum.svg")

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spectral_density.accuracy import Ending
 from spectral_density.command import results
 from spectral_density.command.data import DEFAULT_BATCH_SIZE
 from spectral_density.command.interrupts import BetweenSteps
@@ -18,10 +17,11 @@ from spectral_density.command.options import in_options
 from spectral_density.command.problem import Problem, Request, look_for_files, open_problem
 from spectral_density.command.quiet import import_tensorflow
 from spectral_density.command.summary import file_hash, spectrum_numbers, versions
+from spectral_density.spectrum.accuracy import Ending
 
 if TYPE_CHECKING:
     from spectral_density.curvature import CurvatureOperator
-    from spectral_density.spectrum import Spectrum
+    from spectral_density.spectrum.spectrum import Spectrum
 
 DEFAULT_ORDER, DEFAULT_DRAWS = 90, 10
 

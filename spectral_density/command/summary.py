@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density._version import __version__
-from spectral_density.spectrum import Spectrum
+from spectral_density.spectrum.spectrum import Spectrum
 
 FORMAT = 1
 """Version of the keys."""

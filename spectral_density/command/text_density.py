@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from spectral_density.spectrum import Spectrum
+from spectral_density.spectrum.spectrum import Spectrum
 
 _DECADES, _ROWS_PER_DECADE = 6, 2  # of the density that are shown
 _UNICODE, _ASCII = " ▁▂▃▄▅▆▇█", " .:|"

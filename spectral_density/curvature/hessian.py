@@ -1,17 +1,14 @@
-"""The Hessian of the loss."""
+"""The Hessian of a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import tensorflow as tf
-
-from spectral_density.curvature.frameworks import check_backend, variable_name
-from spectral_density.curvature.losses import FunctionObjective, make_objective
-from spectral_density.curvature.operator import CurvatureOperator, hessian_products
-from spectral_density.curvature.parameters import Parameters, select
-from spectral_density.curvature.scopes import layers_of
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.sweep import SweepOptions
+from spectral_density.engines import engine_of
+from spectral_density.engines.engine import BatchVerbs, Block
 
 
 class HessianOperator(CurvatureOperator):
@@ -41,6 +38,8 @@ class HessianOperator(CurvatureOperator):
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
         class_weight: Mapping[int, float] | None = None,
+        linearize: bool = True,
+        join_batches: bool = True,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -65,6 +64,10 @@ class HessianOperator(CurvatureOperator):
                 a dict from class to weight, 1 for a class that is not in it. Labels are integers
                 or one-hot. It multiplies the sample weights of the dataset. Nothing tells the
                 operator of the `class_weight` that `fit` was called with: pass it here too.
+            linearize: whether what no vector touches is kept from one product to the next; False
+                computes each product anew, for the same matrix.
+            join_batches: whether small batches are computed together, where the loss is known to
+                be a sum over examples; False keeps the batches of the dataset.
 
         Raises:
             ValueError: a model never built, no loss, a loss that is no scalar or does not depend on
@@ -79,18 +82,20 @@ class HessianOperator(CurvatureOperator):
         Warns:
             UserWarning: batches of more than eight shapes.
         """
-        check_backend()
-        super().__init__(
-            make_objective(model, loss, reduction=reduction, training=training, dataset=dataset),
-            select(model, variables),
+        derivatives = engine_of(model).derivatives(
+            model,
+            loss,
             dataset,
-            batch_weight=batch_weight,
-            memory_share=memory_share,
-            class_weight=class_weight,
+            needs=self.needs,
+            variables=variables,
+            reduction=reduction,
+            training=training,
         )
+        options = SweepOptions(batch_weight, memory_share, class_weight, linearize, join_batches)
+        super().__init__(derivatives, dataset, options)
 
     @classmethod
-    def from_function(cls, loss: Callable[[Any], tf.Tensor], variables: Any) -> HessianOperator:
+    def from_function(cls, loss: Callable[[Any], Any], variables: Any) -> HessianOperator:
         """Return the Hessian of `loss(variables)` with respect to `variables`.
 
         Args:
@@ -101,29 +106,9 @@ class HessianOperator(CurvatureOperator):
             ValueError: if the loss is no scalar or does not depend on the variables, holds an
                 operation without a second derivative, or writes to the variables.
         """
-        flat = tf.nest.flatten(variables)
-        names = [
-            f"{variable_name(v)}_{i}" if len(flat) > 1 else variable_name(v)
-            for i, v in enumerate(flat)
-        ]
-        operator = cls.__new__(cls)
-        CurvatureOperator.__init__(
-            operator,
-            FunctionObjective(
-                lambda batch: loss(variables), "sum", getattr(loss, "__name__", "function")
-            ),
-            Parameters(flat, names),
-            [()],
-            batch_weight=lambda batch: 1.0,
-        )
-        return operator
+        derivatives = engine_of(variables).of_function(loss, variables)
+        return cls.from_derivatives(derivatives, [()], SweepOptions(batch_weight=lambda batch: 1.0))
 
-    def _batch_products(
-        self, batch: Any, weight: tf.Tensor, scales: tf.Tensor, vectors: list[list[tf.Tensor]]
-    ) -> tuple[list[list[Any]], list[Any]]:
-        return hessian_products(
-            lambda: self._batch_value(batch, weight, scales),
-            self.parameters.variables,
-            vectors,
-            layers_of(self.objective.model),
-        )
+    def batch_products(self, batch: BatchVerbs, vectors: Block) -> Block:
+        """See `CurvatureOperator`."""
+        return batch.hessian_products(vectors)

@@ -11,7 +11,7 @@ from spectral_density.plotting._axes import LINE_STYLES, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from spectral_density.curvature.finite_difference import FiniteDifferenceCheck
+    from spectral_density.analysis.finite_difference import FiniteDifferenceCheck
 
 
 def plot_finite_differences(check: FiniteDifferenceCheck, ax: Axes | None = None) -> Axes:

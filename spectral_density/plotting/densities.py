@@ -25,7 +25,7 @@ from spectral_density.plotting._axes import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from spectral_density.spectrum import Density, Spectrum
+    from spectral_density.spectrum.spectrum import Density, Spectrum
 
 _LOG_POINTS = 1_000
 

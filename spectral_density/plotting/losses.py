@@ -12,7 +12,7 @@ from spectral_density.plotting._axes import COLORMAP, color_bar, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from spectral_density.curvature.landscape import LossLandscape
+    from spectral_density.analysis.landscape import LossLandscape
 
 _LEVELS = 12
 _LOG_RATIO = 30  # of the largest to the smallest loss from which levels are logarithmic

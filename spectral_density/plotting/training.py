@@ -25,7 +25,7 @@ from spectral_density.plotting.densities import require_spectra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from spectral_density.spectrum import Spectrum
+    from spectral_density.spectrum.spectrum import Spectrum
 
 _POINTS = 1_500
 _DECADES = 5  # of density below the peak that a ridge or a heat map shows

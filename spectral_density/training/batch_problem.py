@@ -11,15 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.batches import count_examples, form_of
-from spectral_density.curvature.gauss_newton import GaussNewtonOperator, ThroughOutputs
-from spectral_density.curvature.graph_state import GraphState
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
-from spectral_density.curvature.keras_internals import exact_second_derivatives
-from spectral_density.curvature.layer_losses import losses_put_back
-from spectral_density.curvature.losses import KerasObjective, unpack
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.parameters import select
+from spectral_density.curvature.sweep import SweepOptions
+from spectral_density.engines.tensorflow.batches import count_examples, form_of
+from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
+from spectral_density.engines.tensorflow.graph_state import GraphState
+from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.losses import KerasObjective, unpack
+from spectral_density.engines.tensorflow.variables import Variables, select
 from spectral_density.training.problem import (
     CountedOperator,
     Problem,
@@ -292,17 +294,12 @@ def _without_none(batch: Any) -> Any:
 
 
 def _make_operator(
-    kind: str, objective: KerasObjective, parameters: Any, batches: list[Any]
+    kind: str, objective: KerasObjective, parameters: Variables, batches: list[Any]
 ) -> CurvatureOperator:
+    matrix = GaussNewtonOperator if kind == "gauss_newton" else HessianOperator
+    derivatives = TensorFlowDerivatives(objective, parameters, matrix.needs)
     # A shape not seen before takes all of the memory share there is: it is one batch.
-    operator: CurvatureOperator
-    if kind == "gauss_newton":
-        operator = GaussNewtonOperator.__new__(GaussNewtonOperator)
-        ThroughOutputs.__init__(operator, objective, parameters, batches, memory_share=1.0)
-    else:
-        operator = HessianOperator.__new__(HessianOperator)
-        CurvatureOperator.__init__(operator, objective, parameters, batches, memory_share=1.0)
-    return operator
+    return matrix.from_derivatives(derivatives, batches, SweepOptions(memory_share=1.0))
 
 
 def _at_most(batch: Any, wanted: int) -> Any:

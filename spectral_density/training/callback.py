@@ -20,14 +20,14 @@ import tensorflow as tf
 from keras.src.utils.io_utils import print_msg
 
 from spectral_density.approximate import estimate_spectrum
-from spectral_density.curvature.batches import first_batch
 from spectral_density.curvature.hessian import HessianOperator
-from spectral_density.curvature.losses import make_objective
 from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.engines.tensorflow.batches import first_batch
+from spectral_density.engines.tensorflow.losses import make_objective
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.lanczos import default_draws_at_once
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
-from spectral_density.spectrum import Spectrum
+from spectral_density.spectrum.spectrum import Spectrum
 
 _log = logging.getLogger("spectral_density")
 

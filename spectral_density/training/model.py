@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.curvature.frameworks import check_backend
-from spectral_density.curvature.layer_losses import losses_put_back
-from spectral_density.curvature.losses import KerasObjective
-from spectral_density.curvature.own_code import own_training_method
+from spectral_density.engines.tensorflow.frameworks import check_backend
+from spectral_density.engines.tensorflow.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.losses import KerasObjective
+from spectral_density.engines.tensorflow.own_code import own_training_method
 from spectral_density.linalg.arguments import number
 from spectral_density.training.batch_problem import BatchProblem, full_batch
 from spectral_density.training.methods import SecondOrderMethod

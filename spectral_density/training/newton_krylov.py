@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spectral_density.curvature.quadratic import gradient_step
+from spectral_density.analysis.quadratic import gradient_step
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Solution, Status, solve

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.parameters import Parameters
+from spectral_density.engines.layout import Parameters
 from spectral_density.linalg.arguments import product_dtype
 from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.training.steps import Work

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spectral_density.curvature.quadratic import gradient_step
+from spectral_density.analysis.quadratic import gradient_step
 from spectral_density.linalg.arguments import integer, number, product_precision
 from spectral_density.linalg.norms import inner
 from spectral_density.linalg.threads import blas_threads

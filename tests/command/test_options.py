@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from spectral_density.accuracy import Ending
 from spectral_density.command.options import in_options
 from spectral_density.command.problem import Request
+from spectral_density.spectrum.accuracy import Ending
 
 DOUBT = "the output lies in [-2, 3], and mse expects probabilities: are these logits? "
 REVERSE = "it sums to 1, and mse expects logits: are these probabilities? "

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from spectral_density import HessianOperator
-from spectral_density.curvature.active_sets import HeldGraph
+from spectral_density.engines.tensorflow.active_sets import HeldGraph
 
 # Far from kinks at the point, so that the piece there is known, and beyond them elsewhere.
 X = np.array([[-2.0, 0.5, 1.5, 7.0], [3.0, -0.5, 6.5, 0.25]])

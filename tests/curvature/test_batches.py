@@ -9,7 +9,7 @@ import tensorflow as tf
 from models import NUM_EXAMPLES, SPLIT, classification, mlp, relative_error, split, truth, vectors
 
 from spectral_density.curvature import HessianOperator, batches
-from spectral_density.curvature.batches import Batches
+from spectral_density.curvature.data import Batches
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = classification()

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from spectral_density.curvature.finite_difference import finite_difference_check
+from spectral_density.analysis.finite_difference import finite_difference_check
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from models import normals
 
-from spectral_density.curvature.float64 import in_float64
+from spectral_density.engines.tensorflow.float64 import in_float64
 
 RESIZES = {
     f"{name}, {', '.join(option for option, is_set in options.items() if is_set) or 'plain'}": (

@@ -36,7 +36,7 @@ from models import (
 from spectral_density.curvature import HessianOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator, jacobian_products
 from spectral_density.curvature.operator import MAX_WIDTH
-from spectral_density.curvature.outputs import closed_form
+from spectral_density.engines.tensorflow.output_loss import closed_form
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

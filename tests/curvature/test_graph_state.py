@@ -8,7 +8,7 @@ import tf_keras
 
 import spectral_density as sd
 from spectral_density.checkpoint import CheckpointError
-from spectral_density.curvature.graph_state import graph_hash
+from spectral_density.engines.tensorflow.graph_state import graph_hash
 
 X = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(12, 1)).astype("float32")

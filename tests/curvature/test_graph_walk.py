@@ -5,8 +5,8 @@ import tensorflow as tf
 from keras import layers
 
 from spectral_density import GaussNewtonOperator, HessianOperator, preflight
-from spectral_density.curvature.graph_walk import deliberate_stops, differentiated, stops
-from spectral_density.curvature.scopes import layers_of
+from spectral_density.engines.tensorflow.graph_walk import deliberate_stops, differentiated, stops
+from spectral_density.engines.tensorflow.scopes import layers_of
 
 X = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
 Y = np.random.default_rng(2).normal(size=(6, 1)).astype(np.float32)

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from models import relative_error
+from spectral_density.curvature.half_precision import compute_dtype, scaled_product
 
 from spectral_density import estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
-from spectral_density.curvature.half_precision import compute_dtype, scaled_product
 from spectral_density.linalg import product_precision
 
 RNG = np.random.default_rng(100)

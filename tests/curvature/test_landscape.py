@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from models import CASES, compiled, truth
 
+from spectral_density.analysis.landscape import loss_landscape
 from spectral_density.curvature.hessian import HessianOperator
-from spectral_density.curvature.landscape import loss_landscape
 from spectral_density.linalg.eigen import top_eigenpairs
 
 MATRIX = np.array([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, -2.0]])

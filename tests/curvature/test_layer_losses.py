@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 import spectral_density as sd
-from spectral_density.curvature.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 
 X = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
 

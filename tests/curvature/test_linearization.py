@@ -234,9 +234,9 @@ def test_noise_is_drawn_anew_for_each_product():
 @pytest.mark.parametrize(
     ("room", "limit"),
     [
-        ("spectral_density.curvature.linearization.MIN_BATCH_BYTES", 10**4),
-        ("spectral_density.curvature.linearization.MAX_BATCH_BYTES", 100),
-        ("spectral_density.curvature.products.MAX_BYTES", 2000),
+        ("spectral_density.engines.tensorflow.linearization.MIN_BATCH_BYTES", 10**4),
+        ("spectral_density.engines.tensorflow.linearization.MAX_BATCH_BYTES", 100),
+        ("spectral_density.engines.tensorflow.compiled_products.MAX_BYTES", 2000),
     ],
     ids=["too little in a batch", "too much in a batch", "too much in all"],
 )
@@ -331,7 +331,7 @@ def test_recurrent_layers_are_written_out_and_put_back(kind):
 
 
 def test_long_sequences_stay_loops(monkeypatch):
-    monkeypatch.setattr("spectral_density.curvature.keras_internals._MAX_STEPS", 2)
+    monkeypatch.setattr("spectral_density.engines.tensorflow.keras_internals._MAX_STEPS", 2)
     hessian = sd.HessianOperator(recurrent(keras.layers.GRU), LOSS, sequences())
     hessian @ np.ones(hessian.shape[0])
     assert not hessian._residuals

@@ -6,7 +6,7 @@ from keras import layers
 from models import normals, relative_error, sequential, set_random_weights, tf_variables
 
 from spectral_density.curvature import HessianOperator
-from spectral_density.curvature.normalization import normalized_filters
+from spectral_density.engines.tensorflow.filter_normalization import normalized_filters
 
 TINY = 1e-12  # epsilon of the normalizations: what predictions may change by
 

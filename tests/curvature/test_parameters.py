@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from models import sequential
-
 from spectral_density.curvature.parameters import Parameters, select
 
 

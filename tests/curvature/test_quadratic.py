@@ -5,15 +5,15 @@ import tensorflow as tf
 from models import CASES, batch_norm, classification, compiled, mlp, relative_error, split, truth
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.curvature import HessianOperator
-from spectral_density.curvature.blocks import SubmatrixOperator
-from spectral_density.curvature.gauss_newton import GaussNewtonOperator
-from spectral_density.curvature.quadratic import (
+from spectral_density.analysis.quadratic import (
     StepStatus,
     gradient_step,
     newton_decrement,
     quadratic_model_error,
 )
+from spectral_density.curvature import HessianOperator
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.curvature.submatrix import SubmatrixOperator
 from spectral_density.linalg.solvers import Status
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

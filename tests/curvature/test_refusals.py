@@ -13,7 +13,10 @@ from spectral_density import (
     SpectrumCallback,
     approximate_hessian,
 )
-from spectral_density.curvature.refusals import gradients_explained, refuse_without_derivatives
+from spectral_density.engines.tensorflow.refusals import (
+    gradients_explained,
+    refuse_without_derivatives,
+)
 from spectral_density.training import NewtonCG, SecondOrderModel
 
 X = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spectral_density.curvature.replicas import checksum
+from spectral_density.engines.tensorflow.replicas import checksum
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 600  # it takes some 35 on two cores

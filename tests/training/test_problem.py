@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.sparse.linalg import aslinearoperator
+from spectral_density.curvature.parameters import Parameters
 
 from spectral_density.curvature.hessian import HessianOperator
-from spectral_density.curvature.parameters import Parameters
 from spectral_density.training.problem import (
     BLOCK_WIDTH,
     CountedOperator,

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from spectral_density.curvature.batches import HASHES, Batches, batch_hash, examples_hash
+from spectral_density.curvature.data import Batches
 from spectral_density.curvature.preflight.report import Check, Status
+from spectral_density.engines.engine import BatchFunctions
+
+# Hashes are added up modulo this number.
+_HASHES = 1 << 128
 
 _FIX_ORDER = "Fix the order: reshuffle_each_iteration=False, deterministic=True, or .cache()."
 _FIX_EXAMPLES = (
@@ -25,14 +29,14 @@ class Contents:
     examples: int = 0
 
     @classmethod
-    def of(cls, batch: Any) -> Contents:
+    def of(cls, batch: Any, functions: BatchFunctions) -> Contents:
         """Return those of one batch."""
-        return cls(int(batch_hash(batch)[:32], 16), examples_hash(batch))
+        return cls(int(functions.batch_hash(batch)[:32], 16), functions.examples_hash(batch))
 
     def __add__(self, other: Contents) -> Contents:
         """Return those of both together."""
         return Contents(
-            (self.batches + other.batches) % HASHES, (self.examples + other.examples) % HASHES
+            (self.batches + other.batches) % _HASHES, (self.examples + other.examples) % _HASHES
         )
 
 
@@ -50,26 +54,29 @@ class Difference(NamedTuple):
         return bool(self.changed or self.stopped)
 
 
-def compare(before: Sequence[Any], after: Iterable[Any]) -> Difference:
+def compare(before: Sequence[Any], after: Iterable[Any], functions: BatchFunctions) -> Difference:
     """Compare the batches of a pass with those of another, which may go on and is then left."""
     changed, count = 0, 0
     held, found = Contents(), Contents()
     for count, batch in enumerate(islice(after, len(before) + 1), 1):
-        if count > len(before) or batch_hash(batch) == batch_hash(before[count - 1]):
+        if count > len(before) or functions.batch_hash(batch) == functions.batch_hash(
+            before[count - 1]
+        ):
             continue
         # What is the same at the same place is the same in any order.
         changed += 1
-        held += Contents.of(before[count - 1])
-        found += Contents.of(batch)
+        held += Contents.of(before[count - 1], functions)
+        found += Contents.of(batch, functions)
     return Difference(changed, _another_number(count, len(before)), held, found)
 
 
-def compare_passes(batches: Batches) -> Difference:
+def compare_passes(batches: Batches, functions: BatchFunctions) -> Difference:
     """Compare the batches that are kept with a new pass, or two passes over a stream."""
     if batches.kept:
-        return compare(list(batches), batches.afresh())
+        return compare(list(batches), batches.afresh(), functions)
     first, second = (
-        [(batch_hash(batch), Contents.of(batch)) for batch in batches.afresh()] for _ in range(2)
+        [(functions.batch_hash(batch), Contents.of(batch, functions)) for batch in batches.afresh()]
+        for _ in range(2)
     )
     return Difference(
         sum(a != b for (a, _), (b, _) in zip(first, second, strict=False)),

@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from spectral_density.curvature.active_sets import Held, HeldGraph
-from spectral_density.curvature.linearization import flat
-from spectral_density.curvature.parameters import Parameters
 from spectral_density.curvature.preflight.derivative import (
     Accuracy,
     Evaluate,
@@ -27,181 +23,20 @@ from spectral_density.curvature.preflight.derivative import (
     shorter_step,
     slopes_along,
 )
-from spectral_density.curvature.traced import noted
+from spectral_density.engines.engine import BesideWeights
 
 # A share of a random vector: what no gradient points to is looked at as well.
 _RANDOM_SHARE = 0.25
 
-# Losses whose values and derivatives near zero are rounding of numbers near one.
-_SATURATING = frozenset(
-    {"SparseSoftmaxCrossEntropyWithLogits", "SoftmaxCrossEntropyWithLogits", "Log", "Log1p"}
-    | {"LogSoftmax"}
-)
-_SATURATED = 4.0  # roundings
 
 # A product that is this share of its norm off, by rounding alone, says nothing.
 _ROUNDED = 0.3
 
 
-class BatchOfProducts:
-    """One batch, computed again from the graph of its product, on the pieces that it is on.
-
-    Loss, gradient and outputs are in that graph: nothing is traced for them. They are computed in
-    float64, of weights that are given; where an operation has none, as they are, of variables that
-    are moved.
-
-    Attributes:
-        num_gradients: how many were computed.
-        in_float64: whether in float64; known, as the next, after the first of them.
-        loss: where the gradient was taken last.
-    """
-
-    def __init__(
-        self,
-        concrete: Any,
-        arguments: Any,
-        parameters: Parameters,
-        move: Callable[[np.ndarray], None],
-    ):
-        """Take the graph of a product.
-
-        Args:
-            concrete: the concrete function of products of a batch with one vector.
-            arguments: of it: batch, weight, scales, rows and sums.
-            parameters: the variables that are moved.
-            move: moves them to their place plus a vector, (n,).
-        """
-        graph = concrete.graph
-        self._concrete, self._parameters, self._move = graph, parameters, move
-        self.outputs = noted(graph, "outputs")
-        self._tensors = [*noted(graph, "loss")[-1:], *noted(graph, "gradient"), *self.outputs]
-        self._with_rows = list(arguments)
-        self._arguments = flat(arguments)
-        self._start = parameters.flatten([tf.cast(v, tf.float64) for v in parameters.variables])
-        self._graph: HeldGraph | None = None
-        self._whole: HeldGraph | None = None
-        self._held: Held = []
-        self.num_gradients = 0
-        self.in_float64 = True
-        self.loss = 0.0
-
-    def at(self, displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return gradient (and after it the outputs) and loss where weights are moved by a vector.
-
-        The first time they are not moved.
-        """
-        self.num_gradients += 1
-        loss, *others = (np.asarray(tf.cast(t, tf.float64)) for t in self._computed(displacement))
-        self.loss = float(loss)
-        return _joined(others), np.array([self.loss])
-
-    def _computed(self, displacement: np.ndarray) -> list[tf.Tensor]:
-        graph = self._graph
-        if graph is None:
-            return self._recorded()
-        if self.in_float64:
-            return graph.again(self._arguments, self._held, self._weights(displacement))
-        self._move(displacement)
-        found = graph.again(self._arguments, self._held)
-        self._move(0.0 * displacement)
-        return found
-
-    def _recorded(self) -> list[tf.Tensor]:
-        variables = self._parameters.variables
-        if all(variable.dtype in (tf.float32, tf.float64) for variable in variables):
-            try:
-                graph = HeldGraph(self._concrete, self._tensors, variables, in_float64=True)
-                found, self._held = graph.record(self._arguments, self._weights(0.0))
-            except (TypeError, ValueError, tf.errors.OpError):
-                graph = None
-        else:
-            graph = None
-        if graph is None:
-            self.in_float64 = False
-            graph = HeldGraph(self._concrete, self._tensors, variables)
-            found, self._held = graph.record(self._arguments)
-        self._graph = graph
-        return found
-
-    def _weights(self, displacement: Any) -> list[tf.Tensor]:
-        pieces = self._parameters.unflatten(self._start + displacement)
-        return [tf.cast(piece, tf.float64) for piece in pieces]
-
-    def accuracy(self, num_examples: float) -> Accuracy | None:
-        """Return how well derivatives are known, None in half precision.
-
-        Args:
-            num_examples: that the loss is a sum over, 1 for a mean.
-        """
-        graph = self._graph
-        if graph is None:
-            raise RuntimeError("no gradient was computed")
-        dtypes = graph.dtypes
-        if dtypes & {tf.float16, tf.bfloat16}:
-            return None
-        precision = "float32" if tf.float32 in dtypes else "float64"
-        saturation = 0.0
-        if graph.kinds & _SATURATING:
-            loss = abs(self.loss) / num_examples
-            saturation = _SATURATED / loss if loss else np.inf
-        differences = ""
-        if self.in_float64:
-            differences = "float32" if graph.rounds else "float64"
-        return Accuracy(precision, saturation, bool(graph.in_loops), differences)
-
-    # At the outputs ------------------------------------------------------------------------------
-
-    def product(self, rows: tf.Tensor) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Return the product with a row, what it gives at the outputs, and the matrix there."""
-        graph = self._concrete
-        names = ("product", "tangents", "cotangents")
-        tensors = [noted(graph, name) for name in names]
-        weights = self._weights(0.0) if self.in_float64 else []
-        if self._whole is None:
-            variables = self._parameters.variables if self.in_float64 else ()
-            wanted = [t for part in tensors for t in part]
-            self._whole = HeldGraph(graph, wanted, variables, in_float64=self.in_float64)
-        batch, weight, scales, _, *sums = self._with_rows
-        found = self._whole.record(flat((batch, weight, scales, rows, *sums)), weights)[0]
-        values = [np.asarray(tf.cast(tensor, tf.float64)) for tensor in found]
-        count = len(tensors[1])
-        return values[0][0], values[1 : 1 + count], values[1 + count :]
-
-    def at_outputs(self, what: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-        """Return tensors that were noted as a function of the outputs, all else held fixed."""
-        tensors = noted(self._concrete, what)
-        of_loss = what == "output gradients"
-        values = noted(self._concrete, "loss")[-1:] if of_loss else tensors
-        graph = HeldGraph(self._concrete, tensors, free=self.outputs, values=values)
-        held: list[Held] = []
-
-        def function(outputs: list[np.ndarray]) -> np.ndarray:
-            values = [
-                tf.cast(tf.convert_to_tensor(value), tensor.dtype)
-                for value, tensor in zip(outputs, self.outputs, strict=True)
-            ]
-            arguments = [*self._arguments, *values]
-            if not held:
-                found, recorded = graph.record(arguments)
-                held.append(recorded)
-            else:
-                found = graph.again(arguments, held[0])
-            parts = [np.asarray(tf.cast(part, tf.float64)) for part in found]
-            # The outputs of an example have one loss together.
-            together = what == "example losses"
-            return np.sum(parts, axis=0).reshape(-1) if together else _joined(parts)
-
-        return function
-
-    def knows(self, what: str) -> bool:
-        """Tell whether tensors of a name were noted."""
-        return bool(noted(self._concrete, what))
-
-
 def compare_hessian(
-    batch: BatchOfProducts,
+    batch: BesideWeights,
     product: Callable[[np.ndarray], np.ndarray],
-    rows: Callable[[np.ndarray], tf.Tensor],
+    rows: Callable[[np.ndarray], Any],
     direction: np.ndarray,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
@@ -232,8 +67,8 @@ def compare_hessian(
 
 
 def compare_through_outputs(
-    batch: BatchOfProducts,
-    rows: Callable[[np.ndarray], tf.Tensor],
+    batch: BesideWeights,
+    rows: Callable[[np.ndarray], Any],
     direction: np.ndarray,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
@@ -286,7 +121,7 @@ def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> 
 
 def _layer_before(
     found: Finding,
-    batch: BatchOfProducts,
+    batch: BesideWeights,
     slopes: Slopes,
     direction: np.ndarray,
     layers: Mapping[str, Any],
@@ -350,7 +185,7 @@ def _unsettled(*findings: Finding) -> dict[str, Finding]:
 
 
 def _matrix_at_outputs(
-    batch: BatchOfProducts,
+    batch: BesideWeights,
     outputs: np.ndarray,
     shapes: list[Any],
     tangent: np.ndarray,

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
-import tensorflow as tf
+from typing import Any
 
-from spectral_density.curvature.blocks import layer_indices
-from spectral_density.curvature.finite import check_penalty
-from spectral_density.curvature.gauss_newton import ThroughOutputs
-from spectral_density.curvature.losses import FunctionObjective, KerasObjective
+import numpy as np
+
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.culprits import batch_norms, culprits, forward_pass
 from spectral_density.curvature.preflight.data import Comparison, judge
-from spectral_density.curvature.preflight.derivative import Finding
+from spectral_density.curvature.preflight.derivative import Accuracy, Finding
 from spectral_density.curvature.preflight.differences import (
-    BatchOfProducts,
     compare_hessian,
     compare_through_outputs,
     direction_of,
 )
-from spectral_density.curvature.preflight.halves import Halves, plain
-from spectral_density.curvature.preflight.outputs import gradient_reaches, mistaken_outputs
+from spectral_density.curvature.preflight.halves import Halves
 from spectral_density.curvature.preflight.passes import Passes, difference, line
 from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
 from spectral_density.curvature.preflight.surrogate import surrogate
-from spectral_density.curvature.quadratic import moved
-from spectral_density.curvature.scopes import layers_of
+from spectral_density.curvature.submatrix import layer_indices
+from spectral_density.curvature.sweep import Sweep, check_penalty
 from spectral_density.linalg.arguments import stream
 
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
@@ -38,11 +32,13 @@ _KEY = 7050
 class Examination:
     """The questions to one operator, asked in turn."""
 
-    def __init__(self, operator: CurvatureOperator, seed: int):
+    def __init__(self, operator: CurvatureOperator, sweep: Sweep, seed: int):
         self.operator = operator
+        self.sweep = sweep  # over all of its data, or over what one replica computes
+        self.derivatives = operator.derivatives
         self._seed = seed
         self._repeats: bool | None = None  # not known where it was stopped before
-        self.passes = Passes(operator, seed)
+        self.passes = Passes(sweep, seed)
         self.checks: list[Check] = []
         self.unused: tuple[str, ...] = ()
         self.comparison: Comparison | None = None  # of the data of both passes
@@ -72,7 +68,7 @@ class Examination:
         again = passes.along_u if passes.halves is None else sum(passes.halves.products)
         split_figure = difference(again, passes.first)
         figure = 0.0 if passes.halves else split_figure
-        streams = not self.operator.batches.kept
+        streams = not self.sweep.batches.kept
         # On a stream of other data the rest is the product with another matrix.
         if not (streams and (passes.changed or passes.stopped)):
             figure = max(figure, difference(passes.rest_again, passes.rest))
@@ -81,7 +77,7 @@ class Examination:
         if max(figure, split_figure) > passes.rounding:
             passes.measure_rounding()
         if max(figure, split_figure) > passes.rounding:
-            random, writers = culprits(self.operator, passes.entry)
+            random, writers = self.derivatives.inspection.random_and_writing(passes.at.batch)
             figure = max(figure, passes.unrepeated())
         repeats = self._repeats = figure <= passes.rounding
         self._judge_repeat(figure, random, writers)
@@ -99,7 +95,7 @@ class Examination:
 
     def _judge_data(self, repeats: bool) -> None:
         """Compare the data of the passes; what another order means follows from "split"."""
-        passes, batches = self.passes, self.operator.batches
+        passes, batches = self.passes, self.sweep.batches
         figure = None
         if passes.data and not batches.kept:
             figure = difference(passes.fresh_first + passes.rest_again, passes.first + passes.rest)
@@ -178,7 +174,7 @@ class Examination:
     def _why_not_split(self, halves: Halves, random: list[str], writers: list[str]) -> str:
         passes = self.passes
         (a, b), (share_a, share_b) = halves
-        if isinstance(self.operator.objective, FunctionObjective):
+        if self.derivatives.is_function:
             if difference(share_a * a + share_b * b, passes.first) <= passes.rounding:
                 return (
                     'The loss is a mean over the batch, declared as a sum: pass reduction="mean".'
@@ -192,7 +188,7 @@ class Examination:
                 f"Examples depend on the others in their batch through {', '.join(writers)} in "
                 "training mode: call the model with training=False."
             )
-        norms = batch_norms(self.operator.objective.model)
+        norms = self.derivatives.inspection.batch_normalizations()
         hint = f" The model holds {', '.join(norms)}: in training mode?" if norms else ""
         return (
             "The loss of an example depends on the others in its batch (batch statistics, "
@@ -205,15 +201,14 @@ class Examination:
         if not repeats:
             self._add("symmetric", "skipped", None, "not judged: the product does not repeat.")
             return
-        operator = self.operator
         products = [
-            np.asarray(product, np.float64) / operator._divisor
+            np.asarray(product, np.float64) / self.sweep.divisor
             for product in (passes.along_u, passes.along_v)
         ]
-        if operator._penalized:
-            for product, rows in zip(products, (passes.u, passes.v), strict=True):
-                product += np.array(operator._penalty_products_fn(rows)[0])[0]
-        u, v = (tf.cast(rows, tf.float64).numpy()[0] for rows in (passes.u, passes.v))
+        if self.derivatives.penalized:
+            for product, vectors in zip(products, (passes.u, passes.v), strict=True):
+                product += self.derivatives.penalty_products(self._rows(vectors))[0][0]
+        u, v = (np.asarray(vectors, np.float64)[0] for vectors in (passes.u, passes.v))
         scale = max(float(np.linalg.norm(product)) for product in products)
         gap = abs(float(v @ products[0] - u @ products[1]))
         # Of unit vectors at random the gap is ||A - A'||_F / n, and ||Au|| is ||A||_F / sqrt(n).
@@ -244,7 +239,7 @@ class Examination:
         else:
             try:
                 found = self._compare_with_differences()
-            except (ValueError, TypeError, tf.errors.OpError) as error:
+            except self.derivatives.inspection.tracing_errors as error:
                 why = f"not judged: the batch cannot be computed beside its weights ({line(error)})"
             else:
                 for name, finding in found.items():
@@ -255,81 +250,76 @@ class Examination:
 
     def _compare_with_differences(self) -> dict[str, Finding]:
         """Compare product, gradient and loss of the first batch; the weights are moved and back."""
-        operator, passes = self.operator, self.passes
-        arguments = (passes.entry, passes.weight, operator._scales, passes.u, passes.zeros())
-        concrete = operator._product_fn(1).get_concrete_function(*arguments)
-        layers = layer_indices(operator)
-        with operator._put_back(), moved(operator) as move:
-            batch = BatchOfProducts(concrete, arguments, operator.parameters, move)
-            gradient = batch.at(np.zeros(operator.parameters.size))[0][: operator.parameters.size]
-            summed = not operator.objective.averaged.all()
-            accuracy = batch.accuracy(float(passes.weight) if summed else 1.0)
-            if accuracy is None:
+        passes, derivatives = self.passes, self.derivatives
+        layers = layer_indices(self.operator)
+        n = derivatives.parameters.size
+        with derivatives.unchanged(), derivatives.moved() as move:
+            batch = derivatives.inspection.beside_weights(
+                self.sweep.matrix, passes.at, self._rows(passes.u), move
+            )
+            gradient = batch.at(np.zeros(n))[0][:n]
+            summed = not derivatives.averaged.all()
+            precision = batch.precision(float(passes.at.weight) if summed else 1.0)
+            if precision is None:
                 skipped = Finding("skipped", None, "not judged: computed in half precision.")
                 return {"derivative": skipped, "gradient": skipped}
+            accuracy = Accuracy(*precision)
             direction = self._direction(gradient, layers)
 
-            def rows(vector: np.ndarray) -> tf.Tensor:
-                return operator._rows(vector[None])
+            def rows(vector: np.ndarray) -> Any:
+                return self._rows(vector[None])
 
-            if isinstance(operator, ThroughOutputs):
-                passes.num_products += 1 / len(operator.batches.parcels)
+            if derivatives.needs.outputs:
+                passes.num_products += 1 / len(self.sweep.batches.parcels)
                 return compare_through_outputs(batch, rows, direction, layers, accuracy)
 
             def product(vector: np.ndarray) -> np.ndarray:
-                found = passes.product(passes.entry, passes.weight, rows(vector))
+                dtype = derivatives.parameters.dtype
+                found = passes.product(passes.at, vector[None].astype(dtype))
                 return np.asarray(found, np.float64)
 
             return compare_hessian(batch, product, rows, direction, layers, accuracy)
 
     def _direction(self, gradient: np.ndarray, layers: dict[str, np.ndarray]) -> np.ndarray:
         """Return the direction of the differences, a vector that products take as it is."""
-        operator = self.operator
-        variables = operator.parameters.variables
-        weights = operator.parameters.flatten([tf.cast(v, tf.float64) for v in variables])
+        weights = self.derivatives.read()
         noise = stream(self._seed, _KEY).normal(size=len(weights))
         found = np.asarray(self.passes.first, np.float64)
         direction = direction_of(weights, gradient, found, noise, layers)
-        return np.asarray(tf.cast(operator._rows(direction[None]), tf.float64))[0]
+        return direction.astype(self.derivatives.parameters.dtype).astype(np.float64)
+
+    def _rows(self, vectors: np.ndarray) -> Any:
+        return self.derivatives.functions.to_rows(vectors, self.derivatives.parameters.dtype)
 
     def _judge_outputs(self) -> None:
-        objective = self.operator.objective
-        if not isinstance(objective, KerasObjective):
+        mistaken = self.derivatives.inspection.mistaken_outputs(self.passes.at.batch)
+        if mistaken is None:
             return
-        doubts, worst = mistaken_outputs(objective, plain(self.operator, self.passes.entry))
+        doubts, worst = mistaken
         if doubts:
             self._add("outputs", "doubtful", worst, " ".join(doubts))
         else:
             self._add("outputs", "passed", None, "the outputs are what the loss expects.")
 
     def _judge_stops(self) -> None:
-        operator = self.operator
-        forward = forward_pass(operator, self.passes.entry)
-        layers = layers_of(operator.objective.model)
-        self.checks.append(surrogate(forward, operator.parameters.variables, layers))
+        stops = self.derivatives.inspection.stopped_gradients(self.passes.at.batch)
+        self.checks.append(surrogate(stops))
 
     def _variables_finite(self) -> bool:
-        parameters = self.operator.parameters
-        spoiled = [
-            name
-            for name, variable in zip(parameters.names, parameters.variables, strict=True)
-            if not np.isfinite(np.asarray(tf.cast(variable, tf.float64))).all()
-        ]
-        if spoiled:
-            self._add(
-                "finite", "failed", None, f"NaN or infinity in the weights: {', '.join(spoiled)}."
-            )
-        return not spoiled
+        names = self.derivatives.inspection.nonfinite_variables()
+        if names:
+            message = f"NaN or infinity in the weights: {', '.join(names)}."
+            self._add("finite", "failed", None, message)
+        return not names
 
     def _products_finite(self) -> bool:
-        passes = self.passes
-        operator = self.operator
-        arguments = ("product", operator._product_fn(1), passes.u, passes.zeros())
+        passes, derivatives = self.passes, self.derivatives
+        rows = self._rows(passes.u)
         try:
             for total in (passes.first, passes.rest):
-                operator._check_finite(total, *arguments)
-            if operator._penalized:
-                check_penalty(operator._penalty_products_fn(passes.u)[0], "product")
+                self.sweep.check_product(total, rows)
+            if derivatives.penalized:
+                check_penalty(derivatives.penalty_products(rows)[0], "product")
         except FloatingPointError as error:
             self._add("finite", "failed", None, str(error))
             return False
@@ -337,8 +327,9 @@ class Examination:
         return True
 
     def _depends(self) -> bool:
-        if not self.operator._depends:
-            self.unused = self.operator.parameters.names
+        depends = self.sweep.depends
+        if not depends:
+            self.unused = self.derivatives.parameters.names
             self._add(
                 "variables",
                 "failed",
@@ -346,21 +337,19 @@ class Examination:
                 "the loss does not depend on any of the variables chosen: "
                 f"{', '.join(self.unused)}. Does loss_fn use the model it is given?",
             )
-        return self.operator._depends
+        return depends
 
     def _list_variables(self) -> None:
         """List the variables without a gradient; only those without a product need a look."""
         passes = self.passes
-        operator = self.operator
-        parameters = operator.parameters
+        parameters = self.derivatives.parameters
         silent = [
             i
             for i, where in enumerate(parameters.slices)
             if not (passes.first[where].any() or passes.rest[where].any())
         ]
         if silent:
-            variables = [parameters.variables[i] for i in silent]
-            has = gradient_reaches(operator, passes.entry, passes.weight, variables)
+            has = self.derivatives.inspection.reaches(passes.at, silent)
             pairs = zip(silent, has, strict=True)
             self.unused = tuple(parameters.names[i] for i, reached in pairs if not reached)
         message = (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from spectral_density.curvature.fisher import FisherOperator
-from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.sweep import Sweep
+from spectral_density.engines.engine import BatchInput
 
 
 class Halves(NamedTuple):
@@ -19,45 +18,31 @@ class Halves(NamedTuple):
     shares: list[float]  # of the examples
 
 
-def in_two(
-    operator: CurvatureOperator, entry: Any, weight: tf.Tensor
-) -> tuple[list[tuple[Any, tf.Tensor]], list[float]] | None:
-    """Return two parts of a batch with their weights, and their shares of the examples."""
-    batch = plain(operator, entry)
-    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
-    sizes = {leaf.shape[0] for leaf in leaves if leaf.shape.rank}
-    sparse = any(isinstance(leaf, tf.SparseTensor) for leaf in leaves)
-    if sparse or len(sizes) != 1 or None in sizes or min(sizes) < 2:
+def in_two(sweep: Sweep, at: BatchInput) -> tuple[list[BatchInput], list[float]] | None:
+    """Return two parts of a batch, and their shares of its examples."""
+    functions = sweep.derivatives.functions
+    parts = functions.halves(at.batch)
+    if parts is None:
         return None
-    size = sizes.pop()
-    middle = size // 2
-    bounds = [(0, middle), (middle, size)]
-
-    def part(start: int, stop: int) -> Any:
-        def cut(leaf: Any) -> Any:
-            return leaf if leaf is None or not leaf.shape.rank else leaf[start:stop]
-
-        return tf.nest.map_structure(cut, batch)
-
-    parts = [part(*bound) for bound in bounds]
-    shares = [(stop - start) / size for start, stop in bounds]
+    size = parts[-1][2]
+    shares = [(stop - start) / size for _, start, stop in parts]
     # Weights that a user gives need not add up: one for each batch, say.
-    weights = [operator.batches._weight(half) for half in parts]
-    if not np.isclose(sum(weights), float(weight), rtol=1e-6):
-        weights = [float(weight) * share for share in shares]
-    entries = parts
-    if isinstance(operator, FisherOperator):
-        entries = [(half, entry[1] + start) for half, (start, _) in zip(parts, bounds, strict=True)]
-    tensors = [tf.constant(w, tf.float64) for w in weights]
-    return list(zip(entries, tensors, strict=True)), shares
+    weights = [sweep.batches.weight_of(half) for half, _, _ in parts]
+    whole = float(at.weight)
+    if not np.isclose(sum(weights), whole, rtol=1e-6):
+        weights = [whole * share for share in shares]
+    inputs = [
+        at._replace(
+            batch=half,
+            first_example=at.first_example + start,
+            weight=functions.number(weight),
+        )
+        for (half, start, _), weight in zip(parts, weights, strict=True)
+    ]
+    return inputs, shares
 
 
-def weights_add_up(operator: CurvatureOperator, parts: Sequence[Any], weight: tf.Tensor) -> bool:
+def weights_add_up(sweep: Sweep, parts: Sequence[BatchInput], at: BatchInput) -> bool:
     """Tell whether the weight of a batch is the sum of those of its parts, as `in_two` has them."""
-    weights = [operator.batches._weight(plain(operator, part)) for part, _ in parts]
-    return bool(np.isclose(sum(weights), float(weight), rtol=1e-6))
-
-
-def plain(operator: CurvatureOperator, entry: Any) -> Any:
-    """Return what the dataset gave: a Fisher operator adds the number of the first example."""
-    return entry[0] if isinstance(operator, FisherOperator) else entry
+    weights = [sweep.batches.weight_of(part.batch) for part in parts]
+    return bool(np.isclose(sum(weights), float(at.weight), rtol=1e-6))

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from spectral_density.curvature.batches import batch_hash
-from spectral_density.curvature.losses import TRACING_ERRORS
-from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import Contents, Difference, compare
-from spectral_density.curvature.preflight.halves import Halves, in_two, plain, weights_add_up
+from spectral_density.curvature.preflight.halves import Halves, in_two, weights_add_up
+from spectral_density.curvature.sweep import Sweep
+from spectral_density.engines.engine import BatchInput
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
@@ -31,68 +29,69 @@ class Passes:
     and long.
 
     Attributes:
-        u, v: the two vectors, as rows.
-        entry, weight: the first batch.
+        u, v: the two vectors, (1, n), in the dtype of the variables.
+        at: the first batch.
         first, rest: the product of u with the first batch, and with all others together.
         halves: the same with each half of the first batch, or None, and `why_whole` says why.
         along_u, along_v: products in one state of the model, with half of it if it has halves.
         fresh_first, rest_again: `first` and `rest` of the second pass.
     """
 
-    def __init__(self, operator: CurvatureOperator, seed: int):
-        self.operator = operator
+    def __init__(self, sweep: Sweep, seed: int):
+        self.sweep = sweep
         self.num_products = 0.0
         self.changed = 0  # batches that are others on the second pass
         self.stopped = ""  # what ended a pass early
         self.before, self.after = Contents(), Contents()  # of the data, where they may differ
         self.weights_add_up = True  # those of halves to that of a batch
-        self.rounding = stated_rounding(operator)
-        normals = [stream(seed, k).normal(size=operator.parameters.size) for k in range(2)]
-        self.u, self.v = (operator._rows(v[None] / np.linalg.norm(v)) for v in normals)
+        derivatives = sweep.derivatives
+        self.rounding = stated_rounding(derivatives.product_dtype)
+        parameters = derivatives.parameters
+        normals = [stream(seed, k).normal(size=parameters.size) for k in range(2)]
+        self.u, self.v = ((v[None] / np.linalg.norm(v)).astype(parameters.dtype) for v in normals)
 
     def make_first(self) -> None:
         """Multiply each batch with u."""
-        operator = self.operator
-        operator.num_passes += 1
+        self.sweep.num_passes += 1
         self.hashes: list[list[str]] = []  # of the batches, by what is computed together
-        rest = self.zeros()
-        for position, (entry, weight) in enumerate(self._entries()):
-            if not operator.batches.kept:
-                self.hashes.append(self._hashes(position, entry))
-                self.before += self._contents(position, entry)
+        self.rest = np.zeros(self.u.shape[1])
+        for position, at in enumerate(self._inputs()):
+            if not self.sweep.batches.kept:
+                self.hashes.append(self._hashes(position, at))
+                self.before += self._contents(position, at)
             if position == 0:
-                self.entry, self.weight = entry, weight
-                self.first = self.product(entry, weight, self.u)
+                self.at = at
+                self.first = self.product(at, self.u)
             else:
-                rest = self._added(entry, weight, rest)
-        self.rest = np.array(rest)[0]
+                self.rest += self._product(at, self.u)[0]
 
     def make_second(self) -> None:
         """Multiply again, the first batch in halves, and look at the data iterated afresh."""
-        operator = self.operator
-        operator.num_passes += 1
+        sweep = self.sweep
+        sweep.num_passes += 1
         self.halves = self._in_halves()
         if self.halves is None:
             # Both vectors in one state of the model.
-            with operator._put_back():
-                self.along_u = self.product(self.entry, self.weight, self.u)
-            self.along_v = self.product(self.entry, self.weight, self.v)
+            with sweep.derivatives.unchanged():
+                self.along_u = self.product(self.at, self.u)
+            self.along_v = self.product(self.at, self.v)
         # A first batch that is another one on a stream: what the product would be with it.
         self.fresh_first = self.first
-        rest = self.zeros()
-        for position, (entry, weight) in enumerate(self._entries()):
-            if not operator.batches.kept:
-                hashes = zip(self._hashes(position, entry), self.hashes[position], strict=True)
+        self.rest_again = np.zeros(self.u.shape[1])
+        for position, at in enumerate(self._inputs()):
+            if not sweep.batches.kept:
+                hashes = zip(self._hashes(position, at), self.hashes[position], strict=True)
                 changed = sum(a != b for a, b in hashes)
                 self.changed += changed
-                self.after += self._contents(position, entry)
+                self.after += self._contents(position, at)
                 if position == 0 and changed:
-                    self.fresh_first = self.product(entry, weight, self.u)
+                    self.fresh_first = self.product(at, self.u)
             if position:
-                rest = self._added(entry, weight, rest)
-        self.rest_again = np.array(rest)[0]
-        if operator.batches.kept:
-            found = compare(list(operator.batches), operator.batches.afresh())
+                self.rest_again += self._product(at, self.u)[0]
+        if sweep.batches.kept:
+            batches = sweep.batches
+            functions = sweep.derivatives.functions
+            found = compare(list(batches), batches.afresh(), functions)
             self.changed, self.stopped, self.before, self.after = found
 
     @property
@@ -100,76 +99,72 @@ class Passes:
         """Return what differs between the data of the passes."""
         return Difference(self.changed, self.stopped, self.before, self.after)
 
-    def _entries(self) -> Iterator[tuple[Any, tf.Tensor]]:
-        entries = iter(self.operator._weighted_batches())
+    def _inputs(self) -> Iterator[BatchInput]:
+        inputs = iter(self.sweep.inputs())
         while True:
             try:
-                entry = next(entries)
+                at = next(inputs)
             except StopIteration:
                 return
             except ValueError as error:  # another number of batches than before
                 self.stopped = str(error)
                 return
-            yield entry
+            yield at
 
-    def _members(self, position: int, entry: Any) -> list[Any]:
+    def _members(self, position: int, at: BatchInput) -> list[Any]:
         """Return the batches that are computed together."""
-        batches = self.operator.batches
-        return batches.apart(plain(self.operator, entry), batches.parcels[position])
+        batches = self.sweep.batches
+        return batches.apart(at.batch, batches.parcels[position])
 
-    def _hashes(self, position: int, entry: Any) -> list[str]:
-        return [batch_hash(batch) for batch in self._members(position, entry)]
+    def _hashes(self, position: int, at: BatchInput) -> list[str]:
+        batch_hash = self.sweep.derivatives.functions.batch_hash
+        return [batch_hash(batch) for batch in self._members(position, at)]
 
-    def _contents(self, position: int, entry: Any) -> Contents:
-        return sum(map(Contents.of, self._members(position, entry)), Contents())
+    def _contents(self, position: int, at: BatchInput) -> Contents:
+        functions = self.sweep.derivatives.functions
+        members = self._members(position, at)
+        return sum((Contents.of(batch, functions) for batch in members), Contents())
 
     def _in_halves(self) -> Halves | None:
         """Multiply the halves of the first batch with u; the first, in the same state, with v."""
         self.why_whole = ""
+        sweep = self.sweep
         try:
-            cut = in_two(self.operator, self.entry, self.weight)
+            cut = in_two(sweep, self.at)
             if cut is None:
                 self.why_whole = "the first batch has one example, or none that can be told apart"
                 return None
             (a, b), shares = cut
-            self.weights_add_up = weights_add_up(self.operator, (a, b), self.weight)
-            with self.operator._put_back():
-                self.along_u = self.product(*a, self.u, share=shares[0])
-            self.along_v = self.product(*a, self.v, share=shares[0])
-            other = self.product(*b, self.u, share=shares[1])
-        except TRACING_ERRORS as error:
+            self.weights_add_up = weights_add_up(sweep, (a, b), self.at)
+            with sweep.derivatives.unchanged():
+                self.along_u = self.product(a, self.u, share=shares[0])
+            self.along_v = self.product(a, self.v, share=shares[0])
+            other = self.product(b, self.u, share=shares[1])
+        except sweep.derivatives.inspection.tracing_errors as error:
             # Models of a fixed batch size take no halves.
             self.why_whole = f"the model or loss takes no half of a batch ({line(error)})"
             return None
         return Halves([self.along_u, other], shares)
 
-    def zeros(self) -> tf.Tensor:
-        """Return a sum of products with one vector to begin with."""
-        return tf.zeros(self.u.shape, tf.float64)
-
-    def _added(self, entry: Any, weight: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-        operator = self.operator
-        self.num_products += 1 / len(operator.batches.parcels)
-        return operator._product_fn(1)(entry, weight, operator._scales, self.u, total)[0]
-
-    def product(
-        self, entry: Any, weight: tf.Tensor, rows: tf.Tensor, share: float = 1.0
-    ) -> np.ndarray:
+    def product(self, at: BatchInput, vectors: np.ndarray, share: float = 1.0) -> np.ndarray:
         """Return the product of one batch with vectors, (k, n), or (n,) for one of them."""
-        operator = self.operator
-        self.num_products += share * len(rows) / len(operator.batches.parcels)
-        zeros = tf.zeros(rows.shape, tf.float64)
-        multiply = operator._product_fn(len(rows))
-        products = multiply(entry, weight, operator._scales, rows, zeros)[0]
+        found = self._product(at, vectors, share)
         # float32 holds the products of half precision too, and nothing vanishes in it.
-        wide = operator.product_dtype == np.float64
-        found = np.array(tf.cast(products, tf.float64 if wide else tf.float32))
+        if self.sweep.derivatives.product_dtype != np.float64:
+            found = found.astype(np.float32)
         return found[0] if len(found) == 1 else found
+
+    def _product(self, at: BatchInput, vectors: np.ndarray, share: float = 1.0) -> np.ndarray:
+        """Return the same in float64, (k, n)."""
+        sweep = self.sweep
+        self.num_products += share * len(vectors) / len(sweep.batches.parcels)
+        rows = sweep.derivatives.functions.to_rows(vectors, vectors.dtype)
+        return sweep.matrix.of_batch(at, rows, sweep.local)
 
     def measure_rounding(self) -> None:
         """Take what does not scale with the vector for rounding: two columns of one graph."""
-        rows = tf.concat([self.u, self.u / 3], axis=0)
-        product, third = self.product(self.entry, self.weight, rows)
+        vectors = np.concatenate([self.u, self.u / self.u.dtype.type(3)], axis=0)
+        product, third = self.product(self.at, vectors)
         self.rounding = max(self.rounding, _MEASURED * difference(3 * third, product))
 
     def unrepeated(self) -> float:
@@ -178,8 +173,8 @@ class Passes:
         return max(difference(twice, once), difference(once, self.first))
 
     def _at_rest(self) -> np.ndarray:
-        with self.operator._put_back():
-            return self.product(self.entry, self.weight, self.u)
+        with self.sweep.derivatives.unchanged():
+            return self.product(self.at, self.u)
 
 
 def difference(found: Any, expected: np.ndarray) -> float:
@@ -197,9 +192,9 @@ def difference(found: Any, expected: np.ndarray) -> float:
     return gap / max(norms) if gap else 0.0
 
 
-def stated_rounding(operator: CurvatureOperator) -> float:
-    """Return the relative rounding of products in the dtype they are computed in."""
-    return _ROUNDING[operator.product_dtype.name]
+def stated_rounding(dtype: np.dtype) -> float:
+    """Return the relative rounding of products that are computed in a dtype."""
+    return _ROUNDING[dtype.name]
 
 
 def line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from spectral_density.curvature.preflight.report import (
     PreflightReport,
     Status,
 )
-from spectral_density.curvature.replicas import Replicas
+from spectral_density.engines.engine import Replicas
 from spectral_density.linalg.arguments import integer
 
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -94,10 +94,10 @@ def preflight(
             f"GaussNewtonOperator or FisherOperator, got {type(operator).__name__}."
         )
     seed = integer(seed, "seed", 0)
-    with operator._put_back():
-        if operator._replicas is not None:
-            return _of_all_replicas(operator, operator._replicas, seed, derivative)
-        examination = Examination(operator, seed)
+    with operator.derivatives.unchanged():
+        if operator.sweep.replicas is not None:
+            return _of_all_replicas(operator, operator.sweep.replicas, seed, derivative)
+        examination = Examination(operator, operator.sweep, seed)
         examination.make_passes()
         examination.compare(derivative)
         return examination.report()
@@ -107,8 +107,10 @@ def _of_all_replicas(
     operator: CurvatureOperator, replicas: Replicas, seed: int, derivative: bool
 ) -> PreflightReport:
     """Look into the batches of each replica where it is, and put the reports together."""
-    parts = operator._of_replicas()
-    examinations = [Examination(part, seed) if part.batches.parcels else None for part in parts]
+    examinations = [
+        Examination(operator, part, seed) if part.batches.parcels else None
+        for part in operator.sweep.of_replicas()
+    ]
 
     def make_passes(local: int) -> None:
         examination = examinations[local]
@@ -117,7 +119,7 @@ def _of_all_replicas(
 
     def here() -> list[tuple[float, PreflightReport, Comparison | None] | None]:
         # Models that write a state share it.
-        replicas.each(make_passes, one_by_one=bool(operator._state))
+        replicas.each(make_passes, one_by_one=operator.derivatives.stateful)
         # The first batch is that of the first replica. The others wait: weights are moved.
         for local, examination in enumerate(examinations):
             if examination is not None and replicas.ids[local] == 0:
@@ -126,7 +128,7 @@ def _of_all_replicas(
         return [
             None
             if each is None
-            else (len(each.operator.batches.parcels), each.report(), each.comparison)
+            else (len(each.sweep.batches.parcels), each.report(), each.comparison)
             for each in examinations
         ]
 
@@ -137,7 +139,9 @@ def _of_all_replicas(
     differences = [comparison.difference for comparison in compared]
     if any(differences):
         # A shuffle gives each replica a pass of its own: their parts are none of one dataset.
-        whole = replicas.together(lambda: compare_passes(operator.batches))
+        whole = replicas.together(
+            lambda: compare_passes(operator.batches, operator.derivatives.functions)
+        )
         differences = replicas.gather(whole)
     worst: Sequence[Status] = ("failed", "doubtful", "passed", "skipped")
     names = dict.fromkeys(check.name for report in reports for check in report.checks)

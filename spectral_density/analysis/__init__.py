@@ -1,0 +1,1 @@
+"""What uses matrices and algorithms together: H = G + R by layer, quadratic models, landscapes."""

@@ -1,0 +1,508 @@
+"""How much of a Hessian is its Gauss-Newton part, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import ceil, inf, isfinite, nan
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density._progress import progress_bar
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.curvature.submatrix import SubmatrixOperator, layer_indices
+from spectral_density.linalg.arguments import integer, number, product_precision, stream
+from spectral_density.linalg.eigen import top_eigenpairs
+from spectral_density.linalg.estimates import Estimate
+from spectral_density.linalg.sampling import DEFAULT_LIMIT, GROWTH
+from spectral_density.linalg.threads import blas_threads
+
+# Random streams: a key of this file's own.
+_KEY = 7048
+
+# Vectors that are multiplied at once, fewer where 16 of them would take more than a gigabyte.
+_WIDTH = 16
+_BLOCK_ENTRIES = 2**27
+# The whole matrix is put together where all its layers are exact and it is no larger than this.
+_DENSE_LIMIT = 2048
+# A difference H - G within this many roundings of H and G is nothing but rounding.
+_ROUNDINGS = 100
+
+_MATRICES = ("hessian", "gauss_newton", "residual")
+_SYMBOLS = ("H", "G", "R")
+
+
+@dataclass(frozen=True)
+class MatrixNorms:
+    """The size of a symmetric matrix; exact values have standard error 0.
+
+    Of a matrix that is zero to rounding the spectral norm is bounded by the Frobenius norm, which
+    then stands for it, and for its residual.
+    """
+
+    frobenius_norm: Estimate
+    trace: Estimate
+    spectral_norm: float
+    spectral_residual: float  # some eigenvalue is this near to the norm or its negative; 0 if exact
+    spectral_converged: bool  # whether that is within the tolerance
+
+
+@dataclass(frozen=True)
+class BlockCurvature:
+    """Hessian H, Gauss-Newton part G and residual R = H - G of the same parameters."""
+
+    name: str
+    num_params: int
+    exact: bool  # norms and traces from all columns, to the rounding of the products
+    hessian: MatrixNorms
+    gauss_newton: MatrixNorms
+    residual: MatrixNorms
+    ratio: Estimate  # ||R||_F / ||G||_F; NaN or infinite where G is zero
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers by name, such as `hessian_trace` and `hessian_trace_error`."""
+        row: dict[str, Any] = {
+            "name": self.name,
+            "num_params": self.num_params,
+            "exact": self.exact,
+        }
+        for matrix in _MATRICES:
+            norms: MatrixNorms = getattr(self, matrix)
+            row[f"{matrix}_frobenius_norm"] = norms.frobenius_norm.value
+            row[f"{matrix}_frobenius_norm_error"] = norms.frobenius_norm.standard_error
+            row[f"{matrix}_spectral_norm"] = norms.spectral_norm
+            row[f"{matrix}_spectral_norm_error"] = norms.spectral_residual
+            row[f"{matrix}_spectral_norm_converged"] = norms.spectral_converged
+            row[f"{matrix}_trace"] = norms.trace.value
+            row[f"{matrix}_trace_error"] = norms.trace.standard_error
+        row["ratio"] = self.ratio.value
+        row["ratio_error"] = self.ratio.standard_error
+        return row
+
+
+@dataclass(frozen=True)
+class CurvatureDecomposition:
+    """The parts of the Hessian H = G + R of each layer, and of all variables together."""
+
+    layers: tuple[BlockCurvature, ...]  # diagonal blocks, in the model's order
+    total: BlockCurvature  # of all chosen variables, what couples layers included
+    num_products: int  # with H, and as many with G, for norms and traces
+    num_spectral_products: int  # with H and with G together, for the spectral norms on top
+    converged: bool | None  # whether a tolerance was met everywhere; None where none was asked for
+    seed: int
+    rows: tuple[BlockCurvature, ...] = field(init=False, repr=False)  # layers, then the total
+
+    def __post_init__(self) -> None:
+        """Put the rows together."""
+        object.__setattr__(self, "rows", (*self.layers, self.total))
+
+    def __getitem__(self, name: str) -> BlockCurvature:
+        """Return the row of a layer."""
+        for row in self.layers:
+            if row.name == name:
+                return row
+        raise KeyError(f"no layer {name!r}; there are {', '.join(r.name for r in self.layers)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain Python objects, which json and pandas take."""
+        return {
+            "layers": [row.to_dict() for row in self.layers],
+            "total": self.total.to_dict(),
+            "num_products": self.num_products,
+            "num_spectral_products": self.num_spectral_products,
+            "converged": self.converged,
+            "seed": self.seed,
+        }
+
+    def __str__(self) -> str:
+        """Lay it out as a table: three lines a layer, standard errors behind +-."""
+        head = ("layer", "parameters", "", "Frobenius norm", "spectral norm", "trace", "R / G")
+        lines = [head]
+        for row in self.rows:
+            for symbol, matrix in zip(_SYMBOLS, _MATRICES, strict=True):
+                norms: MatrixNorms = getattr(row, matrix)
+                first, last = symbol == "H", symbol == "R"
+                lines.append(
+                    (
+                        row.name if first else "",
+                        f"{row.num_params:,}" if first else "",
+                        symbol,
+                        _pair(norms.frobenius_norm.value, norms.frobenius_norm.standard_error),
+                        _pair(norms.spectral_norm, norms.spectral_residual)
+                        + ("" if norms.spectral_converged else " (not converged)"),
+                        _pair(norms.trace.value, norms.trace.standard_error),
+                        _pair(row.ratio.value, row.ratio.standard_error) if last else "",
+                    )
+                )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column == 1 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def curvature_decomposition(
+    model: Any,
+    loss: Any,
+    dataset: Any,
+    *,
+    variables: Any = None,
+    num_products: int = 90,
+    tolerance: float | None = None,
+    max_products: int | None = None,
+    spectral_tolerance: float = 1e-3,
+    seed: int = 0,
+    progress: bool | None = None,
+    reduction: str | None = None,
+    training: bool = False,
+    batch_weight: Callable[[Any], float] | None = None,
+    memory_share: float = 0.25,
+) -> CurvatureDecomposition:
+    r"""Measure the two parts of the Hessian, H = G + R, for each layer and all together.
+
+    .. math:: H = J' (\nabla^2_z \ell) J + \sum_c \partial_c \ell \; \nabla^2_w z_c = G + R
+
+    G comes from the curvature of the loss, R from that of the network. Under piecewise linear
+    activations the R of a single layer is zero, and all of it couples layers.
+
+    A layer with at most `num_products` parameters is measured exactly, from the columns of its
+    block. Of a larger one, Hutchinson's estimates are averaged over probes w that live on the layer
+    alone, uniform on its sphere, so that ||(A w)_layer||^2 estimates the squared Frobenius norm of
+    its diagonal block, ||A w||^2 that of its columns, which add up to the whole matrix, and w'Aw
+    its trace. H and G see the same probes, and R w = H w - G w costs nothing: the traces of G and
+    R add up to that of H, and what the probes have in common leaves the ratio. Its standard error
+    is the jackknife's.
+
+    **Cost.** With m = `num_products` and layers of n_l parameters, sum_l min(n_l, m) products with
+    H and as many with G, 16 in each pass over the data whatever layers they belong to. Then the
+    spectral norms of H, G and R by `top_eigenpairs` for each layer that is not exact and for the
+    whole (which is exact where all layers are, up to 2,048 parameters): some 20 to 60 products for
+    each, one in a pass, of which those with R are one with H and one with G.
+
+    Args:
+        model: Keras 3 or tf_keras model, or a `tf.Module`.
+        loss: one that `GaussNewtonOperator` takes.
+        dataset: re-iterable batches.
+        variables: which trainable variables, as in `HessianOperator`; layers have the chosen ones.
+        num_products: products with H for each layer, at least 2.
+        tolerance: if given, larger layers are sampled until half the width of the 95 % interval of
+            the Frobenius norms of H and of G is at most `tolerance` times the norm in each row.
+        max_products: products for each layer to give up after, with a tolerance only;
+            10 times `num_products` if not given.
+        spectral_tolerance: residual at which a spectral norm has converged, relative to it. The
+            error is about the residual's square over the gap to the next eigenvalue.
+        seed: seed of the probes.
+        progress: show progress bars; None shows them in terminals and notebooks only.
+        reduction: as in `HessianOperator`.
+        training: as in `HessianOperator`.
+        batch_weight: as in `HessianOperator`.
+        memory_share: as in `HessianOperator`, for each of the two operators.
+
+    Returns:
+        CurvatureDecomposition: print it, or use its `rows`.
+
+    Raises:
+        ValueError: if outputs and loss cannot be separated (the message says what to pass), or an
+            argument is out of its range, and all that the operators raise.
+        TypeError: if model, loss or dataset is no such thing, or an argument has a wrong type.
+
+    Warns:
+        ConvergenceWarning: if a spectral norm has not converged; the row says which.
+
+    References:
+        Sagun et al. (2018), arXiv 1706.04454, section 2. Papyan (2019), arXiv 1901.08244.
+        Hutchinson (1990), Commun. Stat. Simul. Comput. 19:433.
+    """
+    plan = _plan(num_products, tolerance, max_products)
+    spectral_tolerance = number(spectral_tolerance, "spectral_tolerance", above=0.0)
+    seed = integer(seed, "seed", 0)
+    options: dict[str, Any] = {
+        "variables": variables,
+        "reduction": reduction,
+        "training": training,
+        "batch_weight": batch_weight,
+        "memory_share": memory_share,
+    }
+    # The one that asks more of a loss comes first: its errors say what to pass instead.
+    gauss_newton = GaussNewtonOperator(model, loss, dataset, **options)
+    hessian = HessianOperator(model, loss, dataset, **options)
+    blocks = [
+        _Block(position, name, indices, exact=len(indices) <= plan.first)
+        for position, (name, indices) in enumerate(layer_indices(hessian).items())
+    ]
+    num_columns, converged = _sample(hessian, gauss_newton, blocks, plan, seed, progress)
+    groups = [([block], block.name, False) for block in blocks] + [(blocks, "all", True)]
+    rows, num_spectral = [], 0
+    with progress_bar(3 * len(groups), "Spectral norms", progress) as bar:
+        for group, name, whole in groups:
+            row, count = _row(hessian, gauss_newton, group, name, whole, spectral_tolerance, seed)
+            rows.append(_judged(row, plan))
+            num_spectral += count
+            bar.update(3)
+    return CurvatureDecomposition(
+        layers=tuple(rows[:-1]),
+        total=rows[-1],
+        num_products=num_columns,
+        num_spectral_products=num_spectral,
+        converged=converged,
+        seed=seed,
+    )
+
+
+# Products ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many products for each layer to begin with, and when to stop."""
+
+    first: int
+    tolerance: float | None
+    limit: int
+
+
+def _plan(num_products: Any, tolerance: Any, max_products: Any) -> _Plan:
+    first = integer(num_products, "num_products", 2)
+    if tolerance is None:
+        if max_products is not None:
+            raise ValueError("max_products is where a tolerance gives up: pass tolerance= too.")
+        return _Plan(first, None, first)
+    limit = DEFAULT_LIMIT * first if max_products is None else max_products
+    return _Plan(
+        first, number(tolerance, "tolerance", above=0.0), integer(limit, "max_products", first)
+    )
+
+
+class _Block:
+    """A layer: what its columns and probes gave, for H, G and R in this order."""
+
+    def __init__(self, position: int, name: str, indices: np.ndarray, exact: bool):
+        self.position = position
+        self.name = name
+        self.indices = indices
+        self.exact = exact
+        self.size = len(indices)
+        # One row for each product: the squared norm of its part in the layer and of all of it,
+        # and the quadratic form; each for three matrices.
+        self.samples: list[np.ndarray] = []  # (3, 3) each
+        self.columns: list[np.ndarray] = []  # of an exact block, (2, rows kept), H and G
+
+    def vector(self, index: int, seed: int) -> np.ndarray:
+        """Return column `index` of the identity, or probe `index`, (size,)."""
+        if self.exact:
+            return (np.arange(self.size) == index).astype(np.float64)
+        probe = stream(seed, _KEY, self.position, index).standard_normal(self.size)
+        return probe * (np.sqrt(self.size) / np.linalg.norm(probe))
+
+    def take(self, vector: np.ndarray, products: np.ndarray, keep: slice | np.ndarray) -> None:
+        """Take in the products (3, n) with H, G and R of a vector."""
+        parts = products[:, self.indices]
+        squares = np.einsum("ij,ij->i", parts, parts)
+        totals = np.einsum("ij,ij->i", products, products)
+        self.samples.append(np.array([squares, totals, parts @ vector]))
+        if self.exact:
+            self.columns.append(products[:2, keep])
+
+
+def _sample(
+    hessian: LinearOperator,
+    gauss_newton: LinearOperator,
+    blocks: list[_Block],
+    plan: _Plan,
+    seed: int,
+    progress: bool | None,
+) -> tuple[int, bool | None]:
+    """Multiply the columns and probes of all blocks; return how many, and whether it was enough."""
+    n = hessian.shape[0]
+    whole = n <= _DENSE_LIMIT and all(block.exact for block in blocks)
+    estimated = [block for block in blocks if not block.exact]
+    todo = [(block, i) for block in blocks if block.exact for i in range(block.size)]
+    count, done, target = 0, 0, plan.first
+    goal = len(todo) + plan.limit * len(estimated)
+    with progress_bar(goal, "Products", progress) as bar:
+        while True:
+            # Probe by probe, so that a run cut short has as many of each layer.
+            todo += [(block, i) for i in range(done, target) for block in estimated]
+            _multiply(hessian, gauss_newton, todo, whole, seed, bar)
+            count, done, todo = count + len(todo), target, []
+            if plan.tolerance is None:
+                return count, None
+            if all(_accurate(group, plan.tolerance) for group in [[b] for b in blocks] + [blocks]):
+                return count, True
+            if done >= plan.limit:
+                return count, False
+            target = min(plan.limit, ceil(GROWTH * done))
+
+
+def _multiply(
+    hessian: LinearOperator,
+    gauss_newton: LinearOperator,
+    todo: list[tuple[_Block, int]],
+    whole: bool,
+    seed: int,
+    bar: Any,
+) -> None:
+    n = hessian.shape[0]
+    width = max(1, min(_WIDTH, _BLOCK_ENTRIES // n))
+    for start in range(0, len(todo), width):
+        piece = todo[start : start + width]
+        vectors = [block.vector(index, seed) for block, index in piece]
+        # The last block is filled up with zeros: another width would take another graph.
+        columns = np.zeros((n, width))
+        for column, ((block, _), vector) in enumerate(zip(piece, vectors, strict=True)):
+            columns[block.indices, column] = vector
+        of_hessian, of_gauss_newton = hessian.matmat(columns), gauss_newton.matmat(columns)
+        with blas_threads(n):
+            for column, ((block, _), vector) in enumerate(zip(piece, vectors, strict=True)):
+                h, g = of_hessian[:, column], of_gauss_newton[:, column]
+                kept = slice(None) if whole else block.indices
+                block.take(vector, np.stack([h, g, h - g]), kept)
+        bar.update(len(piece))
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def _sums(blocks: list[_Block], whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples of squared Frobenius norms and of traces, each (count, 3); one if exact.
+
+    The whole matrix is made of the columns of all blocks: their probes are independent, so that
+    sums over the blocks of their i-th samples are samples of the whole.
+    """
+    squares, traces = np.zeros((1, 3)), np.zeros((1, 3))
+    for block in blocks:
+        samples = np.array(block.samples)  # (count, quantity, matrix)
+        if block.exact:
+            samples = samples.sum(axis=0, keepdims=True)
+        squares = squares + samples[:, 1 if whole else 0]
+        traces = traces + samples[:, 2]
+    return squares, traces
+
+
+def _estimate(samples: np.ndarray, num_products: int, root: bool = False) -> Estimate:
+    """Return the mean of samples, or its root by the delta method."""
+    count = len(samples)
+    value = float(samples.mean())
+    error = float(samples.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    if root:
+        value = float(np.sqrt(value))
+        error = error / (2 * value) if value > 0 else 0.0
+    freedom = count - 1 if count > 1 else inf
+    return Estimate(value, error, num_products, degrees_of_freedom=freedom)
+
+
+def _ratio(squares: np.ndarray, num_products: int) -> Estimate:
+    """Return ||R||_F / ||G||_F of paired samples with the jackknife's standard error."""
+    count = len(squares)
+    g, r = squares[:, 1], squares[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(np.sqrt(r.mean() / g.mean()))
+        if count == 1 or not isfinite(value):
+            return Estimate(value, 0.0 if isfinite(value) else nan, num_products)
+        without = np.sqrt((r.sum() - r) / (g.sum() - g))
+    error = float(np.sqrt((count - 1) * without.var()))
+    return Estimate(value, error, num_products, degrees_of_freedom=count - 1)
+
+
+def _accurate(blocks: list[_Block], tolerance: float) -> bool:
+    squares, _ = _sums(blocks, len(blocks) > 1)
+    return all(_meets(_estimate(squares[:, matrix], 0, root=True), tolerance) for matrix in (0, 1))
+
+
+def _row(
+    hessian: LinearOperator,
+    gauss_newton: LinearOperator,
+    blocks: list[_Block],
+    name: str,
+    whole: bool,
+    tolerance: float,
+    seed: int,
+) -> tuple[BlockCurvature, int]:
+    """Return the row of a layer or of the whole, and the products its spectral norms took."""
+    squares, traces = _sums(blocks, whole)
+    num_products = sum(len(block.samples) for block in blocks)
+    frobenius = [_estimate(squares[:, matrix], num_products, root=True) for matrix in range(3)]
+    exact = all(block.exact for block in blocks)
+    count = 0
+    dense = _dense(blocks, hessian.shape[0], whole)
+    if dense is not None:
+        spectral = [_spectral_of_dense(matrix) for matrix in dense]
+    else:
+        indices = slice(None) if whole else blocks[0].indices
+        spectral = []
+        for matrix, operator in enumerate((hessian, gauss_newton, hessian - gauss_newton)):
+            part = SubmatrixOperator(operator, indices)
+            rounding = product_precision(part) * (frobenius[0].value + frobenius[1].value)
+            result = _spectral(part, frobenius[matrix].value, rounding, tolerance, seed)
+            spectral.append(result[:3])
+            count += result[3] * (2 if matrix == 2 else 1)
+    h, g, r = (
+        MatrixNorms(frobenius[matrix], _estimate(traces[:, matrix], num_products), *found)
+        for matrix, found in enumerate(spectral)
+    )
+    size = sum(block.size for block in blocks)
+    return BlockCurvature(name, size, exact, h, g, r, _ratio(squares, num_products)), count
+
+
+def _dense(blocks: list[_Block], n: int, whole: bool) -> list[np.ndarray] | None:
+    """Return H, G and R, symmetric, where their columns were kept."""
+    if not all(block.columns for block in blocks):
+        return None
+    all_rows = all(block.columns[0].shape[1] == n for block in blocks)
+    if whole and not all_rows:
+        return None
+    columns = np.array([column for block in blocks for column in block.columns])
+    if all_rows:
+        # In the order of the columns, which is that of the blocks.
+        columns = columns[:, :, np.concatenate([block.indices for block in blocks])]
+    h, g = columns.transpose(1, 0, 2)
+    return [(matrix + matrix.T) / 2 for matrix in (h, g, h - g)]
+
+
+def _spectral_of_dense(matrix: np.ndarray) -> tuple[float, float, bool]:
+    return float(np.abs(np.linalg.eigvalsh(matrix)).max()), 0.0, True
+
+
+def _spectral(
+    operator: LinearOperator, frobenius: float, rounding: float, tolerance: float, seed: int
+) -> tuple[float, float, bool, int]:
+    """Return the spectral norm, its residual, whether it has converged, and products taken."""
+    if frobenius <= _ROUNDINGS * rounding:
+        # Rounding is no symmetric matrix, and has no eigenvalue to converge to: the Frobenius
+        # norm is a bound.
+        return frobenius, frobenius, True, 0
+    pairs = top_eigenpairs(
+        operator, 1, tolerance=max(tolerance, 10 * rounding / frobenius), seed=seed, progress=False
+    )
+    return (
+        float(abs(pairs.values[0])),
+        float(pairs.residuals[0]),
+        bool(pairs.converged[0]),
+        pairs.num_products,
+    )
+
+
+def _judged(row: BlockCurvature, plan: _Plan) -> BlockCurvature:
+    """Say of the Frobenius norms of H and G whether the tolerance was met."""
+    if plan.tolerance is None:
+        return row
+    parts = []
+    for part in (row.hessian, row.gauss_newton):
+        norm = part.frobenius_norm
+        met = replace(norm, converged=_meets(norm, plan.tolerance))
+        parts.append(replace(part, frobenius_norm=met))
+    return replace(row, hessian=parts[0], gauss_newton=parts[1])
+
+
+def _meets(norm: Estimate, tolerance: float) -> bool:
+    return not norm.standard_error or norm.relative_error <= tolerance
+
+
+def _pair(value: float, error: float) -> str:
+    return f"{value:.4g} +- {error:.1g}" if error else f"{value:.4g}"

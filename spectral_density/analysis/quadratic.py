@@ -1,0 +1,289 @@
+"""The quadratic model of a loss: its best gradient step, its minimum, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import numpy as np
+
+from spectral_density._progress import progress_bar
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.linalg.arguments import as_real_square, block_product, product_precision
+from spectral_density.linalg.norms import euclidean_norm
+from spectral_density.linalg.solvers import Solution, solve
+
+# g'Ag within this many roundings of ||g|| ||Ag|| has no sign that means anything.
+_ROUNDINGS = 10
+
+
+class StepStatus(Enum):
+    """What the quadratic model does along the negative gradient; the value says what to do."""
+
+    MINIMUM = "The quadratic model has its minimum along the negative gradient at this step."
+    NEGATIVE_CURVATURE = (
+        "The curvature along the gradient is negative: the quadratic model falls without end, and "
+        "no step is best. Bound the step by a trust region, damp the matrix, or use the "
+        "Gauss-Newton matrix."
+    )
+    ZERO_CURVATURE = (
+        "The curvature along the gradient is zero to the precision of the product: the quadratic "
+        "model falls without end, and no step is best. Bound the step, or damp the matrix."
+    )
+    ZERO_GRADIENT = "The gradient is zero: there is no direction to step along."
+
+    @property
+    def message(self) -> str:
+        """What it means, and what to do."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """The best step along the negative gradient g on the quadratic model with matrix A."""
+
+    step: float  # g'g / g'Ag where the curvature is positive, else NaN
+    curvature: float  # g'Ag / g'g, in the units of A's eigenvalues; NaN where g is zero
+    gradient_norm: float  # ||g||
+    decrease: float  # by which the model falls at the step, (g'g)^2 / (2 g'Ag); NaN without one
+    status: StepStatus
+
+    def __str__(self) -> str:
+        """Say the step, or why there is none."""
+        if self.status is StepStatus.MINIMUM:
+            return f"step {self.step:.6g} (curvature {self.curvature:.6g} along the gradient)"
+        return f"no step (curvature {self.curvature:.6g}): {self.status.message}"
+
+
+@dataclass(frozen=True)
+class NewtonDecrement:
+    """The number g'(A + damping I)^-1 g of a gradient g, and how it was found."""
+
+    value: (
+        float  # squared decrement, in the units of the loss; NaN where the solver did not converge
+    )
+    decrease: float  # by which the quadratic model falls at the Newton step, value / 2
+    solution: Solution = field(repr=False)  # of (A + damping I) x = g; -x is the Newton step
+
+    @property
+    def converged(self) -> bool:
+        """Whether the system was solved; if not, `solution.status.message` says what to do."""
+        return self.solution.converged
+
+    def __str__(self) -> str:
+        """Say the value, or why there is none."""
+        if self.converged:
+            return f"g'A^-1 g = {self.value:.6g} ({self.solution.num_products:,} products)"
+        return f"no value: {self.solution.status.message}"
+
+
+@dataclass(frozen=True)
+class QuadraticModelError:
+    """What is left of the loss beyond its quadratic model, at steps h p for some scales h."""
+
+    scales: np.ndarray  # (k,), h
+    losses: np.ndarray  # (k,), loss(w + h p)
+    errors: np.ndarray  # (k,), loss(w + h p) - [loss(w) + h g'p + h^2/2 p'Ap]
+    first_order_errors: np.ndarray  # (k,), loss(w + h p) - [loss(w) + h g'p]
+    loss: float  # loss(w)
+    derivative: float  # g'p
+    curvature: float  # p'Ap
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """Slopes of log |error| against log |h| between neighbours, (k - 1,).
+
+        They tend to 3 where A is the Hessian, the loss smooth and rounding small; NaN or infinite
+        where an error is zero.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.diff(np.log(np.abs(self.errors))) / np.diff(np.log(np.abs(self.scales)))
+
+    def slope(self, smallest: float = 0.0, largest: float = np.inf) -> float:
+        """Return the least-squares slope of log |error| against log |h|.
+
+        Args:
+            smallest: scales of less magnitude are left out: rounding hides the error there.
+            largest: so are those of more, where higher orders show.
+
+        Raises:
+            ValueError: if fewer than two scales of finite, non-zero error are left.
+        """
+        sizes = np.abs(self.scales)
+        used = (sizes >= smallest) & (sizes <= largest)
+        used &= np.isfinite(self.errors) & (self.errors != 0)
+        if len(np.unique(sizes[used])) < 2:
+            raise ValueError(
+                f"a slope needs two scales between {smallest:g} and {largest:g} whose error is "
+                f"finite and not zero, and there are {len(np.unique(sizes[used]))}."
+            )
+        return float(np.polyfit(np.log(sizes[used]), np.log(np.abs(self.errors[used])), 1)[0])
+
+
+def gradient_step(operator: Any, /, *, gradient: np.ndarray | None = None) -> GradientStep:
+    """Return the step along the negative gradient that minimizes the quadratic model.
+
+    The model is loss + g'd + 1/2 d'Ad, along d = -t g at its least for t = g'g / g'Ag. It takes two
+    passes over the data, one for g and one for A g; one where the gradient is given.
+
+    Args:
+        operator: a `CurvatureOperator`, or, with `gradient`, any symmetric operator (n, n).
+        gradient: g, shape (n,); None for the operator's own.
+
+    Returns:
+        GradientStep; its `status` says whether there is such a step.
+
+    Raises:
+        TypeError: if the operator has no gradient and none is given.
+        ValueError: if the gradient has another shape or is not finite.
+    """
+    linear, g = _with_gradient(operator, gradient)
+    norm = euclidean_norm(g)
+    if norm == 0:
+        return GradientStep(np.nan, np.nan, 0.0, np.nan, StepStatus.ZERO_GRADIENT)
+    # A unit vector: neither its square nor a product in half precision under- or overflows.
+    direction = g / np.abs(g).max()
+    direction /= np.linalg.norm(direction)
+    product = block_product(linear, direction, "with the gradient")
+    curvature = float(direction @ product)
+    if abs(curvature) <= _ROUNDINGS * product_precision(linear) * float(np.linalg.norm(product)):
+        status = StepStatus.ZERO_CURVATURE
+    elif curvature < 0:
+        status = StepStatus.NEGATIVE_CURVATURE
+    else:
+        return GradientStep(
+            1 / curvature, curvature, norm, norm / curvature * norm / 2, StepStatus.MINIMUM
+        )
+    return GradientStep(np.nan, curvature, norm, np.nan, status)
+
+
+def newton_decrement(
+    operator: Any,
+    /,
+    *,
+    gradient: np.ndarray | None = None,
+    method: Literal["cg", "minres", "gmres"] = "cg",
+    damping: float = 0.0,
+    preconditioner: Any = None,
+    rtol: float = 1e-5,
+    maxiter: int | None = None,
+    progress: bool | None = None,
+) -> NewtonDecrement:
+    """Return g'(A + damping I)^-1 g: twice what the quadratic model promises of a Newton step.
+
+    With x an approximate solution of B x = g, B = A + damping I, the value is 2 g'x - x'Bx, whose
+    error is r'B^-1 r for a residual r: the square of what it is in g'x.
+
+    Args:
+        operator: a `CurvatureOperator`, or, with `gradient`, any symmetric operator (n, n).
+        gradient: g, shape (n,); None for the operator's own.
+        method: "cg" for a positive definite B; "minres" for an indefinite one, whose value may be
+            negative and belongs to a saddle point of the model.
+        damping: added to the diagonal.
+        preconditioner: see `spectral_density.linalg.solvers.solve`, as for the rest.
+        rtol: residual of the system relative to ||g||.
+        maxiter: iterations at most.
+        progress: show a bar; None for only in interactive runs.
+
+    Returns:
+        NewtonDecrement; NaN with the `solution` that says why where the solver did not converge:
+        negative curvature, a singular matrix, too few iterations.
+
+    Raises:
+        TypeError: if the operator has no gradient and none is given.
+        ValueError: if the gradient has another shape or is not finite, or an option out of range.
+
+    References:
+        Boyd, Vandenberghe (2004), Convex Optimization, section 9.5.1, where its root is the
+        decrement.
+    """
+    linear, g = _with_gradient(operator, gradient)
+    solution = solve(
+        linear,
+        g,
+        method=method,
+        damping=damping,
+        preconditioner=preconditioner,
+        rtol=rtol,
+        maxiter=maxiter,
+        progress=progress,
+    )
+    value = -2 * solution.model_value if solution.converged else np.nan
+    return NewtonDecrement(value, value / 2, solution)
+
+
+def quadratic_model_error(
+    operator: CurvatureOperator,
+    step: np.ndarray,
+    /,
+    *,
+    scales: Sequence[float] | np.ndarray | None = None,
+    progress: bool | None = None,
+) -> QuadraticModelError:
+    """Compare the loss along a step with the operator's quadratic model.
+
+    The weights are moved to w + h p for each scale h, and put back bit for bit, after an exception
+    too. It takes one pass over the data for each scale and two more. With the Hessian of a smooth
+    loss the error falls as h^3, with another matrix as h^2, until rounding takes over: in a float32
+    model at h of some 1e-2, in float64 of 1e-5, for a step that is as long as the weights.
+
+    Args:
+        operator: of which loss, gradient and matrix are taken.
+        step: p, shape (num_params,).
+        scales: h, none zero; None for 1, 1/2, ..., 2^-9.
+        progress: show a bar; None for only in interactive runs.
+
+    Returns:
+        QuadraticModelError with an error for each scale.
+
+    Raises:
+        TypeError: if the operator is no curvature operator.
+        ValueError: if the step has another shape, is zero or not finite, or a scale is.
+    """
+    if not isinstance(operator, CurvatureOperator):
+        raise TypeError(
+            f"the operator must be a CurvatureOperator, whose weights can be moved, got "
+            f"{type(operator).__name__}."
+        )
+    scales = np.array(2.0 ** -np.arange(10) if scales is None else scales, dtype=np.float64)
+    if scales.ndim != 1 or not scales.size or not np.isfinite(scales).all() or not scales.all():
+        raise ValueError(f"scales must be finite numbers, none of them zero, got {scales}.")
+    product, gradient = operator.product_and_gradient(step)
+    step = np.asarray(step, dtype=np.float64)
+    if not step.any():
+        raise ValueError("the step is zero: there is nothing to compare along it.")
+    derivative, curvature = float(gradient @ step), float(step @ product)
+    here = operator.loss()
+    losses = np.empty(len(scales))
+    with operator.derivatives.moved() as move, progress_bar(len(scales), "scales", progress) as bar:
+        for position, scale in enumerate(scales):
+            move(scale * step)
+            losses[position] = operator.loss()
+            bar.update(1)
+    # Differences first: they are what is small.
+    beyond_first = (losses - here) - scales * derivative
+    beyond_second = beyond_first - scales**2 / 2 * curvature
+    return QuadraticModelError(
+        scales, losses, beyond_second, beyond_first, here, derivative, curvature
+    )
+
+
+def _with_gradient(operator: Any, gradient: Any) -> tuple[Any, np.ndarray]:
+    """Return an operator and the gradient, checked."""
+    linear = as_real_square(operator)
+    if gradient is None:
+        if not hasattr(operator, "gradient"):
+            raise TypeError(
+                f"a {type(operator).__name__} has no gradient of its own: pass it as gradient=."
+            )
+        return linear, operator.gradient()
+    if np.iscomplexobj(gradient):
+        raise ValueError("the gradient is complex, and the matrix real.")
+    g = np.asarray(gradient, dtype=np.float64)
+    if g.shape != (linear.shape[0],):
+        raise ValueError(f"gradient must have shape ({linear.shape[0]},), got {g.shape}.")
+    if not np.isfinite(g).all():
+        raise ValueError("the gradient holds NaN or infinity.")
+    return linear, g

@@ -1,0 +1,440 @@
+"""The contract of an engine: the derivatives of one loss on one batch, in a framework of its own.
+
+Above it nothing knows a framework: an operator passes over a dataset and adds up what an engine
+computes of each batch. What an engine offers of one batch are verbs (`BatchVerbs`), and a matrix is
+a composition of them, traced as a whole.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from spectral_density.engines.layout import Parameters
+
+Block = Any
+"""Vectors, tangents, cotangents or products of one batch, in an engine's own form."""
+
+Composition = Callable[["BatchVerbs", Block], Block]
+"""A matrix: what it makes of the verbs of a batch and of vectors, the products."""
+
+
+class BatchInput(NamedTuple):
+    """What is fixed while a batch is multiplied with vectors."""
+
+    batch: Any  # as the dataset gives it, in tensors of the framework
+    first_example: Any  # number of the batch's first example in the dataset
+    weight: Any  # number of examples, or what `batch_weight` says
+    scales: Any  # factor of each term of the loss, (num_terms,)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a matrix needs of a loss, beside its gradient."""
+
+    outputs: bool = False
+    """That model and loss are apart: J, and matrices at the outputs."""
+
+    logits: bool = False
+    """That the outputs are logits: a warning where they are not."""
+
+    example_losses: str = ""
+    """One loss for each example, by the name of the option that needs it."""
+
+    distribution: str = ""
+    """The distribution of the labels, by the name of the option that needs it."""
+
+    positive_weights: bool = False
+    """That no example and no output has a negative weight."""
+
+
+class BatchVerbs(ABC):
+    """Derivatives of the loss of one batch, with a block of vectors.
+
+    J is the Jacobian of the model's outputs. Tangents and cotangents have the shapes of the
+    outputs.
+    """
+
+    @abstractmethod
+    def hessian_products(self, vectors: Block) -> Block:
+        """Return H v for each vector, H the Hessian of the loss."""
+
+    @abstractmethod
+    def jacobian_products(self, vectors: Block) -> Block:
+        """Return the tangents J v."""
+
+    @abstractmethod
+    def transposed_jacobian_products(self, cotangents: Block) -> Block:
+        """Return the products J' u."""
+
+    @abstractmethod
+    def output_hessian_products(self, tangents: Block) -> Block:
+        """Return the cotangents B t, B the Hessian of the loss in the outputs."""
+
+    @abstractmethod
+    def example_gradients(self) -> Block:
+        """Return the gradients, in the outputs, of the loss of each example."""
+
+    @abstractmethod
+    def sampled_gradients(self, num_samples: int, seed: int) -> Block:
+        """Return the same with labels drawn from the model's own distribution."""
+
+    @abstractmethod
+    def outer_products(self, gradients: Block, tangents: Block) -> Block:
+        """Return the cotangents sum_i g_i (g_i' t) over the examples, a mean over samples."""
+
+    @abstractmethod
+    def sampled_labels(self, num_samples: int, seed: int) -> list[Any]:
+        """Return the labels that `sampled_gradients` draws, one array for each output."""
+
+
+class BatchFunctions(Protocol):
+    """How an engine opens datasets, and counts, joins, cuts and hashes batches."""
+
+    EMPTY: str  # message for a dataset without an example
+    HASHES: int  # hashes of examples are added up modulo this number
+    PREFETCH: int  # batches made while others are computed with
+
+    def opener(self, dataset: Any, prefetch: int = ..., /) -> Callable[[], Iterator[Any]]:
+        """Return a function that starts a new pass over the dataset."""
+
+    def to_tensors(self, batch: Any, /) -> Any:
+        """Return a batch in tensors of the framework."""
+
+    def length(self, dataset: Any, /) -> int:
+        """Return how many batches a dataset says it has, 0 where it does not say."""
+
+    def unsteady_stages(self, dataset: Any, /) -> tuple[str, ...]:
+        """Return what in a pipeline may give other batches, or another order, at each pass."""
+
+    def is_distributed(self, dataset: Any, /) -> bool:
+        """Tell whether a dataset has its batches dealt to replicas."""
+
+    def is_re_iterable(self, dataset: Any, /) -> bool:
+        """Tell whether a dataset is known to be iterated again and again."""
+
+    def is_empty(self, batch: Any, /) -> bool:
+        """Tell whether all tensors of a batch have no rows."""
+
+    def count_examples(self, batch: Any, /) -> int:
+        """Return the number of examples in a batch."""
+
+    def nbytes(self, batch: Any, /) -> int:
+        """Return the bytes of all tensors of a batch."""
+
+    def form_of(self, batch: Any, /) -> tuple[int, str]:
+        """Return the number of rows of a batch, 0 for none in common, and all else of its form."""
+
+    def join(self, batches: list[Any], /) -> Any:
+        """Return batches of one form as one batch."""
+
+    def split(self, joined: Any, sizes: list[int], /) -> Iterable[Any]:
+        """Yield the batches of these sizes that one was made of by `join`."""
+
+    def halves(self, batch: Any, /) -> list[tuple[Any, int, int]] | None:
+        """Return two parts of a batch, each with its first example and the one after its last."""
+
+    def batch_hash(self, batch: Any, /) -> str:
+        """Return a hash of all tensors of a batch."""
+
+    def examples_hash(self, batch: Any, /) -> int:
+        """Return the sum of the hashes of a batch's examples, the same in any order."""
+
+    def check_context(self) -> None:
+        """Raise where nothing can be computed: while a graph is being traced."""
+
+    def number(self, value: float, /) -> Any:
+        """Return a float64 scalar of the framework."""
+
+    def integer(self, value: int, /) -> Any:
+        """Return an int64 scalar of the framework."""
+
+    def to_rows(self, rows: np.ndarray, dtype: Any, /) -> Any:
+        """Return vectors, (k, n), as a tensor."""
+
+    def to_array(self, tensor: Any, /) -> np.ndarray:
+        """Return a tensor as an array, float64."""
+
+    def on_device(self, rows: Sequence[Any], /) -> list[Any]:
+        """Return copies of vectors on the device that is current."""
+
+
+class Replicas(Protocol):
+    """The devices and processes that add up a dataset together, and what they tell each other."""
+
+    ids: list[int]
+    num_replicas: int
+    num_workers: int
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes files and shows progress."""
+
+    def owner(self, position: int) -> int:
+        """Return the number of the replica that computes a batch."""
+
+    def place(self, batch: Any, position: int) -> Any:
+        """Return a batch on the device of the replica of this process that computes it."""
+
+    def dealt(self, elements: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the batches of this process in a dataset that is dealt already, numbered."""
+
+    def alone(self, local: int = 0, on_device: bool = False) -> AbstractContextManager[None]:
+        """Compute as on a single device, with the variables of one replica of this process."""
+
+    def each(self, function: Callable[[int], Any], one_by_one: bool = False) -> list[Any]:
+        """Return `function(local)` for each replica of this process."""
+
+    def sums(
+        self,
+        entries: Iterable[tuple[int, BatchInput]],
+        begin: Callable[[int], tuple[Callable[[BatchInput, list[Any]], list[Any]], list[Any]]],
+        shapes: Sequence[tuple[int, ...]],
+        token: int,
+        met: Callable[[], bool],
+    ) -> tuple[list[np.ndarray], bool]:
+        """Return sums over all batches of all replicas, and whether `met` holds on any."""
+
+    def together(
+        self, function: Callable[[], Any], token: Callable[[Any], int] | None = None
+    ) -> Any:
+        """Return `function()` when all workers have computed theirs; raise if one raised."""
+
+    def add(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of an array over the workers."""
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Return what each worker passed, in the order of the workers."""
+
+    def checksum(self, array: np.ndarray, label: str) -> int:
+        """Return a number that is the same on every worker for the same array and label."""
+
+
+class BatchProducts(ABC):
+    """The compiled products of one matrix, batch by batch."""
+
+    num_traces: int
+    """How many graphs were built so far."""
+
+    depends: bool
+    """Whether a gradient reaches any variable; known when a graph was built."""
+
+    @abstractmethod
+    def cache(self, num_batches: int, room: float) -> Any:
+        """Return room, in bytes, for what products leave behind that no vector touches."""
+
+    @abstractmethod
+    def zeros(self, rows: Sequence[Any], with_gradient: bool) -> list[Any]:
+        """Return sums to begin with, one for each chunk of vectors, and one of the gradient."""
+
+    @abstractmethod
+    def add(
+        self, cache: Any, at: BatchInput, number: int, rows: Sequence[Any], sums: list[Any]
+    ) -> list[Any]:
+        """Add the products of a batch with each chunk of vectors to its sums.
+
+        Args:
+            cache: of the dataset; None to compute everything anew.
+            at: the batch.
+            number: of it in the dataset.
+            rows: chunks of vectors, each (width, num_params).
+            sums: for each chunk that of its products, and if wanted that of the gradient.
+        """
+
+    @abstractmethod
+    def add_on(self, local: int, at: BatchInput, rows: Sequence[Any], sums: list[Any]) -> list[Any]:
+        """Add the products of a batch on a replica, whose device is current, to the sums."""
+
+    @abstractmethod
+    def of_batch(self, at: BatchInput, rows: Any, local: int = 0) -> np.ndarray:
+        """Return the products of one batch with vectors, (width, num_params), float64."""
+
+
+class Derivatives(ABC):
+    """The derivatives of one loss in one set of variables, batch by batch."""
+
+    parameters: Parameters
+    functions: BatchFunctions
+    replicas: Replicas | None
+    inspection: Inspection
+    needs: Needs  # of the matrix
+    description: str  # of the loss, in a word or two
+    coefficients: np.ndarray  # weight of each term of the loss, (num_terms,)
+    averaged: np.ndarray  # whether a term is divided by its denominator, (num_terms,)
+    depends: bool  # whether a gradient reaches any variable; known when one was traced
+    product_dtype: np.dtype  # the coarsest that products are computed in
+    width: int  # vectors to multiply in one graph
+    stateful: bool  # whether the loss writes variables
+    is_function: bool  # whether the loss is a function of the user's, a mean or sum as declared
+    penalized: bool  # whether something is added once to the loss, not once a batch
+
+    # Batches -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def survey(self, batch: Any, weight: Any, is_first_dataset: bool) -> np.ndarray:
+        """Check a batch, build its graph, and return its denominators, (num_terms,)."""
+
+    @abstractmethod
+    def num_labels(self, batch: Any) -> int:
+        """Return by how many examples the numbering of a dataset goes on after a batch."""
+
+    @abstractmethod
+    def examples_together(self, batch: Any, weight: Any) -> int:
+        """Return how many examples like these may be computed together, 0 for none but these."""
+
+    @abstractmethod
+    def with_class_weight(self, dataset: Any, class_weight: Mapping[int, float] | None) -> Any:
+        """Return a dataset with the weight of its class in the weight of each example."""
+
+    @abstractmethod
+    def check_class_weight(self, class_weight: Any) -> dict[int, float] | None:
+        """Return weights of classes, checked."""
+
+    # Derivatives ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, at: BatchInput, local: int = 0) -> float:
+        """Return the share of a batch in the loss, times the scales."""
+
+    @abstractmethod
+    def gradient(self, at: BatchInput, local: int = 0) -> np.ndarray:
+        """Return the gradient of that, (num_params,), float64."""
+
+    @abstractmethod
+    def products(self, matrix: Composition) -> BatchProducts:
+        """Return the products of a matrix."""
+
+    @abstractmethod
+    def evaluate(self, function: Callable[[BatchVerbs], Any]) -> Callable[[BatchInput], Any]:
+        """Return a function of the verbs of a batch, compiled, with arrays for tensors."""
+
+    @abstractmethod
+    def penalty(self) -> float | None:
+        """Return what is added once to the loss, None for nothing."""
+
+    @abstractmethod
+    def penalty_products(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the products (k, num_params) and the gradient (num_params,) of the penalty."""
+
+    # State ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Restore every variable that the loss writes, at the end."""
+
+    @abstractmethod
+    def moved(self) -> AbstractContextManager[Callable[[np.ndarray], None]]:
+        """Yield a function that sets the weights to w + d; w is restored at the end."""
+
+    @abstractmethod
+    def read(self) -> np.ndarray:
+        """Return the weights as one vector, (num_params,), float64."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return what the loss depends on beside variables and data, as text and numbers."""
+
+    @abstractmethod
+    def hash_of_weights(self) -> str:
+        """Return a hash of all variables of the model, the weights included."""
+
+    @abstractmethod
+    def hash_of_other_variables(self) -> str:
+        """Return a hash of the variables outside of the model that the loss reads."""
+
+    @abstractmethod
+    def hash_of_graph(self) -> str:
+        """Return a hash of what the loss computes: operations and constants, no names."""
+
+
+class Precision(NamedTuple):
+    """What derivatives of a batch are computed in."""
+
+    products: str  # "float32" or "float64"
+    saturation: float  # roundings in derivatives, where a cross-entropy is all but zero
+    crosses_kinks: bool  # whether differences may cross kinks
+    differences: str  # what differences are computed in, if in another precision
+
+
+class BesideWeights(ABC):
+    """The loss of one batch at weights w + d, with the active sets held that it has at w."""
+
+    num_gradients: int
+    in_float64: bool
+
+    @abstractmethod
+    def at(self, displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gradient, and behind it the outputs, and the loss, (1,), at w + d."""
+
+    @abstractmethod
+    def precision(self, num_examples: float) -> Precision | None:
+        """Return what is computed in; None in half precision."""
+
+    @abstractmethod
+    def product(self, rows: Any) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Return the product with a row, what it gives at the outputs, and the matrix there."""
+
+    @abstractmethod
+    def at_outputs(self, what: str) -> Callable[[list[np.ndarray]], np.ndarray]:
+        """Return what a graph computes at the outputs as a function of these."""
+
+    @abstractmethod
+    def knows(self, what: str) -> bool:
+        """Tell whether a graph computes something of that name."""
+
+
+class Inspection(ABC):
+    """What an engine can say of a model and its loss, to name layers and causes."""
+
+    @abstractmethod
+    def layers(self) -> dict[str, list[int]]:
+        """Return the positions of the variables of each layer, by its name."""
+
+    @abstractmethod
+    def positions(self, item: Any) -> set[int]:
+        """Return the positions of the variables that a name, pattern, layer or variable means."""
+
+    @abstractmethod
+    def why_not_finite(self, what: str, at: BatchInput, local: int = 0) -> str:
+        """Return in a sentence why something is not finite in a batch, and what to do."""
+
+    @abstractmethod
+    def nonfinite_variables(self) -> list[str]:
+        """Return the names of the variables that hold NaN or infinity."""
+
+    @abstractmethod
+    def random_and_writing(self, batch: Any) -> tuple[list[str], list[str]]:
+        """Return the layers (or operations) that draw random numbers, and those that write."""
+
+    @abstractmethod
+    def stopped_gradients(self, batch: Any) -> list[tuple[str, str]]:
+        """Return the operations that stop a gradient on purpose, each with its place."""
+
+    @abstractmethod
+    def batch_normalizations(self) -> list[str]:
+        """Return the batch normalizations of the model, by kind and name."""
+
+    @abstractmethod
+    def mistaken_outputs(self, batch: Any) -> tuple[list[str], float | None] | None:
+        """Return what looks like logits where probabilities belong, or the reverse.
+
+        None where the loss is not known to take one or the other.
+        """
+
+    @abstractmethod
+    def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
+        """Tell which variables a gradient of the loss reaches."""
+
+    @abstractmethod
+    def beside_weights(
+        self, products: Any, at: BatchInput, rows: Any, move: Callable[[np.ndarray], None]
+    ) -> BesideWeights:
+        """Return the loss of a batch beside the weights, from the graph of its products."""
+
+    tracing_errors: tuple[type[Exception], ...]
+    """What a model or loss raises that takes no part of a batch."""

@@ -1,0 +1,348 @@
+"""Batches of TensorFlow: how datasets are opened, and batches counted, joined and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.engines.tensorflow.frameworks import check_eager
+
+PREFETCH = 2
+"""Batches of a `tf.data` pipeline that are made while others are computed with.
+
+Or as many as are computed together: a fixed number, so that a pass takes constant memory.
+"""
+
+HASHES = 1 << 128
+"""Hashes of examples are added up modulo this number."""
+
+EMPTY = "the dataset is empty: it gave no batch with an example in it."
+
+
+def one_pass(dataset: Any) -> Iterator[Any]:
+    """Begin a pass over a dataset of any kind, batches as it gives them.
+
+    Raises:
+        TypeError: if it cannot be iterated.
+        ValueError: if it is infinite or used up after one pass.
+    """
+    return opener(dataset)()
+
+
+def first_batch(dataset: Any) -> Any:
+    """Return the first batch of a dataset with an example in it, as tensors.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for batch in opener(dataset)():
+        if is_distributed(dataset):
+            batch = tf.nest.map_structure(_of_first_replica, batch)
+        batch = to_tensors(batch)
+        if not is_empty(batch):
+            return batch
+    raise ValueError(EMPTY)
+
+
+def _of_first_replica(part: Any) -> Any:
+    return part.values[0] if isinstance(part, tf.distribute.DistributedValues) else part
+
+
+def count_examples(batch: Any) -> int:
+    """Return the number of examples in a batch: the leading dimension its tensors share.
+
+    Where the tensors of an `(x, y)` or `(x, y, w)` batch differ, x and y decide.
+
+    Raises:
+        ValueError: if no such dimension can be found.
+    """
+    sizes = _leading_sizes(batch)
+    if len(sizes) > 1 and isinstance(batch, (list, tuple)):
+        sizes = _leading_sizes(batch[:2])
+    if len(sizes) != 1:
+        raise ValueError(
+            "the examples of a batch cannot be counted: its tensors have leading dimensions "
+            f"{sorted(sizes) or 'of no size (all scalars)'}. Say how much a batch counts with "
+            "batch_weight=lambda batch: ..."
+        )
+    return sizes.pop()
+
+
+def to_tensors(batch: Any) -> Any:
+    """Return a batch with tensors in place of arrays and numbers."""
+    return tf.nest.map_structure(_to_tensor, batch)
+
+
+def _to_tensor(part: Any) -> Any:
+    # Ragged and sparse tensors stay what they are; None says that there are no labels or weights.
+    if part is None or isinstance(part, (tf.RaggedTensor, tf.SparseTensor)):
+        return part
+    return tf.convert_to_tensor(part)
+
+
+def _leading_sizes(structure: Any) -> set[int]:
+    sizes = set()
+    for tensor in tf.nest.flatten(structure):
+        if tensor is not None and tensor.shape.rank:
+            sizes.add(int(tensor.shape[0]))
+    return sizes
+
+
+def is_empty(batch: Any) -> bool:
+    """Tell whether all tensors of a batch have no rows."""
+    return _leading_sizes(batch) == {0}
+
+
+def form_of(batch: Any) -> tuple[int, str]:
+    """Return the number of rows that all tensors of a batch have, and all else of their form.
+
+    The number is 0 where there is no such number, or where tensors are ragged or sparse.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+    if any(not isinstance(leaf, tf.Tensor) or not leaf.shape.rank for leaf in leaves):
+        return 0, ""
+    sizes = {int(leaf.shape[0]) for leaf in leaves}
+    if len(sizes) != 1:
+        return 0, ""
+    form = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else (leaf.dtype.name, *leaf.shape[1:]), batch
+    )
+    return sizes.pop(), repr(form)
+
+
+def join(batches: list[Any]) -> Any:
+    """Return batches of one form as one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    return tf.nest.map_structure(
+        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *batches
+    )
+
+
+def split(joined: Any, sizes: list[int]) -> Iterator[Any]:
+    """Yield the batches of these sizes that one was made of by `join`."""
+    ends = np.cumsum(sizes).tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        yield tf.nest.map_structure(
+            lambda leaf, start=start, end=end: None if leaf is None else leaf[start:end], joined
+        )
+
+
+def _rows(batch: Any) -> tuple[str, list[Any]] | None:
+    """Return the form of each example of a batch, and the rows of its tensors as bytes.
+
+    None where the tensors have no common number of rows, or are sparse.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+    if any(isinstance(leaf, tf.SparseTensor) or not leaf.shape.rank for leaf in leaves):
+        return None
+    if len({int(leaf.shape[0]) for leaf in leaves}) != 1:
+        return None
+    form = tf.nest.map_structure(
+        lambda leaf: None if leaf is None else (type(leaf).__name__, leaf.dtype.name), batch
+    )
+    shapes = [leaf.shape.as_list()[1:] for leaf in leaves]
+    return f"{form!r}{shapes!r}", [_bytes_of_rows(leaf) for leaf in leaves]
+
+
+def _bytes_of_rows(leaf: Any) -> Any:
+    if isinstance(leaf, tf.RaggedTensor):
+        return [repr(row).encode() for row in leaf.to_list()]
+    array = np.asarray(leaf)
+    if array.dtype == object:  # text
+        return [repr(row).encode() for row in array.tolist()]
+    flat = array.reshape(len(array), int(np.prod(array.shape[1:], dtype=np.int64)))
+    return np.ascontiguousarray(flat).view(np.uint8)
+
+
+def nbytes(batch: Any) -> int:
+    """Return the bytes of all tensors of a batch."""
+    tensors = tf.nest.flatten(batch, expand_composites=True)
+    return sum(
+        t.dtype.size * int(np.prod(t.shape, dtype=np.int64)) for t in tensors if t is not None
+    )
+
+
+def opener(dataset: Any, prefetch: int = PREFETCH) -> Callable[[], Iterator[Any]]:
+    """Return a function that starts a new pass over the dataset.
+
+    A tf.data pipeline makes so many batches ahead: its own choice would depend on timing.
+    """
+    if isinstance(dataset, tf.data.Dataset):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("the dataset is infinite: drop .repeat(), or add .take(n).")
+        ahead = dataset.prefetch(prefetch)
+        return lambda: iter(ahead)
+    if is_distributed(dataset):
+        return lambda: iter(dataset)
+    if isinstance(dataset, (dict, str, bytes, np.ndarray, tf.Tensor)):
+        raise TypeError(
+            f"dataset must be an iterable of batches, got a single {type(dataset).__name__}. "
+            "Wrap one batch in a list: [batch]."
+        )
+    if isinstance(dataset, (list, tuple)):
+        if isinstance(dataset, tuple) and any(
+            isinstance(part, (np.ndarray, tf.Tensor)) for part in dataset
+        ):
+            raise TypeError(
+                "dataset is a tuple of arrays, which is one batch, not an iterable of batches. "
+                "Wrap it in a list: [(x, y)]."
+            )
+        return lambda: iter(dataset)
+    if hasattr(dataset, "__getitem__") and (
+        hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")
+    ):
+        # Keras's PyDataset says None where it has no end; tf_keras's Sequence has only a length.
+        total = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
+        if total is None:
+            raise ValueError("the dataset is infinite: its num_batches is None.")
+        return lambda: (dataset[i] for i in range(total))
+    if hasattr(dataset, "__iter__"):
+        if iter(dataset) is dataset:
+            raise ValueError(
+                "the dataset is an iterator, used up after one pass, and every product needs a "
+                "pass of its own. Pass a list, a tf.data.Dataset, or a callable that returns a "
+                "new iterator each time."
+            )
+        return lambda: iter(dataset)
+    if callable(dataset):
+        return lambda: iter(dataset())
+    raise TypeError(
+        f"dataset must be a tf.data.Dataset, a list of batches, a PyDataset or a callable that "
+        f"returns an iterator, got {type(dataset).__name__}."
+    )
+
+
+def length(dataset: Any) -> int:
+    """Return how many batches a dataset says it has, 0 where it does not say."""
+    try:
+        return len(dataset)
+    except TypeError:  # of unknown length, a callable, an iterable
+        return 0
+
+
+def is_distributed(dataset: Any) -> bool:
+    """Tell whether a dataset has its batches dealt to the replicas of a strategy."""
+    return isinstance(dataset, tf.distribute.DistributedDataset)
+
+
+def is_re_iterable(dataset: Any) -> bool:
+    """Tell whether a dataset is known to be iterated again and again."""
+    return isinstance(dataset, (list, tuple, tf.data.Dataset))
+
+
+def unsteady_stages(dataset: Any) -> tuple[str, ...]:
+    """Return what in a tf.data pipeline may give other batches, or another order, at each pass."""
+    found: list[str] = []
+    stages = [dataset]
+    while stages:
+        stage = stages.pop()
+        if not isinstance(stage, tf.data.Dataset):
+            continue
+        kind = type(stage).__name__.strip("_").removesuffix("Dataset")
+        # What a stage was given is not public: where these names are not there, nothing is said.
+        if getattr(stage, "_reshuffle_each_iteration", False):
+            found.append("shuffle without reshuffle_each_iteration=False")
+        if getattr(stage, "_deterministic", None) == "false":
+            found.append(f"{kind} with deterministic=False")
+        stages += stage._inputs()
+    if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
+        found.append("options().deterministic = False")
+    return tuple(dict.fromkeys(found))
+
+
+def batch_hash(batch: Any) -> str:
+    """Return a hash of all tensors of a batch: composite ones, text and None included."""
+    digest = hashlib.sha256()
+    for part in tf.nest.flatten(batch, expand_composites=True):
+        if part is None:
+            digest.update(b"None")
+            continue
+        array = np.asarray(part)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        # An array of text holds pointers.
+        if array.dtype == object:
+            digest.update(repr(array.tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def examples_hash(batch: Any) -> int:
+    """Return the sum of the hashes of a batch's examples, modulo 2^128: the same in any order.
+
+    An example is one row of every tensor: inputs, labels and sample weight together. A batch whose
+    tensors have no such rows counts as one example.
+    """
+    rows = _rows(batch)
+    if rows is None:
+        return int(batch_hash(batch)[:32], 16)
+    form, columns = rows
+    start = hashlib.blake2b(form.encode(), digest_size=16)
+    total = 0
+    for parts in zip(*columns, strict=True):
+        digest = start.copy()
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        total += int.from_bytes(digest.digest(), "big")
+    return total % HASHES
+
+
+def halves(batch: Any) -> list[tuple[Any, int, int]] | None:
+    """Return two parts of a batch, each with its first example and the one after its last.
+
+    None where there are no two examples that can be told apart.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+    sizes = {leaf.shape[0] for leaf in leaves if leaf.shape.rank}
+    sparse = any(isinstance(leaf, tf.SparseTensor) for leaf in leaves)
+    if sparse or len(sizes) != 1 or None in sizes or min(sizes) < 2:
+        return None
+    size = sizes.pop()
+    middle = size // 2
+
+    def part(start: int, stop: int) -> Any:
+        def cut(leaf: Any) -> Any:
+            return leaf if leaf is None or not leaf.shape.rank else leaf[start:stop]
+
+        return tf.nest.map_structure(cut, batch)
+
+    return [(part(start, stop), start, stop) for start, stop in ((0, middle), (middle, size))]
+
+
+# Numbers and vectors ------------------------------------------------------------------------------
+
+
+def check_context() -> None:
+    """Raise where nothing can be computed: while a graph is being traced."""
+    check_eager()
+
+
+def number(value: float) -> tf.Tensor:
+    """Return a float64 scalar."""
+    return tf.constant(value, tf.float64)
+
+
+def integer(value: int) -> tf.Tensor:
+    """Return an int64 scalar."""
+    return tf.constant(value, tf.int64)
+
+
+def to_rows(rows: np.ndarray, dtype: Any) -> tf.Tensor:
+    """Return vectors, (k, n), as a tensor."""
+    return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=dtype))
+
+
+def to_array(tensor: tf.Tensor) -> np.ndarray:
+    """Return a tensor in float64."""
+    return np.asarray(tf.cast(tensor, tf.float64))
+
+
+def on_device(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return copies of vectors on the device that is current."""
+    return [tf.identity(part) for part in rows]

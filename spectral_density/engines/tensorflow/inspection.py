@@ -1,0 +1,183 @@
+"""What a traced graph and a model say of layers, causes and mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.engines.engine import BatchInput, BesideWeights, Inspection
+from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
+from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
+from spectral_density.engines.tensorflow.finite import all_finite, cause
+from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
+from spectral_density.engines.tensorflow.graph_walk import deliberate_stops
+from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.layers import positions_named, positions_of_layers
+from spectral_density.engines.tensorflow.losses import TRACING_ERRORS, KerasObjective
+from spectral_density.engines.tensorflow.output_loss import is_of_probabilities, standard_loss
+from spectral_density.engines.tensorflow.scopes import named
+
+if TYPE_CHECKING:
+    from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
+
+_RANDOM_OPS = (
+    *("Random", "Multinomial", "TruncatedNormal", "ParameterizedTruncatedNormal"),
+    *("StatelessRandom", "StatelessMultinomial", "StatelessTruncatedNormal"),
+    *("StatelessShuffle", "StatelessParameterizedTruncatedNormal"),
+    *("StatefulRandom", "StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulUniform"),
+)
+_WRITING_OPS = ("Assign", "ResourceScatter")
+
+
+class TensorFlowInspection(Inspection):
+    """See `Inspection`."""
+
+    tracing_errors = TRACING_ERRORS
+
+    def __init__(self, derivatives: TensorFlowDerivatives):
+        """Look into nothing yet."""
+        self._derivatives = derivatives
+
+    def layers(self) -> dict[str, list[int]]:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        return positions_of_layers(derivatives.parameters, derivatives.objective.model)
+
+    def positions(self, item: Any) -> set[int]:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        return positions_named(derivatives.parameters, derivatives.objective.model, item)
+
+    def why_not_finite(self, what: str, at: BatchInput, local: int = 0) -> str:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        parameters, model = derivatives.parameters, derivatives.objective.model
+        weights = dict(zip(parameters.names, parameters.variables, strict=True))
+        # Those of Keras without the states of metrics; a `tf.Module` has variables alone.
+        for variable in getattr(model, "weights", getattr(model, "variables", ())):
+            weights.setdefault(variable_name(variable), tf_variable(variable))
+        steps = {
+            "loss": lambda: derivatives.loss(at, local),
+            "gradient": lambda: derivatives.gradient(at, local),
+        }
+        return cause(what, at.batch, weights, steps)
+
+    def nonfinite_variables(self) -> list[str]:
+        """See `Inspection`."""
+        parameters = self._derivatives.parameters
+        pairs = zip(parameters.names, parameters.variables, strict=True)
+        return [name for name, variable in pairs if not all_finite(variable)]
+
+    def random_and_writing(self, batch: Any) -> tuple[list[str], list[str]]:
+        """See `Inspection`; the graph knows what is switched on: no dropout in inference."""
+        derivatives = self._derivatives
+        definition = derivatives.forward_pass(batch).graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        random = [node for node in nodes if node.op.startswith(_RANDOM_OPS)]
+        random = [
+            node for node in random if "GetKeyCounter" not in node.op and "GetAlg" not in node.op
+        ]
+        writing = [node for node in nodes if node.op.startswith(_WRITING_OPS)]
+        layers = derivatives.layers_of_model
+        drawing = named(random, layers)
+        return drawing, [name for name in named(writing, layers) if name not in drawing]
+
+    def stopped_gradients(self, batch: Any) -> list[tuple[str, str]]:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        forward = derivatives.forward_pass(batch)
+        return deliberate_stops(
+            forward.graph,
+            derivatives.parameters.variables,
+            forward.outputs[:1],
+            derivatives.layers_of_model,
+        )
+
+    def batch_normalizations(self) -> list[str]:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        if keras_module(derivatives.objective.model) is None:
+            return []
+        return [
+            f"{type(layer).__name__} {layer.name!r}"
+            for layer in derivatives.layers_of_model
+            if "BatchNorm" in type(layer).__name__
+        ]
+
+    def mistaken_outputs(self, batch: Any) -> tuple[list[str], float | None] | None:
+        """See `Inspection`."""
+        objective = self._derivatives.objective
+        return mistaken_outputs(objective, batch) if isinstance(objective, KerasObjective) else None
+
+    def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
+        """See `Inspection`; as far as the graph knows."""
+        derivatives = self._derivatives
+        variables = [derivatives.parameters.variables[position] for position in positions]
+        reached: list[bool] = []
+
+        def trace(at: BatchInput) -> None:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                value = derivatives.value(at)
+                penalty = derivatives.objective.penalty()
+                if penalty is not None:
+                    value += tf.cast(penalty, value.dtype)
+            reached.extend(part is not None for part in tape.gradient(value, variables))
+
+        compiled(trace, derivatives.objective).get_concrete_function(at)
+        return reached[-len(variables) :]
+
+    def beside_weights(
+        self,
+        products: CompiledProducts,
+        at: BatchInput,
+        rows: Any,
+        move: Callable[[np.ndarray], None],
+    ) -> BesideWeights:
+        """See `Inspection`."""
+        zeros = tf.zeros(rows.shape, tf.float64)
+        concrete = products.whole(1).get_concrete_function(at, rows, zeros)
+        return TracedBesideWeights(concrete, (at, rows, zeros), self._derivatives.parameters, move)
+
+
+def mistaken_outputs(objective: KerasObjective, batch: Any) -> tuple[list[str], float | None]:
+    """Return what looks like logits where probabilities belong, or the reverse."""
+    suspects = []
+    for term in objective.terms:
+        name, options = standard_loss(term.loss) if term is not None else (None, {})
+        known = is_of_probabilities(name)
+        suspects.append((name, options.get("from_logits", False)) if known else None)
+    if not any(suspects):
+        return [], None
+    with exact_second_derivatives(objective.model):
+        outputs = objective.outputs_of(batch)  # once: tracing would cost more
+    doubts: list[str] = []
+    worst: float | None = None
+    for position, (suspect, output) in enumerate(
+        zip(suspects, tf.nest.flatten(outputs), strict=True)
+    ):
+        if suspect is None:
+            continue
+        name, from_logits = suspect
+        values = np.asarray(tf.cast(output, tf.float64))
+        low, high = float(values.min()), float(values.max())
+        inside = low >= -1e-3 and high <= 1 + 1e-3
+        which = f"output {position}" if len(suspects) > 1 else "the output"
+        if not from_logits and not inside:
+            worst = max(worst or 0.0, -low, high - 1)
+            doubts.append(
+                f"{which} lies in [{low:.3g}, {high:.3g}], and {name} expects probabilities: are "
+                "these logits? Then pass from_logits=True."
+            )
+        elif from_logits and "binary" not in str(name) and values.shape[-1] > 1 and inside:
+            off = float(np.abs(values.sum(axis=-1) - 1).max())
+            if off <= 1e-2:
+                worst = max(worst or 0.0, off)
+                doubts.append(
+                    f"{which} lies in [{low:.3g}, {high:.3g}] and sums to 1 (to {off:.1g}), and "
+                    f"{name} expects logits: are these probabilities? Then drop from_logits=True."
+                )
+    return doubts, worst

@@ -1,0 +1,261 @@
+"""What a graph says before any number is computed: operations without a second derivative.
+
+Each is told in one `ValueError` that names the operation, the layer and the way out. TensorFlow
+takes the derivative of some operations for zero without a word, raises errors of its internals for
+others, and gives quantized models the gradient of another function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any
+
+import tensorflow as tf
+
+from spectral_density.engines.tensorflow.graph_walk import CALLS, Node, differentiated
+from spectral_density.engines.tensorflow.scopes import place_of
+from spectral_density.engines.tensorflow.tf_graphs import (
+    Derivative,
+    author_of_gradient,
+    calls,
+    derivative_of,
+    derivative_of_type,
+    has_custom_gradient,
+    unchanged_by_autograph,
+)
+
+# Gradients of operations, by the inputs that they are with respect to: None for any. Those that the
+# registry knows no derivative of, or one of zero, leave the operation without a second derivative.
+_GRADIENTS: dict[str, tuple[tuple[str, tuple[int, ...] | None], ...]] = {
+    "BatchNormWithGlobalNormalization": (("BatchNormWithGlobalNormalizationGrad", None),),
+    "BlockLSTM": (("BlockLSTMGrad", None),),
+    "BlockLSTMV2": (("BlockLSTMGradV2", None),),
+    "CropAndResize": (("CropAndResizeGradImage", (0,)), ("CropAndResizeGradBoxes", (1,))),
+    "CudnnRNN": (("CudnnRNNBackprop", None),),
+    "CudnnRNNV2": (("CudnnRNNBackpropV2", None),),
+    "CudnnRNNV3": (("CudnnRNNBackpropV3", None),),
+    "Dilation2D": (("Dilation2DBackpropInput", (0,)), ("Dilation2DBackpropFilter", (1,))),
+    "FractionalAvgPool": (("FractionalAvgPoolGrad", None),),
+    "FractionalMaxPool": (("FractionalMaxPoolGrad", None),),
+    "Igamma": (("IgammaGradA", (0,)),),
+    "Igammac": (("IgammaGradA", (0,)),),
+    "LRN": (("LRNGrad", None),),
+    "MaxPoolV2": (("MaxPoolGradV2", None),),
+    "MaxPoolWithArgmax": (("MaxPoolGradWithArgmax", None),),
+    "RaggedTensorToVariant": (("RaggedTensorToVariantGradient", None),),
+    "RandomGamma": (("RandomGammaGrad", (1,)),),
+    "ResizeBicubic": (("ResizeBicubicGrad", None),),
+    "ResizeBilinear": (("ResizeBilinearGrad", None),),
+    "ResizeNearestNeighbor": (("ResizeNearestNeighborGrad", None),),
+    "ScaleAndTranslate": (("ScaleAndTranslateGrad", None),),
+    "Softsign": (("SoftsignGrad", None),),
+    "SparseAdd": (("SparseAddGrad", None),),
+    "SparseFillEmptyRows": (("SparseFillEmptyRowsGrad", None),),
+    "SparseMatrixSoftmax": (("SparseMatrixSoftmaxGrad", None),),
+    "SparseSlice": (("SparseSliceGrad", None),),
+    "StatelessRandomGammaV2": (("RandomGammaGrad", (2,)),),
+    "StatelessRandomGammaV3": (("RandomGammaGrad", (4,)),),
+}
+_SPARSE_SEGMENTS = ("SparseSegmentSum", "SparseSegmentMean", "SparseSegmentSqrtN")
+
+_PYTHON = {
+    "EagerPyFunc": "tf.py_function",
+    "PyFunc": "tf.numpy_function",
+    "PyFuncStateless": "tf.numpy_function",
+}
+_CTC = ("CTCLoss", "CTCLossV2")
+_QUANTIZED = ("FakeQuantWithMinMax", "QuantizeAndDequantize")
+
+# Their registered gradients raise an error: always, and unless `fast` is set.
+_PREVENTED = frozenset({"PreventGradient", "SparseDenseCwiseAdd"})
+_PREVENTED |= {"SparseSparseMaximum", "SparseSparseMinimum"}
+_LEAST_SQUARES = "MatrixSolveLs"
+
+# Functions that give results another gradient than theirs, by the end of the file they are in.
+_CTC_FILE = "/tensorflow/python/ops/ctc_ops.py"
+_QUANTIZED_CALLS = (
+    *("_int8_call", "_int4_call", "_float8_call"),
+    "fake_quant_with_min_max_vars",
+)
+_PASSED_THROUGH = "grad_pass_through."
+
+# Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
+# and functions that were written for one derivative only.
+_RAW = (LookupError, NotImplementedError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
+
+# Where the gradient functions of operations are.
+_GRADIENT_FUNCTIONS = re.compile(r"/tensorflow/python/ops/\w+_grad\.py$")
+
+_ANOTHER = "choose variables that come after it with variables=, or replace it"
+
+
+@tf.autograph.experimental.do_not_convert
+def refuse_without_derivatives(
+    sources: Iterable[Any], targets: Iterable[tf.Tensor], layers: Iterable[Any], order: int
+) -> None:
+    """Raise if an operation of the graph being traced has not all the derivatives to come.
+
+    Args:
+        sources: variables, or tensors of the graph: what is differentiated with respect to.
+        targets: tensors of the graph: what is differentiated.
+        layers: of the model, to name them.
+        order: how many derivatives are still to be taken: 2 of a loss, 1 of a gradient.
+
+    Raises:
+        ValueError: naming operation, layer and way out.
+    """
+    if tf.executing_eagerly():
+        return
+    graph = tf.compat.v1.get_default_graph()
+    for node, text in faults(differentiated(graph, sources, targets), order):
+        text = text.format(operation=_named(node, layers))
+        raise unchanged_by_autograph(ValueError(text))
+
+
+def faults(nodes: Sequence[Node], order: int) -> Iterator[tuple[Node, str]]:
+    """Yield the operations that have not all the derivatives to come, the worst first.
+
+    Args:
+        nodes: what is differentiated.
+        order: how many derivatives are still to be taken.
+
+    Yields:
+        The operation and what is wrong with it, a text with a place for `operation`.
+    """
+    for fault in (_of_ctc, _of_python, _of_quantization, _of_first, _of_second):
+        if fault is _of_second and order < 2:
+            continue
+        for node in nodes:
+            text = fault(node)
+            if text is not None:
+                yield node, text
+
+
+@contextmanager
+def gradients_explained() -> Iterator[None]:
+    """Say what it means where a reverse pass of TensorFlow's ends in an error of its internals.
+
+    Raises:
+        ValueError: in place of a `LookupError` and the like.
+    """
+    try:
+        yield
+    except (*_RAW, TypeError, ValueError) as error:
+        if not isinstance(error, _RAW) and not _is_of_a_gradient_function(error):
+            raise
+        found = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+        raise unchanged_by_autograph(
+            ValueError(
+                "an operation between the variables and the loss has no second derivative in "
+                f"TensorFlow ({type(error).__name__}: {found}). Write it in other TensorFlow "
+                f"operations, {_ANOTHER.removesuffix(', or replace it')}."
+            )
+        ) from error
+
+
+def _is_of_a_gradient_function(error: Exception) -> bool:
+    """Tell whether an error was raised in one of TensorFlow's gradients of operations."""
+    paths = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    return any(_GRADIENT_FUNCTIONS.search(path.replace("\\", "/")) for path in paths)
+
+
+# What is wrong with a node, or None: a text with a place for its name ----------------------------
+
+
+def _of_ctc(node: Node) -> str | None:
+    operation = node.operation
+    dense = has_custom_gradient(operation) and any(
+        path.endswith(_CTC_FILE) for path, _ in calls(operation)
+    )
+    if operation.type not in _CTC and not dense:
+        return None
+    return (
+        "the CTC loss has no second derivative in TensorFlow: {operation} computes its gradient "
+        "together with its value, and that gradient has no derivative. Hessian, Gauss-Newton and "
+        "Fisher matrices of it cannot be had; take those of another loss at the same outputs."
+    )
+
+
+def _of_python(node: Node) -> str | None:
+    name = _PYTHON.get(node.operation.type)
+    if name is None:
+        return None
+    return (
+        f"{{operation}} is a Python function ({name}) between the variables and the loss: "
+        "TensorFlow does not see what it computes and takes its second derivative for zero. Write "
+        "it in TensorFlow operations; one that only makes data, of nothing that depends on the "
+        "variables, may stay."
+    )
+
+
+def _of_quantization(node: Node) -> str | None:
+    operation = node.operation
+    through = operation.type.startswith(_QUANTIZED) or (
+        has_custom_gradient(operation)
+        and (
+            author_of_gradient(operation).startswith(_PASSED_THROUGH)
+            or any(name in _QUANTIZED_CALLS for _, name in calls(operation))
+        )
+    )
+    if not through:
+        return None
+    return (
+        "{operation} is a straight-through estimator: it rounds, and its gradient is that of a "
+        "function that does not, so that the gradient of the gradient is no curvature of either. "
+        "Take the matrix of the model before it was quantized, or of variables that come after it "
+        "(variables=)."
+    )
+
+
+def _of_first(node: Node) -> str | None:
+    operation = node.operation
+    slow = operation.type == _LEAST_SQUARES and not operation.get_attr("fast")
+    if operation.type in _PREVENTED or slow:
+        found = Derivative.MISSING
+    elif operation.type in CALLS:
+        return None
+    else:
+        found = derivative_of(operation)
+    if found is Derivative.REGISTERED:
+        return None
+    what = (
+        "has no derivative in TensorFlow"
+        if found is Derivative.MISSING
+        else "counts as not differentiable in TensorFlow, which takes its derivative for zero"
+    )
+    return (
+        f"{{operation}} {what}, and lies between the variables and the loss (or the gradient of "
+        f"the loss): there is no second derivative. Write it in other operations, {_ANOTHER}."
+    )
+
+
+def _of_second(node: Node) -> str | None:
+    for gradient, inputs in _gradients_of(node.operation):
+        if inputs is not None and not set(inputs) & set(node.inputs):
+            continue
+        found = derivative_of_type(gradient)
+        if found is Derivative.REGISTERED:
+            continue
+        what = "is unknown" if found is Derivative.MISSING else "is taken for zero"
+        return (
+            "{operation} has no second derivative in TensorFlow: the derivative of its gradient, "
+            f"{gradient}, {what}. Write it in other operations, {_ANOTHER}."
+        )
+    return None
+
+
+def _gradients_of(operation: Any) -> Sequence[tuple[str, tuple[int, ...] | None]]:
+    kind = operation.type
+    if kind.startswith(_SPARSE_SEGMENTS) and "Grad" not in kind:
+        version = "V2" if operation.get_attr("sparse_gradient") else ""
+        return ((f"{kind.removesuffix('WithNumSegments')}Grad{version}", None),)
+    return _GRADIENTS.get(kind, ())
+
+
+def _named(node: Node, layers: Iterable[Any]) -> str:
+    place = place_of(node.name, layers)
+    inside = f" in {place}" if place.startswith("layer") else ""
+    return f"the operation {node.operation.type} ({node.name}){inside}"
