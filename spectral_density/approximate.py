@@ -468,11 +468,8 @@ def _summed_if_per_example(
     import tensorflow as tf
 
     from spectral_density.engines.tensorflow.frameworks import check_backend, trainable_variables
-    from spectral_density.engines.tensorflow.losses import (
-        KerasObjective,
-        is_batch_function,
-        traced_loss,
-    )
+    from spectral_density.engines.tensorflow.keras_objective import KerasObjective
+    from spectral_density.engines.tensorflow.losses import is_batch_function, traced_loss
 
     check_backend()
     trainable_variables(model)  # before the function calls a model that was never built

@@ -141,7 +141,10 @@ def finite_difference_check(
     derivative = float(gradient @ d)
     norms = euclidean_norm(gradient), euclidean_norm(product)
     gradient_errors, product_errors = np.empty(len(steps)), np.empty(len(steps))
-    with operator.derivatives.moved() as move, progress_bar(len(steps), "steps", progress) as bar:
+    with (
+        operator.derivatives.state.moved() as move,
+        progress_bar(len(steps), "steps", progress) as bar,
+    ):
         for position, step in enumerate(steps):
             move(step * d)
             loss_after, gradient_after = operator.loss(), operator.gradient()

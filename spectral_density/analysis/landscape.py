@@ -112,7 +112,10 @@ def loss_landscape(
         radius = [max(map(_natural_radius, np.diag(curvature), slopes, [loss] * count))] * count
     coordinates = tuple(np.linspace(-r, r, num_points) for r in radius)
     losses = np.empty((num_points,) * count)
-    with operator.derivatives.moved() as move, progress_bar(losses.size, "Losses", progress) as bar:
+    with (
+        operator.derivatives.state.moved() as move,
+        progress_bar(losses.size, "Losses", progress) as bar,
+    ):
         for index in product(range(num_points), repeat=count):
             move(basis @ [t[i] for t, i in zip(coordinates, index, strict=True)])
             losses[index] = operator.loss()

@@ -257,7 +257,10 @@ def quadratic_model_error(
     derivative, curvature = float(gradient @ step), float(step @ product)
     here = operator.loss()
     losses = np.empty(len(scales))
-    with operator.derivatives.moved() as move, progress_bar(len(scales), "scales", progress) as bar:
+    with (
+        operator.derivatives.state.moved() as move,
+        progress_bar(len(scales), "scales", progress) as bar,
+    ):
         for position, scale in enumerate(scales):
             move(scale * step)
             losses[position] = operator.loss()

@@ -145,8 +145,8 @@ def _loss(model: Any, request: Request) -> Any:
         return None
     if ":" in name:
         return import_object(name)
+    from spectral_density.engines.tensorflow.endings import standard_loss
     from spectral_density.engines.tensorflow.frameworks import keras_module
-    from spectral_density.engines.tensorflow.output_loss import standard_loss
 
     losses: Any = keras_module(model).losses  # type: ignore[union-attr]
     try:
@@ -170,8 +170,8 @@ def _loss(model: Any, request: Request) -> Any:
 
 def _standard_loss(model: Any, loss: Any) -> tuple[str | None, dict[str, Any]]:
     """Return name and options of one of Keras's own losses; None for others and for several."""
+    from spectral_density.engines.tensorflow.endings import standard_loss
     from spectral_density.engines.tensorflow.frameworks import keras_module
-    from spectral_density.engines.tensorflow.output_loss import standard_loss
 
     loss = model.loss if loss is None else loss
     if isinstance(loss, str):

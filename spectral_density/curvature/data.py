@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spectral_density.engines.engine import BatchFunctions, Replicas
+from spectral_density.engines.data import BatchFunctions, Replicas
 
 # A dataset of unknown length that is longer than this is taken to be infinite.
 MAX_BATCHES = 1_000_000

@@ -8,14 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
-from scipy.sparse.linalg import LinearOperator
 
-from spectral_density._progress import progress_bar
+from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.scaling import is_half, moderated_product, scaled_product
-from spectral_density.curvature.sweep import Sweep, SweepOptions, check_penalty
-from spectral_density.engines.engine import BatchVerbs, Block, Derivatives, Needs, Replicas
-from spectral_density.engines.layout import Parameters
+from spectral_density.curvature.sweep import Sweep, SweepOptions
+from spectral_density.curvature.symmetric import SymmetricOperator
+from spectral_density.engines.data import Replicas
+from spectral_density.engines.engine import BatchVerbs, Block, Derivatives, Needs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,13 +25,10 @@ if TYPE_CHECKING:
 FINGERPRINT_FORMAT = 1
 """Number of the form of `CurvatureOperator.fingerprint`."""
 
-# Columns of the dense matrix that are computed in one pass.
-_DENSE_WIDTH = 16
-
 _LAYERS_SHOWN = 6  # by name, in notebooks
 
 
-class CurvatureOperator(LinearOperator):
+class CurvatureOperator(SymmetricOperator):
     """A symmetric matrix of second derivatives, given by its products with vectors.
 
     It is a `scipy.sparse.linalg.LinearOperator` of shape (num_params, num_params): vectors and
@@ -45,6 +41,7 @@ class CurvatureOperator(LinearOperator):
     compute, and every worker has to make the same calls. A subclass writes `batch_products`.
 
     Attributes:
+        parameters: the variables as one flat vector.
         derivatives: the loss and its derivatives, batch by batch.
         sweep: the dataset, and sums over it.
         matrix: the compiled products.
@@ -62,8 +59,9 @@ class CurvatureOperator(LinearOperator):
             options: how it is passed over.
         """
         parameters = derivatives.parameters
-        super().__init__(dtype=np.dtype(np.float64), shape=(parameters.size, parameters.size))
+        super().__init__(parameters.size)
         self.derivatives = derivatives
+        self.parameters = parameters
         self.matrix = derivatives.products(self.batch_products)
         class_weight = derivatives.check_class_weight(options.class_weight)
         self._options = replace(options, class_weight=class_weight)
@@ -115,11 +113,6 @@ class CurvatureOperator(LinearOperator):
     # What it is ----------------------------------------------------------------------------------
 
     @property
-    def parameters(self) -> Parameters:
-        """The variables as one flat vector."""
-        return self.derivatives.parameters
-
-    @property
     def batches(self) -> Batches:
         """The dataset, surveyed."""
         return self.sweep.batches
@@ -167,7 +160,7 @@ class CurvatureOperator(LinearOperator):
             total = self.sweep.gradient()
             if self.derivatives.penalized:
                 parameters = self.parameters
-                nothing = self.derivatives.functions.to_rows(
+                nothing = self.derivatives.tensors.to_rows(
                     np.zeros((1, parameters.size)), parameters.dtype
                 )
                 added = self.derivatives.penalty_products(nothing)[1]
@@ -181,37 +174,11 @@ class CurvatureOperator(LinearOperator):
         Raises:
             ValueError: if the vector is complex, not finite, or of another shape.
         """
-        vector = self._check_vectors(vector)
+        vector = self.check_vectors(vector)
         if vector.ndim != 1:
             raise ValueError(f"expected one vector, got a block of shape {vector.shape}.")
-        product, gradient = self._products(vector.reshape(-1, 1), with_gradient=True)
+        product, gradient = self._multiply(vector.reshape(-1, 1), with_gradient=True)
         return product[:, 0], gradient
-
-    def to_dense(self, progress: bool | None = False) -> np.ndarray:
-        """Return the matrix itself, shape (num_params, num_params), float64.
-
-        Args:
-            progress: show a bar; None for only in interactive runs.
-
-        Raises:
-            MemoryError: if the matrix does not fit into the free memory.
-        """
-        n = self.parameters.size
-        needed, free = 8 * n * n, psutil.virtual_memory().available
-        if needed > free:
-            raise MemoryError(
-                f"the dense matrix of {n:,} parameters takes {needed / 2**30:.1f} GiB, and "
-                f"{free / 2**30:.1f} GiB are free. Choose fewer with variables=, or use products."
-            )
-        dense = np.empty((n, n))
-        with progress_bar(n, "columns", progress) as bar:
-            width = min(_DENSE_WIDTH, n)
-            for start in range(0, n, width):
-                # The last block overlaps the one before it: another width would be another graph.
-                first = min(start, n - width)
-                dense[:, first : first + width] = self.matmat(np.eye(n, width, -first))
-                bar.update(first + width - start)
-        return dense
 
     def check(self, *, seed: int = 0, derivative: bool = True) -> PreflightReport:
         """Raise unless this is one fixed, symmetric, finite matrix, and the right derivative.
@@ -250,9 +217,9 @@ class CurvatureOperator(LinearOperator):
             # Keras numbers names as models are made: the same model made again has others.
             "shapes": [list(shape) for shape in self.parameters.shapes],
             "dtype": self.product_dtype.name,
-            "weights": derivatives.hash_of_weights(),
-            "other variables": derivatives.hash_of_other_variables(),
-            "graph": derivatives.hash_of_graph(),
+            "weights": derivatives.state.hash_of_weights(),
+            "other variables": derivatives.state.hash_of_other_variables(),
+            "graph": derivatives.state.hash_of_graph(),
             "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
             "batches": len(self.batches),
             "data": functions.batch_hash([data for _, data, _, _ in hashed]),
@@ -270,18 +237,6 @@ class CurvatureOperator(LinearOperator):
     def settings(self) -> dict[str, Any]:
         """Return the options of the matrix beside its loss, as text and numbers."""
         return {}
-
-    def variables_hash(self) -> str:
-        """Return a hash of all variables that the matrix depends on, those of the loss included."""
-        return self.derivatives.hash_of_weights() + self.derivatives.hash_of_other_variables()
-
-    def matvec(self, x: np.ndarray) -> np.ndarray:
-        """Return the product with a vector of shape (num_params,) or (num_params, 1)."""
-        return super().matvec(self._check_vectors(x))
-
-    def matmat(self, X: np.ndarray) -> np.ndarray:
-        """Return the product with a block of shape (num_params, k), in one pass over the data."""
-        return super().matmat(self._check_vectors(X))
 
     def __repr__(self) -> str:
         """Say what it is: parameters, batches, dtype."""
@@ -321,23 +276,10 @@ class CurvatureOperator(LinearOperator):
             rows[2] = ("layers", f"{rows[2][1]}, and {more:,} more")
         return card(type(self).__name__, rows, block_diagram(layers.values(), layers))
 
-    # SciPy's side --------------------------------------------------------------------------------
+    def _products(self, block: np.ndarray) -> np.ndarray:
+        return self._multiply(block)[0]
 
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
-        return self._products(x.reshape(-1, 1))[0][:, 0]
-
-    def _matmat(self, X: np.ndarray) -> np.ndarray:
-        if not X.shape[1]:
-            return np.zeros(X.shape)
-        return self._products(X)[0]
-
-    def _adjoint(self) -> CurvatureOperator:
-        return self
-
-    def _transpose(self) -> CurvatureOperator:
-        return self
-
-    def _products(self, block: np.ndarray, with_gradient: bool = False) -> list[Any]:
+    def _multiply(self, block: np.ndarray, with_gradient: bool = False) -> list[Any]:
         """Return the products with a block (num_params, k), and the gradient or None.
 
         In half precision a column whose product overflows takes another pass, or two.
@@ -349,21 +291,6 @@ class CurvatureOperator(LinearOperator):
 
         scale = scaled_product if is_half(self.product_dtype) else moderated_product
         return scale(multiply, block)
-
-    def _check_vectors(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = np.asarray(vectors)
-        n = self.parameters.size
-        if np.iscomplexobj(vectors):
-            raise ValueError("the matrix is real, and the vector is complex: pass its parts.")
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != n:
-            raise ValueError(
-                f"expected a vector of shape ({n},) or a block of shape ({n}, k), one row for each "
-                f"parameter, got shape {vectors.shape}."
-            )
-        vectors = vectors.astype(np.float64, copy=False)
-        if not np.isfinite(vectors).all():
-            raise ValueError("the vector to multiply with holds NaN or infinity.")
-        return vectors
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 
 from spectral_density.curvature.data import Batches
-from spectral_density.curvature.scaling import is_half
-from spectral_density.engines.engine import BatchInput, BatchProducts, Derivatives, Replicas
+from spectral_density.curvature.finite import check_finite, check_penalty
+from spectral_density.engines.data import BatchInput, Replicas
+from spectral_density.engines.engine import BatchProducts, Derivatives
 
 # A dataset of fewer examples is as quick in the batches that it comes in.
 MIN_EXAMPLES = 256
@@ -114,7 +115,7 @@ class Sweep:
     def _survey(self, batch: Any, weight: float) -> None:
         """Check a batch, number its examples, and add up the denominators."""
         derivatives, options = self.derivatives, self.options
-        number = derivatives.functions.number(weight)
+        number = derivatives.tensors.number(weight)
         found = derivatives.survey(batch, number, self._is_first)
         if self._is_first and options.join_batches and options.batch_weight is None:
             _, form = derivatives.functions.form_of(batch)
@@ -129,7 +130,7 @@ class Sweep:
         """Return what every worker must have in common: the weights."""
         if self.replicas is None or self.replicas.num_workers == 1:
             return 0
-        return int(self.derivatives.hash_of_weights()[:8], 16)
+        return int(self.derivatives.state.hash_of_weights()[:8], 16)
 
     def _number_among_all(self, replicas: Replicas) -> None:
         """Count the examples before each batch, those of other replicas included."""
@@ -163,14 +164,14 @@ class Sweep:
         number = len(self._weights if self.replicas is None else self.batches)
         self.divisor = float(number) if averaged.all() else 1.0
         scales = derivatives.coefficients * self.divisor / denominators
-        self.scales = derivatives.functions.to_rows(scales, np.float64)
+        self.scales = derivatives.tensors.to_rows(scales, np.float64)
 
     def _fixed(self, place: int) -> BatchInput:
         """Return what is fixed of a batch, without its tensors."""
         derivatives = self.derivatives
-        first = derivatives.functions.integer(self._first_examples[place])
+        first = derivatives.tensors.integer(self._first_examples[place])
         return BatchInput(
-            None, first, derivatives.functions.number(self._weights[place]), self.scales
+            None, first, derivatives.tensors.number(self._weights[place]), self.scales
         )
 
     def _new_cache(self) -> Any:
@@ -191,9 +192,9 @@ class Sweep:
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Count a pass over the data, and restore what it writes to the model."""
-        self.derivatives.functions.check_context()
+        self.derivatives.tensors.check_context()
         self.num_passes += 1
-        with self.derivatives.unchanged():
+        with self.derivatives.state.unchanged():
             yield
 
     # Sums ----------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ class Sweep:
 
         (total,) = self._summed(begin, [(n,)], "gradient")
         self.check_dependence()
-        self.check_finite(total, "gradient", self.derivatives.gradient)
+        check_finite(self, total, "gradient", self.derivatives.gradient)
         total /= self.divisor
         return total
 
@@ -243,13 +244,13 @@ class Sweep:
         n, width = block.shape[0], derivatives.width
         dtype = derivatives.parameters.dtype
         chunks = [
-            derivatives.functions.to_rows(block[:, start : start + width].T, dtype)
+            derivatives.tensors.to_rows(block[:, start : start + width].T, dtype)
             for start in range(0, block.shape[1], width)
         ]
 
         def begin(local: int) -> Adding:
             # Copied to the device of the replica.
-            rows = chunks if self.replicas is None else derivatives.functions.on_device(chunks)
+            rows = chunks if self.replicas is None else derivatives.tensors.on_device(chunks)
             numbers = count()
 
             def add(at: BatchInput, sums: list[Any]) -> list[Any]:
@@ -380,89 +381,8 @@ class Sweep:
 
     def check_product(self, total: np.ndarray, rows: Any) -> None:
         """Raise and name the batch if products with vectors hold a NaN or infinity."""
-        self.check_finite(total, "product", lambda at, local: self.matrix.of_batch(at, rows, local))
-
-    def check_finite(
-        self, total: np.ndarray, what: str, function: Callable[[BatchInput, int], np.ndarray]
-    ) -> None:
-        """Raise and name the batch if `total` holds a NaN or infinity.
-
-        Args:
-            total: a sum over the dataset.
-            what: it is of.
-            function: what a batch adds to it.
-
-        Raises:
-            FloatingPointError: naming the batch, and the cause.
-        """
-        if np.isfinite(total).all():
-            return
-        in_half = ""
-        dtype = self.derivatives.product_dtype
-        if is_half(dtype):
-            in_half = (
-                f" The model computes in half precision ({dtype.name}), which may overflow: "
-                "compute in float32 or float64."
-            )
-        found = self._first_not_finite(what, function)
-        if self.replicas is not None:
-            found = min(filter(None, self.replicas.gather(found)), default=None)
-        if found is not None:
-            number, why = found
-            raise FloatingPointError(
-                f"the {what} is not finite in batch {number} of {len(self.batches)} "
-                f"(counted from 0). {why}{in_half}"
-            )
-        if not self.batches.kept:
-            raise FloatingPointError(
-                f"the {what} is not finite, and no batch says why when the data is iterated again: "
-                "a pass gave other data, or the sum over the batches overflows. "
-                "dataset.cache() fixes the data."
-            )
-        raise FloatingPointError(f"the {what} overflows when summed over the batches.{in_half}")
-
-    def _first_not_finite(
-        self, what: str, function: Callable[[BatchInput, int], np.ndarray]
-    ) -> tuple[int, str] | None:
-        """Return the first batch computed here whose result is not finite, and why it is not."""
-        derivatives, local = self.derivatives, self.local
-
-        def is_finite(at: BatchInput) -> bool:
-            return bool(np.isfinite(function(at, local)).all())
-
-        for numbers, at in zip(self.batches.parcels, self.inputs(), strict=True):
-            if is_finite(at):
-                continue
-            if len(numbers) == 1:
-                return numbers.start, derivatives.inspection.why_not_finite(what, at, local)
-            # Of batches computed together each is tried alone.
-            for number, batch in zip(numbers, self.batches.apart(at.batch, numbers), strict=True):
-                alone = at._replace(
-                    batch=batch,
-                    weight=derivatives.functions.number(
-                        derivatives.functions.count_examples(batch)
-                    ),
-                )
-                if not is_finite(alone):
-                    return number, derivatives.inspection.why_not_finite(what, alone, local)
-            return numbers.start, (
-                f"It is so only where batches {numbers.start} to {numbers.stop - 1} are computed "
-                "together: look for an overflow."
-            )
-        return None
-
-
-def check_penalty(added: np.ndarray, what: str) -> None:
-    """Raise if what weight regularization adds to a gradient or product is not finite.
-
-    Raises:
-        FloatingPointError: if it holds NaN or infinity.
-    """
-    if not np.isfinite(added).all():
-        raise FloatingPointError(
-            f"the {what} of the weight regularization is not finite, and that of the data is. Look "
-            "for NaN in the weights, or a norm that is not squared at weights of 0: add an epsilon "
-            "under its root."
+        check_finite(
+            self, total, "product", lambda at, local: self.matrix.of_batch(at, rows, local)
         )
 
 

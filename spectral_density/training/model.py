@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.frameworks import check_backend
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
-from spectral_density.engines.tensorflow.losses import KerasObjective
 from spectral_density.engines.tensorflow.own_code import own_training_method
 from spectral_density.linalg.arguments import number
 from spectral_density.training.batch_problem import BatchProblem, full_batch

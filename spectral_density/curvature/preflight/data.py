@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from spectral_density.curvature.data import Batches
 from spectral_density.curvature.preflight.report import Check, Status
-from spectral_density.engines.engine import BatchFunctions
+from spectral_density.engines.data import BatchFunctions
 
 # Hashes are added up modulo this number.
 _HASHES = 1 << 128

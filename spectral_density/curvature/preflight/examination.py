@@ -6,27 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import Comparison, judge
-from spectral_density.curvature.preflight.derivative import Accuracy, Finding
-from spectral_density.curvature.preflight.differences import (
-    compare_hessian,
-    compare_through_outputs,
-    direction_of,
-)
+from spectral_density.curvature.preflight.first_batch import compare_with_differences
 from spectral_density.curvature.preflight.halves import Halves
-from spectral_density.curvature.preflight.passes import Passes, difference, line
+from spectral_density.curvature.preflight.passes import Passes, difference
 from spectral_density.curvature.preflight.report import Check, PreflightReport, Status
 from spectral_density.curvature.preflight.surrogate import surrogate
-from spectral_density.curvature.submatrix import layer_indices
-from spectral_density.curvature.sweep import Sweep, check_penalty
-from spectral_density.linalg.arguments import stream
+from spectral_density.curvature.sweep import Sweep
 
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
 _DOUBT = 1e-3
-
-# Key of the random share of the direction of differences.
-_KEY = 7050
 
 
 class Examination:
@@ -237,59 +228,15 @@ class Examination:
         elif not self._repeats:
             why = "not judged: the product does not repeat"
         else:
-            try:
-                found = self._compare_with_differences()
-            except self.derivatives.inspection.tracing_errors as error:
-                why = f"not judged: the batch cannot be computed beside its weights ({line(error)})"
-            else:
-                for name, finding in found.items():
-                    self._add(name, *finding)
-                return
+            found = compare_with_differences(self.operator, self.passes, self._seed)
+            for name, finding in found.items():
+                self._add(name, *finding)
+            return
         for name in ("derivative", "gradient"):
             self._add(name, "skipped", None, f"{why}.")
 
-    def _compare_with_differences(self) -> dict[str, Finding]:
-        """Compare product, gradient and loss of the first batch; the weights are moved and back."""
-        passes, derivatives = self.passes, self.derivatives
-        layers = layer_indices(self.operator)
-        n = derivatives.parameters.size
-        with derivatives.unchanged(), derivatives.moved() as move:
-            batch = derivatives.inspection.beside_weights(
-                self.sweep.matrix, passes.at, self._rows(passes.u), move
-            )
-            gradient = batch.at(np.zeros(n))[0][:n]
-            summed = not derivatives.averaged.all()
-            precision = batch.precision(float(passes.at.weight) if summed else 1.0)
-            if precision is None:
-                skipped = Finding("skipped", None, "not judged: computed in half precision.")
-                return {"derivative": skipped, "gradient": skipped}
-            accuracy = Accuracy(*precision)
-            direction = self._direction(gradient, layers)
-
-            def rows(vector: np.ndarray) -> Any:
-                return self._rows(vector[None])
-
-            if derivatives.needs.outputs:
-                passes.num_products += 1 / len(self.sweep.batches.parcels)
-                return compare_through_outputs(batch, rows, direction, layers, accuracy)
-
-            def product(vector: np.ndarray) -> np.ndarray:
-                dtype = derivatives.parameters.dtype
-                found = passes.product(passes.at, vector[None].astype(dtype))
-                return np.asarray(found, np.float64)
-
-            return compare_hessian(batch, product, rows, direction, layers, accuracy)
-
-    def _direction(self, gradient: np.ndarray, layers: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the direction of the differences, a vector that products take as it is."""
-        weights = self.derivatives.read()
-        noise = stream(self._seed, _KEY).normal(size=len(weights))
-        found = np.asarray(self.passes.first, np.float64)
-        direction = direction_of(weights, gradient, found, noise, layers)
-        return direction.astype(self.derivatives.parameters.dtype).astype(np.float64)
-
     def _rows(self, vectors: np.ndarray) -> Any:
-        return self.derivatives.functions.to_rows(vectors, self.derivatives.parameters.dtype)
+        return self.derivatives.tensors.to_rows(vectors, self.derivatives.parameters.dtype)
 
     def _judge_outputs(self) -> None:
         mistaken = self.derivatives.inspection.mistaken_outputs(self.passes.at.batch)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spectral_density.curvature.sweep import Sweep
-from spectral_density.engines.engine import BatchInput
+from spectral_density.engines.data import BatchInput
 
 
 class Halves(NamedTuple):
@@ -35,7 +35,7 @@ def in_two(sweep: Sweep, at: BatchInput) -> tuple[list[BatchInput], list[float]]
         at._replace(
             batch=half,
             first_example=at.first_example + start,
-            weight=functions.number(weight),
+            weight=sweep.derivatives.tensors.number(weight),
         )
         for (half, start, _), weight in zip(parts, weights, strict=True)
     ]

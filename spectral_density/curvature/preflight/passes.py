@@ -10,7 +10,7 @@ import numpy as np
 from spectral_density.curvature.preflight.data import Contents, Difference, compare
 from spectral_density.curvature.preflight.halves import Halves, in_two, weights_add_up
 from spectral_density.curvature.sweep import Sweep
-from spectral_density.engines.engine import BatchInput
+from spectral_density.engines.data import BatchInput
 from spectral_density.linalg.arguments import stream
 
 # Relative differences that are rounding, by the coarsest dtype a model computes in. Another kernel
@@ -72,7 +72,7 @@ class Passes:
         self.halves = self._in_halves()
         if self.halves is None:
             # Both vectors in one state of the model.
-            with sweep.derivatives.unchanged():
+            with sweep.derivatives.state.unchanged():
                 self.along_u = self.product(self.at, self.u)
             self.along_v = self.product(self.at, self.v)
         # A first batch that is another one on a stream: what the product would be with it.
@@ -136,7 +136,7 @@ class Passes:
                 return None
             (a, b), shares = cut
             self.weights_add_up = weights_add_up(sweep, (a, b), self.at)
-            with sweep.derivatives.unchanged():
+            with sweep.derivatives.state.unchanged():
                 self.along_u = self.product(a, self.u, share=shares[0])
             self.along_v = self.product(a, self.v, share=shares[0])
             other = self.product(b, self.u, share=shares[1])
@@ -158,7 +158,7 @@ class Passes:
         """Return the same in float64, (k, n)."""
         sweep = self.sweep
         self.num_products += share * len(vectors) / len(sweep.batches.parcels)
-        rows = sweep.derivatives.functions.to_rows(vectors, vectors.dtype)
+        rows = sweep.derivatives.tensors.to_rows(vectors, vectors.dtype)
         return sweep.matrix.of_batch(at, rows, sweep.local)
 
     def measure_rounding(self) -> None:
@@ -173,7 +173,7 @@ class Passes:
         return max(difference(twice, once), difference(once, self.first))
 
     def _at_rest(self) -> np.ndarray:
-        with self.sweep.derivatives.unchanged():
+        with self.sweep.derivatives.state.unchanged():
             return self.product(self.at, self.u)
 
 

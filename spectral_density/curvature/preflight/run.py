@@ -22,7 +22,7 @@ from spectral_density.curvature.preflight.report import (
     PreflightReport,
     Status,
 )
-from spectral_density.engines.engine import Replicas
+from spectral_density.engines.data import Replicas
 from spectral_density.linalg.arguments import integer
 
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -94,7 +94,7 @@ def preflight(
             f"GaussNewtonOperator or FisherOperator, got {type(operator).__name__}."
         )
     seed = integer(seed, "seed", 0)
-    with operator.derivatives.unchanged():
+    with operator.derivatives.state.unchanged():
         if operator.sweep.replicas is not None:
             return _of_all_replicas(operator, operator.sweep.replicas, seed, derivative)
         examination = Examination(operator, operator.sweep, seed)
@@ -119,7 +119,7 @@ def _of_all_replicas(
 
     def here() -> list[tuple[float, PreflightReport, Comparison | None] | None]:
         # Models that write a state share it.
-        replicas.each(make_passes, one_by_one=operator.derivatives.stateful)
+        replicas.each(make_passes, one_by_one=operator.derivatives.state.is_written)
         # The first batch is that of the first replica. The others wait: weights are moved.
         for local, examination in enumerate(examinations):
             if examination is not None and replicas.ids[local] == 0:
@@ -183,7 +183,9 @@ def check(
         UserWarning: naming the doubts.
     """
     seed = integer(seed, "seed", 0)
-    state = seed, bool(derivative), operator.variables_hash()
+    derivatives = operator.derivatives
+    variables = derivatives.state.hash_of_weights() + derivatives.state.hash_of_other_variables()
+    state = seed, bool(derivative), variables
     if operator in _checked and _checked[operator][0] == state:
         return _checked[operator][1]
     report = preflight(operator, seed=seed, derivative=derivative)

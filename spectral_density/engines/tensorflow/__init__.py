@@ -10,7 +10,8 @@ import tensorflow as tf
 from spectral_density.engines.engine import Needs
 from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
 from spectral_density.engines.tensorflow.frameworks import check_backend, variable_name
-from spectral_density.engines.tensorflow.losses import FunctionObjective, make_objective
+from spectral_density.engines.tensorflow.losses import make_objective
+from spectral_density.engines.tensorflow.objectives import FunctionObjective
 from spectral_density.engines.tensorflow.variables import Variables, select
 
 

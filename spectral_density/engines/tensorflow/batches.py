@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-
-from spectral_density.engines.tensorflow.frameworks import check_eager
 
 PREFETCH = 2
 """Batches of a `tf.data` pipeline that are made while others are computed with.
@@ -313,36 +311,3 @@ def halves(batch: Any) -> list[tuple[Any, int, int]] | None:
         return tf.nest.map_structure(cut, batch)
 
     return [(part(start, stop), start, stop) for start, stop in ((0, middle), (middle, size))]
-
-
-# Numbers and vectors ------------------------------------------------------------------------------
-
-
-def check_context() -> None:
-    """Raise where nothing can be computed: while a graph is being traced."""
-    check_eager()
-
-
-def number(value: float) -> tf.Tensor:
-    """Return a float64 scalar."""
-    return tf.constant(value, tf.float64)
-
-
-def integer(value: int) -> tf.Tensor:
-    """Return an int64 scalar."""
-    return tf.constant(value, tf.int64)
-
-
-def to_rows(rows: np.ndarray, dtype: Any) -> tf.Tensor:
-    """Return vectors, (k, n), as a tensor."""
-    return tf.convert_to_tensor(np.ascontiguousarray(rows, dtype=dtype))
-
-
-def to_array(tensor: tf.Tensor) -> np.ndarray:
-    """Return a tensor in float64."""
-    return np.asarray(tf.cast(tensor, tf.float64))
-
-
-def on_device(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return copies of vectors on the device that is current."""
-    return [tf.identity(part) for part in rows]

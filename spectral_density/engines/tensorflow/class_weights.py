@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.batches import one_pass
-from spectral_density.engines.tensorflow.losses import KerasObjective, Objective, unpack
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.objectives import Objective
 
 
 def check_class_weight(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.engine import BatchInput, BatchProducts
+from spectral_density.engines.data import BatchInput
+from spectral_density.engines.engine import BatchProducts
 from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.linearization import (
@@ -20,8 +21,8 @@ from spectral_density.engines.tensorflow.linearization import (
     flat,
     linearize,
 )
-from spectral_density.engines.tensorflow.losses import Objective
 from spectral_density.engines.tensorflow.merging import bytes_of_tensors
+from spectral_density.engines.tensorflow.objectives import Objective
 
 # Vectors unrolled into one graph. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.engine import BatchInput, BatchVerbs, Composition, Derivatives, Needs
-from spectral_density.engines.tensorflow import batches
+from spectral_density.engines.data import BatchInput
+from spectral_density.engines.engine import BatchVerbs, Composition, Derivatives, Needs
+from spectral_density.engines.tensorflow import batches, tensors
 from spectral_density.engines.tensorflow.class_weights import check_class_weight, with_class_weights
 from spectral_density.engines.tensorflow.compiled_products import (
     CompiledProducts,
     compiled,
     width_of_chunks,
 )
-from spectral_density.engines.tensorflow.frameworks import tf_variable
-from spectral_density.engines.tensorflow.graph_state import GraphState
 from spectral_density.engines.tensorflow.inspection import TensorFlowInspection
-from spectral_density.engines.tensorflow.losses import FunctionObjective, Objective
+from spectral_density.engines.tensorflow.loss_graphs import LossGraphs
 from spectral_density.engines.tensorflow.merging import examples_are_separate, examples_at_once
 from spectral_density.engines.tensorflow.needs import LossNeeds
+from spectral_density.engines.tensorflow.objectives import FunctionObjective, Objective
 from spectral_density.engines.tensorflow.precision import compute_dtype
-from spectral_density.engines.tensorflow.refusals import refuse_without_derivatives
 from spectral_density.engines.tensorflow.replicas import replicas_of
-from spectral_density.engines.tensorflow.reverse_mode import hessian_products
 from spectral_density.engines.tensorflow.scopes import layers_of
+from spectral_density.engines.tensorflow.state import TensorFlowState
 from spectral_density.engines.tensorflow.traced import note
 from spectral_density.engines.tensorflow.variables import Variables
 from spectral_density.engines.tensorflow.verbs import TracedBatch
@@ -42,11 +40,13 @@ class TensorFlowDerivatives(Derivatives):
 
     Attributes:
         objective: the loss in one form.
-        graphs: what the graphs of the loss read and write.
+        graphs: of the loss.
     """
 
     functions = batches
+    tensors = tensors
     parameters: Variables
+    state: TensorFlowState
 
     def __init__(self, objective: Objective, parameters: Variables, needs: Needs):
         """Build nothing yet.
@@ -62,19 +62,12 @@ class TensorFlowDerivatives(Derivatives):
         self.description = objective.description
         self.is_function = isinstance(objective, FunctionObjective)
         self.product_dtype = parameters.dtype
-        self.graphs = GraphState(parameters.variables, parameters.names, objective.model)
-        self.layers_of_model = layers_of(objective.model)
         self.penalized = False  # known, as `width`, after the first batch
         self.width = 1
-        self._written: list[Any] = []
-        # TensorFlow warns of a function that is traced often: each replica has its own.
+        self.layers_of_model = layers_of(objective.model)
+        self.state = TensorFlowState(objective, parameters, self.replicas)
         num_replicas = 1 if self.replicas is None else len(self.replicas.ids)
-        self._losses = [compiled(self.value, objective) for _ in range(num_replicas)]
-        self._gradients = [compiled(self._traced_gradient, objective) for _ in range(num_replicas)]
-        self._sums = compiled(self._traced_sums, objective)
-        self._denominators = compiled(self._traced_denominators, objective)
-        self._penalty_products = compiled(self._traced_penalty_products, objective)
-        self._reaches_variables = False
+        self.graphs = LossGraphs(objective, parameters, self.layers_of_model, num_replicas)
         self.inspection = TensorFlowInspection(self)
 
     @property
@@ -88,45 +81,38 @@ class TensorFlowDerivatives(Derivatives):
         return self.objective.averaged
 
     @property
-    def stateful(self) -> bool:  # type: ignore[override]
-        """Whether the loss writes variables."""
-        return bool(self._written)
+    def depends(self) -> bool:  # type: ignore[override]
+        """Whether a gradient reaches any variable; known when one was traced."""
+        return self.graphs.depends
 
     # Batches -------------------------------------------------------------------------------------
 
     def survey(self, batch: Any, weight: Any, is_first_dataset: bool) -> np.ndarray:
         """See `Derivatives`: the loss of each batch of the first dataset is computed, too."""
-        self._trace(batch, weight, is_first_dataset)
-        with self.unchanged():
-            found = (
-                self._sums(batch, weight)[1]
-                if is_first_dataset
-                else self._denominators(batch, weight)
-            )
-        with self.unchanged():
-            self._loss_needs.check(batch)
-        return np.asarray(found, np.float64)
-
-    def _trace(self, batch: Any, weight: Any, is_first_dataset: bool) -> None:
-        """Trace the loss of a batch, and look into a graph that is new before any of it runs."""
-        function = self._sums if is_first_dataset else self._denominators
         graphs = self.graphs
-        if not graphs.num_graphs:
+        function = graphs.sums if is_first_dataset else graphs.denominators
+        self._trace(function, batch, weight)
+        with self.state.unchanged():
+            found = function(batch, weight)
+        with self.state.unchanged():
+            self._loss_needs.check(batch)
+        return np.asarray(found[1] if is_first_dataset else found, np.float64)
+
+    def _trace(self, function: Any, batch: Any, weight: Any) -> None:
+        """Trace the loss of a batch, and look into a graph that is new before any of it runs."""
+        known = self.state.graphs
+        if not known.num_graphs:
             self.objective.validate(batch)
-            self._refuse_penalty()
+            self.graphs.refuse_penalty()
         graph = function.get_concrete_function(batch, weight).graph
-        if graphs.knows(graph):
+        if known.knows(graph):
             return
-        if not graphs.num_graphs:
+        if not known.num_graphs:
             self.penalized = self.objective.penalty() is not None
             self.width = width_of_chunks(graph)
             self.product_dtype = compute_dtype(graph, self.parameters.variables)
-        graphs.add(graph)
-        self._written = list(graphs.written)
-        if self._written and self.replicas is not None:
-            # The handles are those of one replica, and the model's variables those of all.
-            self._written = [*self.objective.state(), *graphs.written_elsewhere()]
-        if graphs.num_graphs == _MANY_SHAPES + 1:
+        self.state.add(graph)
+        if known.num_graphs == _MANY_SHAPES + 1:
             warnings.warn(
                 f"the batches have more than {_MANY_SHAPES} shapes, and each shape builds graphs "
                 "of its own, which takes most of the time. Pad or bucket: pad sequences to one "
@@ -134,18 +120,6 @@ class TensorFlowDerivatives(Derivatives):
                 UserWarning,
                 stacklevel=2,
             )
-
-    def _refuse_penalty(self) -> None:
-        """Raise if what is added once to the loss lacks a derivative that products need."""
-
-        def trace() -> None:
-            penalty = self.objective.penalty()
-            if penalty is not None:
-                refuse_without_derivatives(
-                    self.parameters.variables, [penalty], self.layers_of_model, order=2
-                )
-
-        compiled(trace, self.objective).get_concrete_function()
 
     def num_labels(self, batch: Any) -> int:
         """See `Derivatives`."""
@@ -158,7 +132,7 @@ class TensorFlowDerivatives(Derivatives):
             return 0
         if not examples_are_separate(self.objective):
             return 0
-        graph = self._sums.get_concrete_function(batch, weight).graph
+        graph = self.graphs.sums.get_concrete_function(batch, weight).graph
         return examples_at_once(graph, batches.count_examples(batch), self.objective.model)
 
     def check_class_weight(self, class_weight: Any) -> dict[int, float] | None:
@@ -171,23 +145,13 @@ class TensorFlowDerivatives(Derivatives):
 
     # Derivatives ---------------------------------------------------------------------------------
 
-    def value(self, at: BatchInput) -> tf.Tensor:
-        """Return the share of a batch in the loss, times the scales, as a scalar, in a graph."""
-        sums, _ = self.objective.sums(at.batch, at.weight)
-        return note("loss", tf.reduce_sum(sums * tf.cast(at.scales, sums.dtype)))
-
     def loss(self, at: BatchInput, local: int = 0) -> float:
         """See `Derivatives`."""
-        return float(self._losses[local](at))
+        return self.graphs.loss(at, local)
 
     def gradient(self, at: BatchInput, local: int = 0) -> np.ndarray:
         """See `Derivatives`."""
-        return np.asarray(self._gradients[local](at))
-
-    @property
-    def depends(self) -> bool:  # type: ignore[override]
-        """Whether a gradient reaches any variable; known when a gradient was traced."""
-        return self._reaches_variables
+        return self.graphs.gradient(at, local)
 
     def products(self, matrix: Composition) -> CompiledProducts:
         """See `Derivatives`."""
@@ -220,7 +184,7 @@ class TensorFlowDerivatives(Derivatives):
 
     def penalty_products(self, rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """See `Derivatives`."""
-        products, gradient = self._penalty_products(rows)
+        products, gradient = self.graphs.penalty_products(rows)
         return np.asarray(products), np.asarray(gradient)
 
     def _verbs(self, at: BatchInput) -> TracedBatch:
@@ -228,90 +192,10 @@ class TensorFlowDerivatives(Derivatives):
             at,
             self.parameters.variables,
             self.layers_of_model,
-            self.value,
+            self.graphs.value,
             self._loss_needs.output_loss,
         )
-
-    def _traced_sums(self, batch: Any, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return `Objective.sums`; raise if they lack a derivative that products need."""
-        sums, denominators = self.objective.sums(batch, weight)
-        refuse_without_derivatives(self.parameters.variables, [sums], self.layers_of_model, order=2)
-        return sums, denominators
-
-    def _traced_denominators(self, batch: Any, weight: tf.Tensor) -> tf.Tensor:
-        """Return the denominators alone: TensorFlow leaves out what they do not depend on."""
-        return self.objective.sums(batch, weight)[1]
-
-    def _traced_gradient(self, at: BatchInput) -> tf.Tensor:
-        variables = self.parameters.variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            value = self.value(at)
-        gradient = tape.gradient(value, variables)
-        self._reaches_variables |= any(part is not None for part in gradient)
-        return self.parameters.join(gradient)
-
-    def _traced_penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the products and the gradient of what is added once to the loss."""
-        vectors = [self.parameters.split(row) for row in tf.unstack(rows)]
-        products, gradient = hessian_products(
-            self.objective.penalty, self.parameters.variables, vectors, self.layers_of_model
-        )
-        return self.parameters.stack(products), self.parameters.join(gradient)
-
-    # State ---------------------------------------------------------------------------------------
-
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """See `Derivatives`."""
-        with nullcontext() if self.replicas is None else self.replicas.alone():
-            before = [tf.identity(variable.value()) for variable in self._written]
-            try:
-                yield
-            finally:
-                for variable, value in zip(self._written, before, strict=True):
-                    variable.assign(value)
-
-    @contextmanager
-    def moved(self) -> Iterator[Callable[[np.ndarray], None]]:
-        """See `Derivatives`."""
-        variables = self.parameters.variables
-        before = [tf.identity(variable) for variable in variables]
-        start = self.read()
-
-        def move(displacement: np.ndarray) -> None:
-            pieces = self.parameters.unflatten(start + displacement)
-            for variable, piece in zip(variables, pieces, strict=True):
-                variable.assign(tf.cast(piece, variable.dtype))
-
-        try:
-            yield move
-        finally:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
-
-    def read(self) -> np.ndarray:
-        """See `Derivatives`."""
-        variables = self.parameters.variables
-        return self.parameters.flatten([tf.cast(v, tf.float64) for v in variables])
 
     def settings(self) -> dict[str, Any]:
         """See `Derivatives`."""
         return self.objective.settings()
-
-    def hash_of_weights(self) -> str:
-        """See `Derivatives`."""
-        own = getattr(self.objective.model, "variables", ())
-        return batches.batch_hash([*self.parameters.variables, *map(tf_variable, own)])
-
-    def hash_of_other_variables(self) -> str:
-        """See `Derivatives`."""
-        return self.graphs.hash_of_others()
-
-    def hash_of_graph(self) -> str:
-        """See `Derivatives`."""
-        return self.graphs.hash_of_graph()
-
-    def forward_pass(self, batch: Any) -> Any:
-        """Return the concrete function of the loss of a batch: its sums and their denominators."""
-        return self._sums.get_concrete_function(batch, tf.constant(1.0, tf.float64))

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.engine import BatchInput, BesideWeights, Inspection
+from spectral_density.engines.data import BatchInput
+from spectral_density.engines.engine import BesideWeights, Inspection
 from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
+from spectral_density.engines.tensorflow.endings import is_of_probabilities, standard_loss
 from spectral_density.engines.tensorflow.finite import all_finite, cause
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
 from spectral_density.engines.tensorflow.graph_walk import deliberate_stops
 from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layers import positions_named, positions_of_layers
-from spectral_density.engines.tensorflow.losses import TRACING_ERRORS, KerasObjective
-from spectral_density.engines.tensorflow.output_loss import is_of_probabilities, standard_loss
+from spectral_density.engines.tensorflow.objectives import TRACING_ERRORS
 from spectral_density.engines.tensorflow.scopes import named
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class TensorFlowInspection(Inspection):
     """See `Inspection`."""
 
     tracing_errors = TRACING_ERRORS
+    computing_errors = (ValueError, TypeError, tf.errors.OpError)
 
     def __init__(self, derivatives: TensorFlowDerivatives):
         """Look into nothing yet."""
@@ -74,7 +77,7 @@ class TensorFlowInspection(Inspection):
     def random_and_writing(self, batch: Any) -> tuple[list[str], list[str]]:
         """See `Inspection`; the graph knows what is switched on: no dropout in inference."""
         derivatives = self._derivatives
-        definition = derivatives.forward_pass(batch).graph.as_graph_def()
+        definition = derivatives.graphs.forward_pass(batch).graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         random = [node for node in nodes if node.op.startswith(_RANDOM_OPS)]
         random = [
@@ -88,7 +91,7 @@ class TensorFlowInspection(Inspection):
     def stopped_gradients(self, batch: Any) -> list[tuple[str, str]]:
         """See `Inspection`."""
         derivatives = self._derivatives
-        forward = derivatives.forward_pass(batch)
+        forward = derivatives.graphs.forward_pass(batch)
         return deliberate_stops(
             forward.graph,
             derivatives.parameters.variables,
@@ -121,7 +124,7 @@ class TensorFlowInspection(Inspection):
         def trace(at: BatchInput) -> None:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                value = derivatives.value(at)
+                value = derivatives.graphs.value(at)
                 penalty = derivatives.objective.penalty()
                 if penalty is not None:
                     value += tf.cast(penalty, value.dtype)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.losses import OutputTerm, term_values
+from spectral_density.engines.tensorflow.endings import Ending
 from spectral_density.engines.tensorflow.output_loss import (
-    Ending,
     OutputsOfBatch,
     num_averaged,
     value_weights,
 )
+from spectral_density.engines.tensorflow.terms import OutputTerm, term_values
 from spectral_density.engines.tensorflow.traced import note
 from spectral_density.linalg.arguments import stream
 

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.losses import KerasObjective, Objective
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
+from spectral_density.engines.tensorflow.objectives import Objective
 
 # Tensors of one forward pass of batches computed together. A product holds several times as many.
 MAX_BYTES = 2**24

@@ -11,14 +11,10 @@ import tensorflow as tf
 from spectral_density.engines.engine import Needs
 from spectral_density.engines.tensorflow.compiled_products import compiled
 from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
-from spectral_density.engines.tensorflow.losses import (
-    KerasObjective,
-    Objective,
-    PairObjective,
-    term_values,
-    unpack,
-)
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.objectives import Objective, PairObjective
 from spectral_density.engines.tensorflow.output_loss import OutputLoss
+from spectral_density.engines.tensorflow.terms import term_values
 from spectral_density.engines.tensorflow.variables import Variables
 
 

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.compiled_products import compiled
-from spectral_density.engines.tensorflow.losses import (
-    KerasObjective,
-    Objective,
+from spectral_density.engines.tensorflow.endings import (
+    ACTIVATIONS,
+    Ending,
+    activation_of,
+    ending_of,
+    logits_of,
+    warn_unmoved,
+)
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.objectives import Objective, PairObjective
+from spectral_density.engines.tensorflow.reverse_mode import hessian_products
+from spectral_density.engines.tensorflow.terms import (
     OutputTerm,
-    PairObjective,
     term_values,
     term_weights,
-    unpack,
     weighted_sum,
 )
-from spectral_density.engines.tensorflow.reverse_mode import hessian_products
-
-# The distribution that a loss is the negative log-likelihood of, up to averages and constants: its
-# parameters are the outputs. The squared error's is normal with variance 1/2.
-_DISTRIBUTIONS = {
-    "categorical_crossentropy": "categorical",
-    "sparse_categorical_crossentropy": "categorical",
-    "binary_crossentropy": "bernoulli",
-    "mean_squared_error": "normal",
-}
-_ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
-_ACTIVATION_OF = {"categorical": "Softmax", "bernoulli": "Sigmoid", "normal": None}
-
-_KERAS = ("keras.src.losses", "tf_keras.src.losses")
-
-_OTHER_MATRIX = (
-    "G at probabilities is another matrix than G at logits (for softmax cross-entropy it is the "
-    "empirical Fisher matrix)."
-)
-
-
-class Ending(NamedTuple):
-    """How an output ends, and what its loss is in closed form."""
-
-    activation: str | None  # moved into the loss: "Softmax", "Sigmoid" or None
-    distribution: str | None  # "categorical", "bernoulli", "normal", or None: no closed form
 
 
 class OutputLoss:
@@ -87,11 +68,11 @@ class OutputLoss:
         structure = self.objective.outputs_of(batch)
         if isinstance(self.objective, PairObjective):
             for output in tf.nest.flatten(structure):
-                if self._warn and _activation(output)[0] is not None:
-                    _warn_unmoved(self.objective.description)
+                if self._warn and activation_of(output)[0] is not None:
+                    warn_unmoved(self.objective.description)
             return
         terms = _terms(self.objective, structure, batch)
-        self.endings = [_ending(part, self._warn) for part in terms]
+        self.endings = [ending_of(part, self._warn) for part in terms]
         if self.objective.adds_losses():
             warnings.warn(
                 "the model's layers add losses in their call (activity regularization or "
@@ -108,7 +89,7 @@ class OutputLoss:
             tensors = [part for part in tf.nest.flatten(structure) if _is_real(part)]
             return OutputsOfBatch(self, batch, structure, tensors, first_example)
         tensors = [
-            part.output if ending.activation is None else _logits(part.output)
+            part.output if ending.activation is None else logits_of(part.output)
             for part, ending in self.terms(structure, batch)
         ]
         return OutputsOfBatch(self, batch, structure, tensors, first_example)
@@ -352,7 +333,7 @@ def _rebuilt(old: tf.Tensor, tensor: tf.Tensor, activation: str | None) -> tf.Te
     if activation is None:
         output = tf.identity(tensor)
     else:
-        output = _ACTIVATIONS[activation](tensor)
+        output = ACTIVATIONS[activation](tensor)
         if hasattr(old, "_keras_logits"):
             # Where Keras's losses look for the logits themselves.
             output._keras_logits = tensor
@@ -366,79 +347,5 @@ def _copy_mask(old: tf.Tensor, new: tf.Tensor) -> None:
         new._keras_mask = mask
 
 
-def _activation(output: tf.Tensor) -> tuple[str | None, tf.Tensor]:
-    """Return the name of the softmax or sigmoid that an output is, and its argument.
-
-    Keras marks the outputs of its own activations with their logits; where a graph is traced the
-    operation tells as well. Both are where Keras's losses look.
-    """
-    name = getattr(getattr(output, "op", None), "type", None)
-    if name not in _ACTIVATIONS:
-        return None, output
-    return name, getattr(output, "_keras_logits", output.op.inputs[0])
-
-
-def _logits(output: tf.Tensor) -> tf.Tensor:
-    name, logits = _activation(output)
-    if name is None and not hasattr(output, "_keras_logits"):
-        raise RuntimeError(
-            "the output is a softmax or sigmoid whose argument is known in a graph only: products "
-            "cannot run under tf.config.run_functions_eagerly(True)."
-        )
-    return getattr(output, "_keras_logits", logits)
-
-
 def _is_real(part: Any) -> bool:
     return isinstance(part, tf.Tensor) and part.dtype.is_floating
-
-
-def _ending(part: OutputTerm, warn: bool) -> Ending:
-    """Decide where the model of a term ends, and warn where that is at probabilities."""
-    name, options = standard_loss(part.term.loss)
-    activation, _ = _activation(part.output)
-    if is_of_probabilities(name):
-        if activation is None and not options.get("from_logits", False):
-            if warn:
-                _warn_unmoved(name)
-            return Ending(None, None)
-    else:
-        if warn and activation is not None and name in (None, "dice", "tversky"):
-            _warn_unmoved(getattr(part.term.loss, "__name__", type(part.term.loss).__name__))
-        activation = None
-    distribution = _DISTRIBUTIONS.get(name or "")
-    if distribution is not None:
-        rank = part.output.shape.rank
-        values = term_values(part)
-        fits = (
-            activation in (None, _ACTIVATION_OF[distribution])
-            and options.get("axis", -1) in (-1, rank - 1)
-            and rank >= 2
-            # Labels that broadcast against the outputs give more values than there are outputs.
-            and values.shape.is_compatible_with(part.output.shape[:-1])
-        )
-        distribution = distribution if fits else None
-    return Ending(activation, distribution)
-
-
-def standard_loss(loss: Any) -> tuple[str | None, dict[str, Any]]:
-    """Return the name and options of one of Keras's own losses, or None for anybody else's."""
-    function, options = getattr(loss, "fn", loss), getattr(loss, "_fn_kwargs", {})
-    for part in {id(loss): type(loss), id(function): function}.values():
-        if not (getattr(part, "__module__", None) or "").startswith(_KERAS):
-            return None, {}
-    return getattr(function, "__name__", None), dict(options)
-
-
-def is_of_probabilities(name: str | None) -> bool:
-    """Tell whether one of Keras's losses, by its name, takes probabilities or their logits."""
-    return name is not None and ("crossentropy" in name or name in ("kl_divergence", "kld"))
-
-
-def _warn_unmoved(what: str | None) -> None:
-    warnings.warn(
-        f"the activation that the model ends in cannot be moved into the loss ({what}). If that is "
-        f"a cross-entropy, {_OTHER_MATRIX} Let the model end in Keras's softmax or sigmoid and use "
-        "Keras's cross-entropy, or let it give logits, with from_logits=True.",
-        UserWarning,
-        stacklevel=2,
-    )

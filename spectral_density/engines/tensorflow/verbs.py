@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.engine import BatchInput, BatchVerbs
+from spectral_density.engines.data import BatchInput
+from spectral_density.engines.engine import BatchVerbs
 from spectral_density.engines.tensorflow.labels import (
     outer_products,
     sampled_gradients,

@@ -1,0 +1,66 @@
+"""The first batch of an operator against differences: what is computed of it, and along what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.preflight.derivative import Accuracy, Finding
+from spectral_density.curvature.preflight.differences import (
+    compare_hessian,
+    compare_through_outputs,
+    direction_of,
+)
+from spectral_density.curvature.preflight.passes import Passes, line
+from spectral_density.curvature.submatrix import layer_indices
+from spectral_density.linalg.arguments import stream
+
+# Key of the random share of the direction of differences.
+_KEY = 7050
+
+
+def compare_with_differences(
+    operator: CurvatureOperator, passes: Passes, seed: int
+) -> dict[str, Finding]:
+    """Compare product, gradient and loss of the first batch; the weights are moved and back."""
+    try:
+        return _compare(operator, passes, seed)
+    except operator.derivatives.inspection.computing_errors as error:
+        why = f"not judged: the batch cannot be computed beside its weights ({line(error)})."
+        return dict.fromkeys(("derivative", "gradient"), Finding("skipped", None, why))
+
+
+def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str, Finding]:
+    derivatives = passes.sweep.derivatives
+    layers = layer_indices(operator)
+    n, dtype = derivatives.parameters.size, derivatives.parameters.dtype
+
+    def rows(vector: np.ndarray) -> Any:
+        return derivatives.tensors.to_rows(vector[None], dtype)
+
+    with derivatives.state.unchanged(), derivatives.state.moved() as move:
+        batch = derivatives.inspection.beside_weights(
+            passes.sweep.matrix, passes.at, rows(passes.u[0]), move
+        )
+        gradient = batch.at(np.zeros(n))[0][:n]
+        summed = not derivatives.averaged.all()
+        precision = batch.precision(float(passes.at.weight) if summed else 1.0)
+        if precision is None:
+            skipped = Finding("skipped", None, "not judged: computed in half precision.")
+            return {"derivative": skipped, "gradient": skipped}
+        accuracy = Accuracy(*precision)
+        noise = stream(seed, _KEY).normal(size=n)
+        first = np.asarray(passes.first, np.float64)
+        direction = direction_of(derivatives.state.read(), gradient, first, noise, layers)
+        # A vector that products take as it is.
+        direction = direction.astype(dtype).astype(np.float64)
+        if derivatives.needs.outputs:
+            passes.num_products += 1 / len(passes.sweep.batches.parcels)
+            return compare_through_outputs(batch, rows, direction, layers, accuracy)
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            return np.asarray(passes.product(passes.at, vector[None].astype(dtype)), np.float64)
+
+        return compare_hessian(batch, product, rows, direction, layers, accuracy)

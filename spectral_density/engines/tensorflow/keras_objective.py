@@ -1,0 +1,300 @@
+"""The objective that Keras's `fit` minimizes, over a whole dataset."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.engines.tensorflow.frameworks import is_keras_loss, keras_module, tf_variable
+from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.objectives import (
+    Objective,
+    describe,
+    non_trainable_variables,
+)
+from spectral_density.engines.tensorflow.own_code import is_second_order_model, refuse_own_call
+from spectral_density.engines.tensorflow.terms import (
+    OutputTerm,
+    Term,
+    weighted_sum,
+    with_ranks_matched,
+)
+
+
+class KerasObjective(Objective):
+    """The objective that Keras's `fit` minimizes, over the whole dataset at once.
+
+    Denominators are the loss's own: the number of values, of unmasked values, or the sum of
+    weights (`mean_with_sample_weight`). Weight regularization counts once; losses that layers add
+    in their `call` are means over a batch and weigh as many examples as it has.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        *,
+        loss_weights: Any = None,
+        reduction: str | None = None,
+        training: bool = False,
+    ):
+        """Take a Keras loss, its name, a function `(y_true, y_pred)`, or a list or dict of these.
+
+        Args:
+            model: Keras model, or any callable with `trainable_variables`.
+            loss: one for all outputs, or a list or dict, one for each.
+            loss_weights: weights of the outputs, as in `compile`.
+            reduction: None for the loss's own; "mean" or "sum" to override it.
+            training: whether the model is called in training mode.
+
+        Raises:
+            ValueError: if a loss has a `__call__` of its own.
+        """
+        refuse_own_call(loss)
+        self.model = model
+        self._losses = loss
+        self._loss_weights = loss_weights
+        self._reduction = reduction
+        self.training = training
+        self._call_options = {"training": training} if _takes_training(model) else {}
+        self.terms: list[Term | None] = []  # of each output, known after `validate`
+        self.description = describe(loss)
+
+    def outputs(self, x: Any) -> Any:
+        """Return the model's outputs for inputs `x`."""
+        return self.model(x, **self._call_options)
+
+    def validate(self, batch: Any) -> None:
+        """Read off the outputs of one batch which loss goes with which, and check them."""
+        x, y, _ = unpack(batch)
+
+        def outputs(x: Any) -> Any:
+            return self.outputs(x)
+
+        with exact_second_derivatives(self.model), losses_put_back(self.model):
+            graph = tf.function(outputs, autograph=False).get_concrete_function(x)
+        structure = graph.structured_outputs
+        num_outputs = len(tf.nest.flatten(structure))
+        names = getattr(self.model, "output_names", None)
+        losses = _align(self._losses, structure, names, "loss")
+        weights = _align(self._loss_weights, structure, names, "loss_weights")
+        labels = _align(y, structure, names, "y")
+        if all(loss is None for loss in losses):
+            raise ValueError("every output's loss is None: there is nothing to differentiate.")
+        for position, (loss, label) in enumerate(zip(losses, labels, strict=True)):
+            if loss is not None and label is None:
+                raise ValueError(f"output {position} of {num_outputs} has a loss but no labels.")
+        self._output_names = names
+        self.terms = [
+            None if loss is None else self._term(loss, weight)
+            for loss, weight in zip(losses, weights, strict=True)
+        ]
+        used = [term for term in self.terms if term is not None]
+        # The last term holds what layers add in their call, a mean over the batch.
+        self.coefficients = np.array([term.coefficient for term in used] + [1.0])
+        self.averaged = np.array(
+            [term.reduction != "sum" for term in used] + [self._reduction != "sum"]
+        )
+
+    def _term(self, loss: Any, weight: Any) -> Term:
+        keras = keras_module(self.model) or keras_module_default()
+        if isinstance(loss, str):
+            loss = keras.losses.get(loss)
+        own = getattr(loss, "reduction", "sum_over_batch_size")
+        if own in (None, "none"):
+            raise ValueError(
+                f"loss {describe(loss)} has reduction={own!r}, so it gives one value per example "
+                "and no scalar. Use a loss with reduction='sum_over_batch_size' or 'sum'."
+            )
+        reduction = "sum" if own == "sum" else str(own)
+        if self._reduction == "sum":
+            reduction = "sum"
+        elif self._reduction == "mean" and own == "sum":
+            reduction = "sum_over_batch_size"
+        values = loss.call if is_keras_loss(loss) else loss
+        if not is_keras_loss(loss) or keras.__name__ == "tf_keras":
+            values = with_ranks_matched(values)
+        dtype = getattr(loss, "dtype", None) or keras.backend.floatx()
+        coefficient = 1.0 if weight is None else float(weight)
+        return Term(values, reduction, str(dtype), coefficient, loss)
+
+    def outputs_of(self, batch: Any) -> Any:
+        """Return the model's outputs for a batch `(x, y)` or `(x, y, sample_weight)`."""
+        return self.outputs(unpack(batch)[0])
+
+    def sums(self, batch: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Objective.sums`."""
+        x, y, sample_weight = unpack(batch)
+        outputs = self.outputs(x)
+        return self.sums_at(outputs, y, sample_weight, weight)
+
+    def sums_at(
+        self, outputs: Any, y: Any, sample_weight: Any, weight: Any
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the sums and denominators where the model's outputs are given."""
+        pairs = [weighted_sum(part, weight) for part in self.terms_at(outputs, y, sample_weight)]
+        dtype = max((total.dtype for total, _ in pairs), key=lambda d: d.size)
+        count = tf.cast(weight, dtype)
+        added = _added_losses(self.model)
+        activity = tf.add_n([tf.cast(a, dtype) for a in added]) if added else tf.zeros([], dtype)
+        pairs.append((activity if self._reduction == "sum" else activity * count, count))
+        totals = tf.stack([tf.cast(total, dtype) for total, _ in pairs])
+        return totals, tf.stack([tf.cast(denominator, dtype) for _, denominator in pairs])
+
+    def num_labels(self, batch: Any) -> int:
+        """See `Objective.num_labels`: the rows of its labels."""
+        _, y, _ = unpack(batch)
+        labels = [part for part in tf.nest.flatten(y) if part is not None and part.shape.rank]
+        return max((int(part.shape[0]) for part in labels), default=0)
+
+    def losses(self) -> list[Any]:
+        """Return the losses of the outputs, objects or functions, once `validate` has seen them."""
+        return [term.loss for term in self.terms if term is not None]
+
+    def adds_losses(self) -> bool:
+        """Tell whether layers added losses in the call just made."""
+        return bool(_added_losses(self.model))
+
+    def terms_at(self, outputs: Any, y: Any, sample_weight: Any) -> list[OutputTerm]:
+        """Return each output that has a loss with its labels and weights."""
+        flat = tf.nest.flatten(outputs)
+        labels = _align(y, outputs, self._output_names, "y")
+        weights = _align(sample_weight, outputs, self._output_names, "sample_weight")
+        used = [(at, term) for at, term in enumerate(self.terms) if term is not None]
+        return [
+            OutputTerm(number, at, term, labels[at], flat[at], weights[at])
+            for number, (at, term) in enumerate(used)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """See `Objective.settings`: the options of the losses, and the mode of the model."""
+        losses = tf.nest.flatten(self._losses)
+        options = [_options(loss) for loss in losses]
+        found = {"options": options, "call": str(self._call_options)}
+        l2 = _l2_factor(self.model)
+        return super().settings() | found | ({"l2": l2} if l2 else {})
+
+    def penalty(self) -> tf.Tensor | None:
+        """See `Objective.penalty`: the sum of the model's weight regularization."""
+        terms = [*_weight_penalties(self.model), *_l2_terms(self.model)]
+        if not terms:
+            return None
+        dtype = max((t.dtype for t in terms), key=lambda d: d.size)
+        return tf.add_n([tf.cast(tf.reduce_sum(t), dtype) for t in terms])
+
+    def state(self) -> list[tf.Variable]:
+        """See `Objective.state`."""
+        return non_trainable_variables(self.model)
+
+
+def unpack(batch: Any) -> tuple[Any, Any, Any]:
+    """Return x, y and sample_weight (or None) of a batch.
+
+    Raises:
+        ValueError: if the batch has another structure.
+    """
+    if isinstance(batch, (list, tuple)) and len(batch) in (2, 3):
+        x, y, *rest = batch
+        return x, y, (rest[0] if rest else None)
+    found = (
+        f"a {type(batch).__name__} of {len(batch)}"
+        if isinstance(batch, (list, tuple, dict))
+        else f"a single {type(batch).__name__}"
+    )
+    raise ValueError(
+        f"with a Keras loss a batch is (x, y) or (x, y, sample_weight), got {found}. "
+        "For other batches pass a function loss_fn(model, batch)."
+    )
+
+
+def keras_module_default() -> Any:
+    """Return Keras 3, for models that are of no Keras at all."""
+    import keras
+
+    return keras
+
+
+def _takes_training(model: Any) -> bool:
+    if keras_module(model) is not None:
+        return True
+    try:
+        return "training" in inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _options(loss: Any) -> str:
+    """Return what a Keras loss was made with, but for the name, which Keras may have numbered."""
+    if not hasattr(loss, "get_config"):
+        return describe(loss)
+    arguments = getattr(loss, "_fn_kwargs", None) or {}
+    named = {"config": loss.get_config(), "arguments": arguments}
+    return str({key: {k: v for k, v in part.items() if k != "name"} for key, part in named.items()})
+
+
+def _align(values: Any, outputs: Any, names: Any, what: str) -> list[Any]:
+    """Return one of `values` for each output, in the order of the flattened outputs."""
+    num_outputs = len(tf.nest.flatten(outputs))
+    shared = what in ("loss", "loss_weights", "sample_weight")
+    if isinstance(values, dict):
+        keys = list(outputs) if isinstance(outputs, dict) else list(names or ())
+        unknown = sorted(set(values) - set(keys))
+        if unknown:
+            raise ValueError(f"{what} names outputs {unknown}; the model's are {sorted(keys)}.")
+        # tf.nest flattens a dict in the order of its sorted keys.
+        keys = sorted(keys) if isinstance(outputs, dict) else keys
+        return [values.get(key) for key in keys]
+    if isinstance(values, (list, tuple)):
+        if len(values) != num_outputs:
+            raise ValueError(
+                f"{what} has {len(values)} entries and the model {num_outputs} outputs."
+            )
+        return list(values)
+    if num_outputs > 1 and values is not None and not shared:
+        raise ValueError(f"the model has {num_outputs} outputs, and {what} is a single tensor.")
+    return [values] * num_outputs
+
+
+def _weight_penalties(model: Any) -> list[tf.Tensor]:
+    keras = keras_module(model)
+    if keras is None:
+        return []
+    if keras.__name__ == "keras":
+        return [
+            tf.convert_to_tensor(v.regularizer(v))
+            for v in model.trainable_variables
+            if v.regularizer is not None
+        ]
+    return [term() for layer in model._flatten_layers() for term in layer._callable_losses]
+
+
+def _l2_factor(model: Any) -> float:
+    """Return the factor of the squares of all weights that `SecondOrderModel` adds to its loss."""
+    return float(model.l2) if is_second_order_model(model) else 0.0
+
+
+def _l2_terms(model: Any) -> list[tf.Tensor]:
+    factor = _l2_factor(model)
+    variables = map(tf_variable, model.trainable_variables) if factor else ()
+    return [factor * tf.reduce_sum(tf.square(variable)) for variable in variables]
+
+
+def _added_losses(model: Any) -> list[tf.Tensor]:
+    """Return what layers added in the call just made (activity regularization, `add_loss`)."""
+    keras = keras_module(model)
+    if keras is None:
+        return []
+    losses = list(model.losses)
+    num_penalties = len(_weight_penalties(model))
+    if len(losses) == num_penalties:
+        return []
+    if keras.__name__ == "keras":
+        added = losses[: len(losses) - num_penalties]
+    else:
+        # tf_keras lists both kinds layer by layer; what is not weight regularization is the rest.
+        added = [tf.add_n(losses) - tf.add_n(_weight_penalties(model))] if num_penalties else losses
+    return [tf.reduce_sum(loss) for loss in added]

@@ -1,0 +1,98 @@
+"""The variables around a loss: weights that are moved, and what the loss reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from spectral_density.engines.engine import State
+from spectral_density.engines.tensorflow.batches import batch_hash
+from spectral_density.engines.tensorflow.frameworks import tf_variable
+from spectral_density.engines.tensorflow.graph_state import GraphState
+from spectral_density.engines.tensorflow.objectives import Objective
+from spectral_density.engines.tensorflow.replicas import Replicas
+from spectral_density.engines.tensorflow.variables import Variables
+
+
+class TensorFlowState(State):
+    """See `State`.
+
+    Attributes:
+        graphs: what the graphs of the loss read and write.
+    """
+
+    def __init__(self, objective: Objective, parameters: Variables, replicas: Replicas | None):
+        """Know of no graph yet."""
+        self.graphs = GraphState(parameters.variables, parameters.names, objective.model)
+        self._objective = objective
+        self._parameters = parameters
+        self._replicas = replicas
+        self._written: list[Any] = []
+
+    @property
+    def is_written(self) -> bool:  # type: ignore[override]
+        """See `State`."""
+        return bool(self._written)
+
+    def add(self, graph: Any) -> None:
+        """Look into a traced graph, before anything of it has run.
+
+        Raises:
+            ValueError: if it writes what it must not, see `GraphState.add`.
+        """
+        self.graphs.add(graph)
+        self._written = list(self.graphs.written)
+        if self._written and self._replicas is not None:
+            # The handles are those of one replica, and the model's variables those of all.
+            self._written = [*self._objective.state(), *self.graphs.written_elsewhere()]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """See `State`."""
+        with nullcontext() if self._replicas is None else self._replicas.alone():
+            before = [tf.identity(variable.value()) for variable in self._written]
+            try:
+                yield
+            finally:
+                for variable, value in zip(self._written, before, strict=True):
+                    variable.assign(value)
+
+    @contextmanager
+    def moved(self) -> Iterator[Callable[[np.ndarray], None]]:
+        """See `State`."""
+        variables = self._parameters.variables
+        before = [tf.identity(variable) for variable in variables]
+        start = self.read()
+
+        def move(displacement: np.ndarray) -> None:
+            pieces = self._parameters.unflatten(start + displacement)
+            for variable, piece in zip(variables, pieces, strict=True):
+                variable.assign(tf.cast(piece, variable.dtype))
+
+        try:
+            yield move
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+
+    def read(self) -> np.ndarray:
+        """See `State`."""
+        variables = self._parameters.variables
+        return self._parameters.flatten([tf.cast(v, tf.float64) for v in variables])
+
+    def hash_of_weights(self) -> str:
+        """See `State`."""
+        own = getattr(self._objective.model, "variables", ())
+        return batch_hash([*self._parameters.variables, *map(tf_variable, own)])
+
+    def hash_of_other_variables(self) -> str:
+        """See `State`."""
+        return self.graphs.hash_of_others()
+
+    def hash_of_graph(self) -> str:
+        """See `State`."""
+        return self.graphs.hash_of_graph()
