@@ -110,6 +110,8 @@ class FisherOperator(CurvatureOperator):
         self.kind = kind
         self.num_samples = integer(num_samples, "num_samples", 1)
         self.seed = integer(seed, "seed", 0)
+        # Labels are drawn by the places of examples in the dataset.
+        self.numbers_examples = kind == "monte_carlo"
         empirical = kind == "empirical"
         self.needs = Needs(
             outputs=True,
@@ -142,11 +144,6 @@ class FisherOperator(CurvatureOperator):
             )
             cotangents = batch.outer_products(gradients, tangents)
         return batch.transposed_jacobian_products(cotangents)
-
-    @property
-    def numbers_examples(self) -> bool:
-        """Whether labels are drawn, by the places of examples in the dataset."""
-        return self.kind == "monte_carlo"
 
     def sampled_labels(self) -> list[list[np.ndarray]]:
         """Return the labels that kind="monte_carlo" draws, for each batch one array per output.

@@ -46,9 +46,11 @@ class CurvatureOperator(SymmetricOperator):
         sweep: the dataset, and sums over it.
         matrix: the compiled products.
         needs: what the matrix needs of a loss.
+        numbers_examples: whether the matrix depends on the places of examples in the dataset.
     """
 
     needs: Needs = Needs()
+    numbers_examples = False
 
     def __init__(self, derivatives: Derivatives, dataset: Any, options: SweepOptions):
         """Pass once over the dataset: count it, check it, keep it where it fits.
@@ -104,11 +106,6 @@ class CurvatureOperator(SymmetricOperator):
     @abstractmethod
     def batch_products(self, batch: BatchVerbs, vectors: Block) -> Block:
         """Return the products of one batch with vectors, composed of the verbs of the batch."""
-
-    @property
-    def numbers_examples(self) -> bool:
-        """Whether the matrix depends on the places of examples in the dataset."""
-        return False
 
     # What it is ----------------------------------------------------------------------------------
 

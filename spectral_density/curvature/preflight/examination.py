@@ -75,8 +75,7 @@ class Examination:
         self._judge_split(split_figure, repeats, random, writers)
         self._judge_data(repeats)
         self._judge_symmetry(repeats)
-        self._judge_outputs()
-        self._judge_stops()
+        self._judge_loss()
         self._list_variables()
 
     def _status(self, figure: float, cause: bool) -> Status:
@@ -238,19 +237,17 @@ class Examination:
     def _rows(self, vectors: np.ndarray) -> Any:
         return self.derivatives.tensors.to_rows(vectors, self.derivatives.parameters.dtype)
 
-    def _judge_outputs(self) -> None:
-        mistaken = self.derivatives.inspection.mistaken_outputs(self.passes.at.batch)
-        if mistaken is None:
-            return
-        doubts, worst = mistaken
-        if doubts:
-            self._add("outputs", "doubtful", worst, " ".join(doubts))
-        else:
-            self._add("outputs", "passed", None, "the outputs are what the loss expects.")
-
-    def _judge_stops(self) -> None:
-        stops = self.derivatives.inspection.stopped_gradients(self.passes.at.batch)
-        self.checks.append(surrogate(stops))
+    def _judge_loss(self) -> None:
+        """Judge what the loss takes for outputs, and whether gradients are stopped on purpose."""
+        batch = self.passes.at.batch
+        mistaken = self.derivatives.inspection.mistaken_outputs(batch)
+        if mistaken is not None:
+            doubts, worst = mistaken
+            if doubts:
+                self._add("outputs", "doubtful", worst, " ".join(doubts))
+            else:
+                self._add("outputs", "passed", None, "the outputs are what the loss expects.")
+        self.checks.append(surrogate(self.derivatives.inspection.stopped_gradients(batch)))
 
     def _variables_finite(self) -> bool:
         names = self.derivatives.inspection.nonfinite_variables()
