@@ -218,6 +218,8 @@ class CurvatureOperator(SymmetricOperator):
             "other variables": derivatives.state.hash_of_other_variables(),
             "graph": derivatives.state.hash_of_graph(),
             "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
+            "linearize": self._options.linearize,
+            "join_batches": self._options.join_batches,
             "batches": len(self.batches),
             "data": functions.batch_hash([data for _, data, _, _ in hashed]),
             "batch weights": functions.batch_hash([weight for _, _, weight, _ in hashed]),

@@ -137,6 +137,16 @@ class CompiledProducts(BatchProducts):
             for part, before in zip(rows, sums, strict=True)
         ]
 
+    def linearized(
+        self, cache: Residuals | None, at: BatchInput, rows: tf.Tensor
+    ) -> np.ndarray | None:
+        """See `BatchProducts`."""
+        sums = self.zeros([rows], with_gradient=False)
+        if cache is None or not self._linearized(self.whole(len(rows)), at, rows, *sums[0]).names:
+            return None
+        cache.refresh()
+        return np.asarray(self.add(cache, at, 0, [rows], sums)[0][0])
+
     def of_batch(self, at: BatchInput, rows: tf.Tensor, local: int = 0) -> np.ndarray:
         """See `BatchProducts`."""
         zeros = tf.zeros(rows.shape, tf.float64)
