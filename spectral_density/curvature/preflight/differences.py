@@ -105,6 +105,16 @@ def compare_through_outputs(
     return {"derivative": found, "gradient": of_loss}
 
 
+def compare_gradient(
+    batch: BesideWeights, direction: np.ndarray, accuracy: Accuracy
+) -> dict[str, Finding]:
+    """Compare the gradient alone with differences of the loss."""
+    slopes = slopes_along(batch.at, direction, accuracy)
+    of_loss = judge_gradient(_of_weights(slopes, len(direction)), direction, accuracy)
+    why = "not judged: the matrix does not say what it is the derivative of."
+    return {"derivative": Finding("skipped", None, why), "gradient": of_loss}
+
+
 def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> Finding:
     """Say of a product that is right in float64 whether it is as it was computed."""
     if found.status != "passed":
