@@ -264,9 +264,9 @@ def _num_outputs(outputs: Any) -> int | None:
 
 def _noting_rescaling(dataset: Examples, model: Any) -> Examples:
     """Doubt the scaling of images where the model has a layer for it."""
-    layers = [
-        layer.name for layer in model._flatten_layers() if "Rescaling" in type(layer).__name__
-    ]
+    from spectral_density.engines.tensorflow.keras_internals import all_layers
+
+    layers = [layer.name for layer in all_layers(model) if "Rescaling" in type(layer).__name__]
     if layers and any("scaled to" in note for note in dataset.notes):
         return dataset.noting(
             f"the model rescales by itself (layer {layers[0]!r}): if it was trained on [0, 255], "

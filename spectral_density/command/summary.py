@@ -63,7 +63,7 @@ def frobenius_norm(spectrum: Spectrum) -> tuple[float, float]:
 def outliers(spectrum: Spectrum) -> list[dict[str, float]]:
     """Return the eigenvalues known to be converged and simple, largest magnitude first."""
     known = spectrum.simple[0]
-    values, bounds = spectrum.nodes[0][known], spectrum.residuals[0][known] + spectrum._rounding
+    values, bounds = spectrum.nodes[0][known], spectrum.residuals[0][known] + spectrum.rounding
     order = np.argsort(-np.abs(values), kind="stable")
     return [{"value": float(values[i]), "bound": float(bounds[i])} for i in order]
 

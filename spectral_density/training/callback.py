@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.utils.io_utils import print_msg
 
 from spectral_density.approximate import estimate_spectrum
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.tensorflow.batches import first_batch
+from spectral_density.engines.tensorflow.keras_internals import print_message
 from spectral_density.engines.tensorflow.losses import make_objective
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.lanczos import default_draws_at_once
@@ -499,7 +499,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             verbose = int(bool((self.params or {}).get("verbose", 0)))
         if verbose >= level:
             # The progress bar leaves the cursor at the end of its line.
-            print_msg(f"\n{message}" if level > 1 else message)
+            print_message(f"\n{message}" if level > 1 else message)
 
 
 class _TimeShare:

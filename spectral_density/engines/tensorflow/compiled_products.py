@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BatchProducts
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.linearization import (
     Linearization,
@@ -38,7 +38,7 @@ MAX_BYTES = 2**30
 
 
 def compiled(method: Callable[..., Any], objective: Objective) -> Any:
-    """Return a function of tensors as a graph, to be differentiated: see `keras_internals`."""
+    """Return a function of tensors as a graph, to be differentiated: see `exact_gradients`."""
 
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
