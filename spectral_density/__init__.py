@@ -16,13 +16,12 @@ if TYPE_CHECKING:
         MatrixNorms,
         curvature_decomposition,
     )
-    from spectral_density.approximate import (
-        approximate_hessian,
-        estimate_spectrum,
-        lanczos_algorithm,
-    )
     from spectral_density.checkpoint import (
         CheckpointError,
+    )
+    from spectral_density.compat import (
+        approximate_hessian,
+        lanczos_algorithm,
     )
     from spectral_density.curvature import (
         CurvatureOperator,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         quadratic_model_error,
     )
     from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
+    from spectral_density.estimate import estimate_spectrum
     from spectral_density.linalg import (
         ConvergenceWarning,
         DiagonalEstimate,
@@ -138,17 +138,17 @@ _HOMES = {
     "StepStatus": "analysis.quadratic",
     "SubmatrixOperator": "curvature",
     "Tridiagonalization": "linalg",
-    "approximate_hessian": "approximate",
+    "approximate_hessian": "compat",
     "curvature_decomposition": "analysis.decomposition",
     "diagonal": "linalg",
     "effective_dimension": "linalg",
     "eigv_to_density": "spectrum.density",
-    "estimate_spectrum": "approximate",
+    "estimate_spectrum": "estimate",
     "finite_difference_check": "analysis.finite_difference",
     "frobenius_norm": "linalg",
     "gradient_step": "analysis.quadratic",
     "lanczos": "linalg",
-    "lanczos_algorithm": "approximate",
+    "lanczos_algorithm": "compat",
     "layer_operators": "curvature",
     "log_determinant": "linalg",
     "loss_landscape": "analysis.landscape",

@@ -1,4 +1,4 @@
-"""`show`: a spectrum file in the terminal."""
+"""The command `show`: the numbers and the density of a spectrum file in the terminal."""
 
 from __future__ import annotations
 

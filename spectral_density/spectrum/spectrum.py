@@ -196,8 +196,8 @@ class Spectrum:
         return ExtremeEigenvalues(
             smallest=float(self.nodes[first]),
             largest=float(self.nodes[last]),
-            smallest_bound=float(self.residuals[first]) + self._rounding,
-            largest_bound=float(self.residuals[last]) + self._rounding,
+            smallest_bound=float(self.residuals[first]) + self.rounding,
+            largest_bound=float(self.residuals[last]) + self.rounding,
         )
 
     def moment(self, power: int, *, deflate: bool = True) -> float:
@@ -272,8 +272,8 @@ class Spectrum:
         ):
             carries = weights > WEIGHT_FLOOR
             nodes, weights, residuals = nodes[carries], weights[carries], residuals[carries]
-            count = int(np.sum(nodes < -self._rounding))
-            unsure = residuals > np.maximum(np.abs(nodes), self._rounding)
+            count = int(np.sum(nodes < -self.rounding))
+            unsure = residuals > np.maximum(np.abs(nodes), self.rounding)
             # Of the negative nodes only the last can be unsure, of the others only the first.
             doubtful = np.where(unsure, weights, 0.0)
             below = weights[:count].sum()
@@ -283,7 +283,7 @@ class Spectrum:
         return float(lower), float(upper)
 
     @property
-    def _rounding(self) -> float:
+    def rounding(self) -> float:
         """What products, recurrence and eigenvalues of T are rounded by, which no residual sees."""
         units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
         return float(units * np.abs(self.nodes).max())

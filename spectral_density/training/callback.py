@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 from keras.src.utils.io_utils import print_msg
 
-from spectral_density.approximate import estimate_spectrum
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.tensorflow.batches import first_batch
 from spectral_density.engines.tensorflow.losses import make_objective
+from spectral_density.estimate import estimate_spectrum
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.lanczos import default_draws_at_once
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
