@@ -622,7 +622,7 @@ def _largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _density_png(spectrum: Spectrum, title: str) -> bytes:
     from spectral_density.plotting import plot_density
-    from spectral_density.plotting._axes import png_bytes
+    from spectral_density.plotting.axes import png_bytes
 
     def draw(ax: Any) -> None:
         plot_density(spectrum, ax)
