@@ -143,7 +143,7 @@ def lanczos_algorithm(
 def _summed_if_per_example(
     model: Any, loss_fn: Any, dataset: Any, reduction: str
 ) -> tuple[Any, str]:
-    """Turn a function that returns one loss per example into its sum, and say so."""
+    """Replace a function that returns one loss per example by its sum, with a warning."""
     import tensorflow as tf
 
     from spectral_density.engines.tensorflow.frameworks import check_backend, trainable_variables
@@ -167,21 +167,21 @@ def _summed_if_per_example(
 
 
 def _as_tensors(result: Tridiagonalization) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return V and T; V takes over its array instead of copying it."""
+    """Return V and T; V shares its array with the result instead of copying it."""
     import tensorflow as tf
 
     tridiagonal = tf.constant(result.tridiagonal())
     rows = cast(np.ndarray, result.basis)[0]
     columns = _aligned_empty(rows.T.shape)
     columns[...] = rows.T
-    # DLPack hands the array to TensorFlow as it is, where tf.constant would keep another.
+    # DLPack shares the array with TensorFlow, where tf.constant would copy it.
     return tf.experimental.dlpack.from_dlpack(columns.__dlpack__()), tridiagonal
 
 
 def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     """Return a float64 array at an address TensorFlow can compute from.
 
-    NumPy aligns to 16 bytes. TensorFlow takes such an array by DLPack without a word, and the
+    NumPy aligns to 16 bytes. TensorFlow accepts such an array by DLPack without an error, and the
     first operation on it ends the process.
     """
     nbytes = 8 * prod(shape)
