@@ -137,28 +137,7 @@ class SecondOrderModel(keras.Model):
             ValueError: without a loss, if XLA is asked for, or if the wrapped model has a
                 `train_step`, `make_train_function` or `compute_loss` of its own.
         """
-        if not isinstance(optimizer, SecondOrderMethod):
-            raise TypeError(
-                "optimizer must be a second-order method such as LowRankSaddleFreeNewton() or "
-                f"NewtonCG(), got {optimizer!r}. For Keras's own optimizers compile the wrapped "
-                "model itself."
-            )
-        if loss is None:
-            raise ValueError(
-                "compile needs loss=: a method's line searches and matrices are made from it."
-            )
-        own = own_training_method(self.model)
-        if own is not None:
-            raise ValueError(
-                f"{own[0]} has a {own[1]} of its own, which the steps and the "
-                "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
-                "y_pred), or add them with add_loss in call."
-            )
-        if options.pop("jit_compile", False) is True:
-            raise ValueError(
-                "jit_compile=True is not supported: XLA's second derivatives of max-pooling are "
-                "not exact."
-            )
+        _check_compilation(self.model, optimizer, loss, options.pop("jit_compile", False))
         settings = {
             "loss": loss,
             "loss_weights": loss_weights,
@@ -272,6 +251,32 @@ class SecondOrderModel(keras.Model):
         squares = [tf.reduce_sum(tf.square(v.value)) for v in self.model.trainable_variables]
         dtype = max((square.dtype for square in squares), key=lambda dtype: dtype.size)
         return self.l2 * tf.add_n([tf.cast(square, dtype) for square in squares])
+
+
+def _check_compilation(model: Any, optimizer: Any, loss: Any, jit_compile: Any) -> None:
+    """Check the arguments of `SecondOrderModel.compile`; see there for the errors."""
+    if not isinstance(optimizer, SecondOrderMethod):
+        raise TypeError(
+            "optimizer must be a second-order method such as LowRankSaddleFreeNewton() or "
+            f"NewtonCG(), got {optimizer!r}. For Keras's own optimizers compile the wrapped "
+            "model itself."
+        )
+    if loss is None:
+        raise ValueError(
+            "compile needs loss=: a method's line searches and matrices are made from it."
+        )
+    own = own_training_method(model)
+    if own is not None:
+        raise ValueError(
+            f"{own[0]} has a {own[1]} of its own, which the steps and the "
+            "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
+            "y_pred), or add them with add_loss in call."
+        )
+    if jit_compile is True:
+        raise ValueError(
+            "jit_compile=True is not supported: XLA's second derivatives of max-pooling are "
+            "not exact."
+        )
 
 
 @functools.wraps(keras.Model.fit)
