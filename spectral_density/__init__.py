@@ -91,7 +91,8 @@ if TYPE_CHECKING:
         Density,
         Spectrum,
     )
-    from spectral_density.training.callback import SpectrumCallback, SpectrumRecord
+    from spectral_density.training.callback import SpectrumCallback
+    from spectral_density.training.spectrum_record import SpectrumRecord
 
 # Each public name and the module it comes from, loaded on first use (PEP 562): TensorFlow takes
 # seconds to import, and a density or a saved spectrum does not need it.
@@ -133,7 +134,7 @@ _HOMES = {
     "SolverStep": "linalg",
     "Spectrum": "spectrum",
     "SpectrumCallback": "training.callback",
-    "SpectrumRecord": "training.callback",
+    "SpectrumRecord": "training.spectrum_record",
     "Status": "linalg",
     "StepStatus": "analysis.quadratic",
     "SubmatrixOperator": "curvature",
@@ -247,13 +248,13 @@ __all__ = [
 ]
 
 
-# Rooms whose functions are called by their full names, as in sd.plotting.plot_spectra.
-_ROOMS = ("plotting", "training")
+# Subpackages whose functions are called by their full names, as in sd.plotting.plot_spectra.
+_SUBPACKAGES = ("plotting", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module, or a room."""
-    if name in _ROOMS:
+    """Load a public name from its module, or a subpackage."""
+    if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -264,4 +265,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, loaded or not."""
-    return sorted([*__all__, *_ROOMS])
+    return sorted([*__all__, *_SUBPACKAGES])

@@ -229,7 +229,7 @@ def curvature_decomposition(
         "batch_weight": batch_weight,
         "memory_share": memory_share,
     }
-    # The one that asks more of a loss comes first: its errors say what to pass instead.
+    # The matrix with more conditions on the loss first: its errors say what to pass instead.
     gauss_newton = GaussNewtonOperator(model, loss, dataset, **options)
     hessian = HessianOperator(model, loss, dataset, **options)
     parts = HessianParts(hessian, gauss_newton, seed)

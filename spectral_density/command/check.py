@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spectral_density.command.matrix import MatrixRequest, check_files, open_matrix
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
 from spectral_density.command.quiet import import_tensorflow
 
 

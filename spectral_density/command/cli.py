@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from spectral_density.command.arguments import make_parser
 from spectral_density.command.exit_codes import DONE, FAILED, INTERRUPTED, UNSOUND, print_error
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
+from spectral_density.command.parser import make_parser
 
 if TYPE_CHECKING:
     from spectral_density.command.matrix import MatrixRequest

@@ -14,7 +14,7 @@ from spectral_density.command import results
 from spectral_density.command.data import DEFAULT_BATCH_SIZE
 from spectral_density.command.interrupts import BetweenSteps
 from spectral_density.command.matrix import MatrixRequest, RequestedMatrix, check_files, open_matrix
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
 from spectral_density.command.quiet import import_tensorflow
 from spectral_density.command.summary import file_hash, spectrum_numbers, versions
 from spectral_density.estimate import NUM_DRAWS, ORDER, estimate_spectrum
@@ -52,13 +52,13 @@ def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -
     """Compute a spectrum and write its file, its pictures and its summary to a directory.
 
     Args:
-        request: what the user asked for.
+        request: the matrix, the run, and its directory.
         show: called with each line of the report.
         resume_command: the command that resumes this run, for the message after an interrupt.
 
     Raises:
         FileExistsError: if the directory holds a run and `resume` is off.
-        KeyboardInterrupt: with what is saved and how to go on.
+        KeyboardInterrupt: with what is saved and how to resume.
         ValueError: if the operator is no fixed, symmetric, finite matrix; see `open_matrix`.
         CheckpointError: if the checkpoint is of another run, damaged or in use.
         MemoryError: if the run would not fit into the memory.

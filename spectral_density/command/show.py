@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
 from spectral_density.command.summary import spectrum_numbers, to_json
 from spectral_density.command.text_density import text_density
 from spectral_density.spectrum.spectrum import Spectrum

@@ -248,7 +248,7 @@ class SpectrumCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure after every n-th step."""
         self._time.step_ends()
-        # Several steps at once (steps_per_execution) are one call, with the number of the last.
+        # Several steps together (steps_per_execution) are one call, with the number of the last.
         before, self._step = self._step, self._epoch_start + batch + 1
         if self._schedule.is_due_between(before, self._step):
             self._attempt(self._measure_within_budget)

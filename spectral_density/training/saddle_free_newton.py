@@ -81,7 +81,7 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
             rank: number of eigenpairs, at most with `range_finder="adaptive"`.
             damping: gamma, in the units of `damping_relative_to`. Levenberg-Marquardt adapts its
                 own instead.
-            damping_relative_to: "largest" for the largest |eigenvalue| found, "smallest" for the
+            damping_relative_to: "largest" for the largest |eigenvalue|, "smallest" for the
                 smallest one in use, "absolute" for the units of the matrix.
             learning_rate: step length, or the first one that is tried.
             refresh: steps for which eigenpairs are used.

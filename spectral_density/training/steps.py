@@ -31,7 +31,7 @@ class TrainingStatus(Enum):
         "is left to gain, or the direction is poor. Raise the damping or max_backtracks."
     )
     REJECTED = (
-        "The loss did not fall as the quadratic model promised, so the weights are those before "
+        "The loss did not fall as the quadratic model predicts, so the weights are those before "
         "the step, and the trust region is smaller now."
     )
     LOSS_NOT_FINITE = (

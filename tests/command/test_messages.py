@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spectral_density.command.matrix import MatrixRequest
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
 from spectral_density.spectrum.accuracy import Ending
 
 DOUBT = "the output lies in [-2, 3], and mse expects probabilities: are these logits? "

@@ -1,4 +1,4 @@
-"""Arguments of the command line: one parser for each command, and the types of values."""
+"""Parser of the command line: the arguments of each command, and the types of values."""
 
 from __future__ import annotations
 
