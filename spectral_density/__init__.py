@@ -16,13 +16,12 @@ if TYPE_CHECKING:
         MatrixNorms,
         curvature_decomposition,
     )
-    from spectral_density.approximate import (
-        approximate_hessian,
-        estimate_spectrum,
-        lanczos_algorithm,
-    )
     from spectral_density.checkpoint import (
         CheckpointError,
+    )
+    from spectral_density.compat import (
+        approximate_hessian,
+        lanczos_algorithm,
     )
     from spectral_density.curvature import (
         CurvatureOperator,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         quadratic_model_error,
     )
     from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
+    from spectral_density.estimate import estimate_spectrum
     from spectral_density.linalg import (
         ConvergenceWarning,
         DiagonalEstimate,
@@ -91,7 +91,8 @@ if TYPE_CHECKING:
         Density,
         Spectrum,
     )
-    from spectral_density.training.callback import SpectrumCallback, SpectrumRecord
+    from spectral_density.training.callback import SpectrumCallback
+    from spectral_density.training.spectrum_record import SpectrumRecord
 
 # Each public name and the module it comes from, loaded on first use (PEP 562): TensorFlow takes
 # seconds to import, and a density or a saved spectrum does not need it.
@@ -133,22 +134,22 @@ _HOMES = {
     "SolverStep": "linalg",
     "Spectrum": "spectrum",
     "SpectrumCallback": "training.callback",
-    "SpectrumRecord": "training.callback",
+    "SpectrumRecord": "training.spectrum_record",
     "Status": "linalg",
     "StepStatus": "analysis.quadratic",
     "SubmatrixOperator": "curvature",
     "Tridiagonalization": "linalg",
-    "approximate_hessian": "approximate",
+    "approximate_hessian": "compat",
     "curvature_decomposition": "analysis.decomposition",
     "diagonal": "linalg",
     "effective_dimension": "linalg",
     "eigv_to_density": "spectrum.density",
-    "estimate_spectrum": "approximate",
+    "estimate_spectrum": "estimate",
     "finite_difference_check": "analysis.finite_difference",
     "frobenius_norm": "linalg",
     "gradient_step": "analysis.quadratic",
     "lanczos": "linalg",
-    "lanczos_algorithm": "approximate",
+    "lanczos_algorithm": "compat",
     "layer_operators": "curvature",
     "log_determinant": "linalg",
     "loss_landscape": "analysis.landscape",
@@ -247,13 +248,13 @@ __all__ = [
 ]
 
 
-# Rooms whose functions are called by their full names, as in sd.plotting.plot_spectra.
-_ROOMS = ("plotting", "training")
+# Subpackages whose functions are called by their full names, as in sd.plotting.plot_spectra.
+_SUBPACKAGES = ("plotting", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module, or a room."""
-    if name in _ROOMS:
+    """Load a public name from its module, or a subpackage."""
+    if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -264,4 +265,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, loaded or not."""
-    return sorted([*__all__, *_ROOMS])
+    return sorted([*__all__, *_SUBPACKAGES])

@@ -1,4 +1,4 @@
-"""What objects show of themselves in a notebook: a small table, and a picture beside it."""
+"""HTML of objects in notebooks: a small table with a picture beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable
 from html import escape
 
-# Colours are those of the page: notebooks are dark as often as light.
+# Colours are those of the page, which may be dark or light.
 _CELL = "text-align:left;padding:1px 10px 1px 0;vertical-align:top"
 
 

@@ -1,4 +1,4 @@
-"""One progress bar for all long work: notebook-aware, silent where nobody is watching."""
+"""Progress bars for terminals and notebooks, hidden in non-interactive runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 _SHORT = 1.0  # seconds of work that need no bar
 
-_here = True  # whether this process is the one, of all that do the same work, that shows it
+_here = True  # whether this process shows bars, of several workers that do the same work
 
 
 def leave_to_the_chief() -> None:
@@ -18,7 +18,7 @@ def leave_to_the_chief() -> None:
 
 
 def is_interactive() -> bool:
-    """Whether somebody watches: a terminal on standard error, or a notebook kernel."""
+    """Whether standard error is a terminal, or this process a notebook kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None and "IPKernelApp" in getattr(shell, "config", {}):
@@ -32,8 +32,9 @@ def progress_bar(total: int, description: str, progress: bool | None = None) -> 
     Args:
         total: number of units of work.
         description: what is being done, shown left of the bar.
-        progress: True or False to force the bar on or off, None to show it only to somebody, and
-            only where the work takes more than a second. Of several workers only the chief has it.
+        progress: True or False to force the bar on or off, None to show it in interactive runs
+            only, and only where the work takes more than a second. Of several workers only the
+            chief shows it.
 
     Returns:
         A `tqdm` bar: a context manager with `update(n)`.

@@ -1,13 +1,13 @@
-"""The on-disk form of a run in progress: whose it is, its vectors, and its scalars.
+"""Checkpoints: a directory with the identity of a run, its vectors and its scalars.
 
-A directory holds `problem.json` (what the run is of, which a later run must match) and a folder
-for each log of vectors: `vectors.bin`, to which every step appends, and `state.npz`, which says how
-much of it counts. A step is durable in this order: its vectors are written and synchronized, then
-the state is written beside the old one and renamed over it. So a process may die at any moment, and
-what the state names is there.
+A directory holds `problem.json` (the identity of the run, which a later run must match) and a
+folder for each log of vectors: `vectors.bin`, to which every step appends, and `state.npz`, which
+has the number of vectors that count. A step is made durable in this order: its vectors are written
+and synchronized, then the state is written beside the old one and renamed over it. So a process may
+end at any moment, and all vectors that the state counts are there.
 
-Where several workers compute a run together, the chief alone reads and writes: what it finds, and
-what goes wrong, the others are told.
+Where several workers compute a run together, the chief alone reads and writes, and sends what it
+reads, and its errors, to the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORMAT = 2
 
 _CHECKSUMS = "checksums of vectors"
 
-# What the hashes of a problem are of, where their names do not say it.
+# Contents of the hashes of a problem, by their names.
 _HASHED = {
     "operator hash": "entries of the matrix",
     "operator weights": "weights of the model",
@@ -49,7 +49,7 @@ _HASHED = {
     "start": "start vectors",
 }
 
-# What depends on the order of the examples alone where their own hash is the same.
+# With equal hashes of the examples, these differ by the order of the examples only.
 _EXAMPLES = "operator examples"
 _ORDERED = ("operator data", "operator batch weights")
 
@@ -76,19 +76,19 @@ class Workers(Protocol):
 def workers_of(operator: Any) -> Workers | None:
     """Return the workers that compute the products of an operator, None for this process alone.
 
-    An operator says so by its `workers`, a sum or multiple of operators by those of its parts.
+    They are the operator's `workers`, or those of the parts of a sum or multiple of operators.
     """
-    found = getattr(operator, "workers", None)
-    parts = getattr(operator, "args", ()) if found is None else ()
+    workers = getattr(operator, "workers", None)
+    parts = getattr(operator, "args", ()) if workers is None else ()
     for part in parts:
-        found = found or workers_of(part)
-    return found
+        workers = workers or workers_of(part)
+    return workers
 
 
 def open_run(
     path: str | os.PathLike[str], problem: Mapping[str, Any], workers: Workers | None = None
 ) -> RunDirectory:
-    """Return the directory of one run, for all workers that compute it; see `RunDirectory`."""
+    """Return the directory of a run, shared by all workers that compute it; see `RunDirectory`."""
     if workers is None:
         return RunDirectory(path, problem)
     return _SharedRunDirectory(path, problem, workers)
@@ -98,11 +98,11 @@ class RunDirectory:
     """The directory of one run, held by one process at a time; a context manager."""
 
     def __init__(self, path: str | os.PathLike[str], problem: Mapping[str, Any]):
-        """Begin a run in an empty or new directory, or go on with one of the same problem.
+        """Start a run in an empty or new directory, or continue one of the same problem.
 
         Args:
-            path: the directory; made if it is not there.
-            problem: what must be the same in every run that shares the directory.
+            path: the directory; made if it does not exist.
+            problem: identity of the run, equal in all runs that share the directory.
 
         Raises:
             CheckpointError: if the directory holds a run of another problem (what differs is
@@ -114,14 +114,14 @@ class RunDirectory:
             self._lock = open(self.path / "lock", "a")  # noqa: SIM115 - held until __exit__
         self._hold()
         try:
-            asked = json.loads(json.dumps(problem))
+            problem = json.loads(json.dumps(problem))
             recorded = _read_problem(self.path)
             if recorded is None:
                 self._refuse_other_files()
-                recorded = {"format": FORMAT, "problem": asked}
+                recorded = {"format": FORMAT, "problem": problem}
                 with writing(self.path):
                     _replace(self.path / "problem.json", json.dumps(recorded, indent=1).encode())
-            _compare(self.path, recorded["problem"], asked)
+            _compare(self.path, recorded["problem"], problem)
         except BaseException:
             self._lock.close()
             raise
@@ -158,7 +158,7 @@ class RunDirectory:
         self._lock.close()
 
     def log(self, name: str, size: int, dtype: Any, slots: int | None = None) -> VectorLog:
-        """Return the log of that name, begun or gone on with; see `VectorLog`."""
+        """Return the log of that name, new or continued; see `VectorLog`."""
         return VectorLog(self.path / name, size, dtype, slots)
 
     def names(self, pattern: str) -> list[str]:
@@ -167,15 +167,15 @@ class RunDirectory:
 
 
 class VectorLog:
-    """Vectors, appended some at a time, with a state of named arrays.
+    """An append-only log of vectors, with a state of named arrays.
 
     Attributes:
         num_vectors: how many are durable.
-        arrays: what was saved with the last of them.
+        arrays: the state saved with the last of them.
     """
 
     def __init__(self, path: Path, size: int, dtype: Any, slots: int | None = None):
-        """Open the log in a folder, which is made if it is not there.
+        """Open the log in a folder, which is made if it does not exist.
 
         Args:
             path: the folder.
@@ -206,7 +206,7 @@ class VectorLog:
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the log from the disk: the state first, without which the rest says nothing."""
+        """Remove the log from the disk, the state first: without it the vectors do not count."""
         self.close()
         with writing(self.path):
             for name in ("state.npz", "vectors.bin"):
@@ -214,7 +214,7 @@ class VectorLog:
             self.path.rmdir()
 
     def append(self, vectors: Iterable[np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
-        """Make vectors and the arrays durable, or nothing of them.
+        """Make vectors and the arrays durable, all of them or none.
 
         Raises:
             CheckpointError: if they cannot be written; the state before stays valid.
@@ -288,7 +288,7 @@ class VectorLog:
 
 
 class _SharedRunDirectory(RunDirectory):
-    """The directory of a run that several workers compute; the chief has the real one."""
+    """The directory of a run that several workers compute; only the chief opens the files."""
 
     def __init__(
         self, path: str | os.PathLike[str], problem: Mapping[str, Any], workers: Workers
@@ -314,7 +314,7 @@ class _SharedRunDirectory(RunDirectory):
 
 
 class _SharedLog(VectorLog):
-    """A log of which the chief has the files, and every worker knows what is in it."""
+    """A log whose files the chief has; every worker has its contents."""
 
     def __init__(
         self,
@@ -362,7 +362,7 @@ class _SharedLog(VectorLog):
 
 
 def _read_problem(path: Path) -> dict[str, Any] | None:
-    """Return what `problem.json` of a directory says, None where there is none.
+    """Return the contents of `problem.json` in a directory, None where there is none.
 
     Raises:
         CheckpointError: if it cannot be read, or was written by another version of the format.
@@ -387,7 +387,7 @@ def _read_problem(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that says what was lost: nothing before it."""
+    """Convert an error of the file system to a `CheckpointError`."""
     try:
         yield
     except OSError as error:
@@ -398,16 +398,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or the new one, whatever happens."""
-    beside = path.with_name(path.name + ".new")
+    """Replace a file atomically and durably: after an error it is the old one."""
+    temporary = path.with_name(path.name + ".new")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -417,12 +417,17 @@ def _replace(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def _compare(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    old, new = _flat(recorded), _flat(asked)
+def _compare(path: Path, recorded: Mapping[str, Any], problem: Mapping[str, Any]) -> None:
+    """Check that a recorded run is of the same problem, but for the order of the examples.
+
+    Raises:
+        CheckpointError: if it is not, naming what differs.
+    """
+    old, new = _flat(recorded), _flat(problem)
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     reordered = False
     if _EXAMPLES in names and "operator data" in names:
-        names.remove(_EXAMPLES)  # said already
+        names.remove(_EXAMPLES)  # implied by the data
     elif new.get(_EXAMPLES) is not None:
         reordered = any(name in _ORDERED for name in names)
         names = [name for name in names if name not in _ORDERED]
@@ -452,7 +457,7 @@ def _flat(problem: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    """Say what differs: what is known by its hash has nothing more to show than that it does."""
+    """Return what differs, as text; of hashes only that they do."""
     if _is_hash(old) and _is_hash(new):
         return f"the {_HASHED.get(name, name)} differ"
     return f"{name} is {_short(new)} and was {_short(old)}"

@@ -9,7 +9,8 @@ from cases import dense_symmetric, orthogonality_error, semicircle_with_outliers
 
 import spectral_density as density_lib
 import spectral_density as lanczos_algorithm
-from spectral_density import HessianOperator, approximate_hessian, demo, estimate_spectrum
+from spectral_density import HessianOperator, approximate_hessian, estimate_spectrum
+from spectral_density.command import demo
 
 NUM_SAMPLES, NUM_FEATURES = 50, 16
 PER_EXAMPLE = "one loss per example"
@@ -420,3 +421,16 @@ def test_the_band_covers_the_smoothed_density_of_the_network(digits):
     slack = 1e-3 * truth  # products are float32
     inside = (density.lower - slack <= truth) & (truth <= density.upper + slack)
     assert inside[seen].mean() >= 0.85
+
+
+# The former module
+
+
+@pytest.mark.parametrize("name", ["estimate_spectrum", "approximate_hessian", "lanczos_algorithm"])
+def test_the_former_module_gives_the_same_functions_and_says_where_they_are(name):
+    from spectral_density import approximate
+
+    with pytest.warns(DeprecationWarning, match=rf"has moved: use spectral_density\..*\.{name}"):
+        assert getattr(approximate, name) is getattr(density_lib, name)
+    with pytest.raises(AttributeError, match="no attribute 'approximate_hessain'"):
+        _ = approximate.approximate_hessain

@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from spectral_density import Spectrum, __version__, cli, demo, estimate_spectrum
+from spectral_density import Spectrum, __version__, estimate_spectrum
+from spectral_density.command import cli, demo
 
 
 def run(*arguments, code=None, timeout=170, **environment):
@@ -42,7 +43,7 @@ def test_help_and_version_come_without_tensorflow(arguments, expected):
         "heavy = ('tensorflow', 'keras', 'matplotlib', 'scipy', 'numpy')\n"
         "atexit.register(lambda: print('loaded', [n for n in heavy if n in sys.modules]))\n"
         "sys.argv[0] = 'spectral-density'\n"
-        "from spectral_density.cli import main\n"
+        "from spectral_density.command.cli import main\n"
         "sys.exit(main())\n"
     )
     done = run(*arguments, code=code)
@@ -106,7 +107,7 @@ def test_a_file_that_is_not_there_is_told_without_tensorflow(tmp_path, command):
     code = (
         "import sys, atexit\n"
         "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "from spectral_density.cli import main\n"
+        "from spectral_density.command.cli import main\n"
         "sys.exit(main())\n"
     )
     with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:

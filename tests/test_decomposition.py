@@ -20,16 +20,17 @@ from models import (
 from scipy.sparse.linalg import aslinearoperator
 
 from spectral_density import HessianOperator
-from spectral_density.analysis.decomposition import (
-    _Block,
-    _estimate,
-    _plan,
-    _ratio,
-    _sample,
-    _sums,
-    curvature_decomposition,
+from spectral_density.analysis.decomposition import curvature_decomposition
+from spectral_density.analysis.layer_samples import (
+    HessianParts,
+    LayerSamples,
+    mean_estimate,
+    ratio_estimate,
+    sample,
+    sums,
 )
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.linalg.sampling import Plan
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 MATRICES = ("hessian", "gauss_newton", "residual")
@@ -174,18 +175,17 @@ def test_standard_errors_are_the_spread_over_seeds():
     values, errors = [], []
     for seed in range(200):
         blocks = [
-            _Block(i, name, np.arange(a, b), exact=name == "logits")
+            LayerSamples(i, name, np.arange(a, b), exact=name == "logits")
             for i, (name, a, b) in enumerate(zip(SIZES, ENDS[:-1], ENDS[1:], strict=True))
         ]
-        _sample(
-            aslinearoperator(h), aslinearoperator(g), blocks, _plan(39, None, None), seed, False
-        )
-        squares, traces = _sums(blocks, whole=True)
+        parts = HessianParts(aslinearoperator(h), aslinearoperator(g), seed)
+        sample(parts, blocks, Plan(39, None, 39), False)
+        squares, traces = sums(blocks, whole=True)
         found = [
-            _estimate(squares[:, 0], 0, root=True),
-            _estimate(traces[:, 0], 0),
-            _estimate(traces[:, 2], 0),
-            _ratio(squares, 0),
+            mean_estimate(squares[:, 0], 0, root=True),
+            mean_estimate(traces[:, 0], 0),
+            mean_estimate(traces[:, 2], 0),
+            ratio_estimate(squares, 0),
         ]
         values.append([estimate.value for estimate in found])
         errors.append([estimate.standard_error for estimate in found])

@@ -93,12 +93,12 @@ def test_a_block_that_is_not_run_says_why(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash")], ids=name)
 def test_the_commands_of_a_page_are_understood(page):
-    from spectral_density.cli import _parser
+    from spectral_density.command.parser import make_parser
 
     for code, line in blocks(page, "bash"):
         for words in commands(code):
             try:
-                _parser().parse_args(words)
+                make_parser().parse_args(words)
             except SystemExit as end:
                 assert end.code == 0, f"{name(page)}:{line}: spectral-density {shlex.join(words)}"
 

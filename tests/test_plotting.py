@@ -30,7 +30,7 @@ from spectral_density.plotting import (
     plot_spectra,
     plot_stem,
 )
-from spectral_density.plotting._axes import SignedDecades, png_bytes, signed_log_grid
+from spectral_density.plotting.axes import SignedDecades, png_bytes, signed_log_grid
 
 COLUMN = (3.3, 2.5)  # inches
 
@@ -203,7 +203,7 @@ def test_an_unknown_scale_names_the_known_ones(spectrum):
 def test_ticks_of_a_symlog_axis_are_few_decades_that_do_not_touch(low, high):
     ax = column_axes()
     ax.plot([low, high], [0.0, 1.0])
-    plotting._axes.set_scale(ax, "x", "symlog", 1e-4)
+    plotting.axes.set_scale(ax, "x", "symlog", 1e-4)
     ax.figure.canvas.draw()
     labels = [label for label in ax.get_xticklabels() if label.get_text()]
     boxes = [label.get_window_extent() for label in labels]

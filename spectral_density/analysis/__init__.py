@@ -1,1 +1,1 @@
-"""What uses matrices and algorithms together: H = G + R by layer, quadratic models, landscapes."""
+"""Analysis of losses: H = G + R by layer, quadratic models, landscapes, finite differences."""

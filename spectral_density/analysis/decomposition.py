@@ -1,33 +1,33 @@
-"""How much of a Hessian is its Gauss-Newton part, layer by layer."""
+"""Hessian, Gauss-Newton part and residual of each layer: norms, traces, and their ratio."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, isfinite, nan
 from typing import Any
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density.analysis.layer_samples import (
+    HessianParts,
+    LayerSamples,
+    dense_parts,
+    mean_estimate,
+    meets,
+    ratio_estimate,
+    sample,
+    sums,
+)
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.submatrix import SubmatrixOperator, layer_indices
-from spectral_density.linalg.arguments import integer, number, product_precision, stream
+from spectral_density.linalg.arguments import integer, number, product_precision
 from spectral_density.linalg.eigen import top_eigenpairs
 from spectral_density.linalg.estimates import Estimate
-from spectral_density.linalg.sampling import DEFAULT_LIMIT, GROWTH
-from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.sampling import DEFAULT_LIMIT, Plan
 
-# Random streams: a key of this file's own.
-_KEY = 7048
-
-# Vectors that are multiplied at once, fewer where 16 of them would take more than a gigabyte.
-_WIDTH = 16
-_BLOCK_ENTRIES = 2**27
-# The whole matrix is put together where all its layers are exact and it is no larger than this.
-_DENSE_LIMIT = 2048
 # A difference H - G within this many roundings of H and G is nothing but rounding.
 _ROUNDINGS = 100
 
@@ -229,20 +229,20 @@ def curvature_decomposition(
         "batch_weight": batch_weight,
         "memory_share": memory_share,
     }
-    # The one that asks more of a loss comes first: its errors say what to pass instead.
+    # The matrix with more conditions on the loss first: its errors say what to pass instead.
     gauss_newton = GaussNewtonOperator(model, loss, dataset, **options)
     hessian = HessianOperator(model, loss, dataset, **options)
-    blocks = [
-        _Block(position, name, indices, exact=len(indices) <= plan.first)
+    parts = HessianParts(hessian, gauss_newton, seed)
+    layers = [
+        LayerSamples(position, name, indices, exact=len(indices) <= plan.first)
         for position, (name, indices) in enumerate(layer_indices(hessian).items())
     ]
-    num_columns, converged = _sample(hessian, gauss_newton, blocks, plan, seed, progress)
-    groups = [([block], block.name, False) for block in blocks] + [(blocks, "all", True)]
+    num_columns, converged = sample(parts, layers, plan, progress)
     rows, num_spectral = [], 0
-    with progress_bar(3 * len(groups), "Spectral norms", progress) as bar:
-        for group, name, whole in groups:
-            row, count = _row(hessian, gauss_newton, group, name, whole, spectral_tolerance, seed)
-            rows.append(_judged(row, plan))
+    with progress_bar(3 * (len(layers) + 1), "Spectral norms", progress) as bar:
+        for name, group in [*((layer.name, [layer]) for layer in layers), (None, layers)]:
+            row, count = _row(parts, group, name, spectral_tolerance)
+            rows.append(_with_convergence(row, plan))
             num_spectral += count
             bar.update(3)
     return CurvatureDecomposition(
@@ -255,214 +255,63 @@ def curvature_decomposition(
     )
 
 
-# Products ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How many products for each layer to begin with, and when to stop."""
-
-    first: int
-    tolerance: float | None
-    limit: int
-
-
-def _plan(num_products: Any, tolerance: Any, max_products: Any) -> _Plan:
+def _plan(num_products: Any, tolerance: Any, max_products: Any) -> Plan:
     first = integer(num_products, "num_products", 2)
     if tolerance is None:
         if max_products is not None:
             raise ValueError("max_products is where a tolerance gives up: pass tolerance= too.")
-        return _Plan(first, None, first)
+        return Plan(first, None, first)
     limit = DEFAULT_LIMIT * first if max_products is None else max_products
-    return _Plan(
+    return Plan(
         first, number(tolerance, "tolerance", above=0.0), integer(limit, "max_products", first)
     )
 
 
-class _Block:
-    """A layer: what its columns and probes gave, for H, G and R in this order."""
-
-    def __init__(self, position: int, name: str, indices: np.ndarray, exact: bool):
-        self.position = position
-        self.name = name
-        self.indices = indices
-        self.exact = exact
-        self.size = len(indices)
-        # One row for each product: the squared norm of its part in the layer and of all of it,
-        # and the quadratic form; each for three matrices.
-        self.samples: list[np.ndarray] = []  # (3, 3) each
-        self.columns: list[np.ndarray] = []  # of an exact block, (2, rows kept), H and G
-
-    def vector(self, index: int, seed: int) -> np.ndarray:
-        """Return column `index` of the identity, or probe `index`, (size,)."""
-        if self.exact:
-            return (np.arange(self.size) == index).astype(np.float64)
-        probe = stream(seed, _KEY, self.position, index).standard_normal(self.size)
-        return probe * (np.sqrt(self.size) / np.linalg.norm(probe))
-
-    def take(self, vector: np.ndarray, products: np.ndarray, keep: slice | np.ndarray) -> None:
-        """Take in the products (3, n) with H, G and R of a vector."""
-        parts = products[:, self.indices]
-        squares = np.einsum("ij,ij->i", parts, parts)
-        totals = np.einsum("ij,ij->i", products, products)
-        self.samples.append(np.array([squares, totals, parts @ vector]))
-        if self.exact:
-            self.columns.append(products[:2, keep])
-
-
-def _sample(
-    hessian: LinearOperator,
-    gauss_newton: LinearOperator,
-    blocks: list[_Block],
-    plan: _Plan,
-    seed: int,
-    progress: bool | None,
-) -> tuple[int, bool | None]:
-    """Multiply the columns and probes of all blocks; return how many, and whether it was enough."""
-    n = hessian.shape[0]
-    whole = n <= _DENSE_LIMIT and all(block.exact for block in blocks)
-    estimated = [block for block in blocks if not block.exact]
-    todo = [(block, i) for block in blocks if block.exact for i in range(block.size)]
-    count, done, target = 0, 0, plan.first
-    goal = len(todo) + plan.limit * len(estimated)
-    with progress_bar(goal, "Products", progress) as bar:
-        while True:
-            # Probe by probe, so that a run cut short has as many of each layer.
-            todo += [(block, i) for i in range(done, target) for block in estimated]
-            _multiply(hessian, gauss_newton, todo, whole, seed, bar)
-            count, done, todo = count + len(todo), target, []
-            if plan.tolerance is None:
-                return count, None
-            if all(_accurate(group, plan.tolerance) for group in [[b] for b in blocks] + [blocks]):
-                return count, True
-            if done >= plan.limit:
-                return count, False
-            target = min(plan.limit, ceil(GROWTH * done))
-
-
-def _multiply(
-    hessian: LinearOperator,
-    gauss_newton: LinearOperator,
-    todo: list[tuple[_Block, int]],
-    whole: bool,
-    seed: int,
-    bar: Any,
-) -> None:
-    n = hessian.shape[0]
-    width = max(1, min(_WIDTH, _BLOCK_ENTRIES // n))
-    for start in range(0, len(todo), width):
-        piece = todo[start : start + width]
-        vectors = [block.vector(index, seed) for block, index in piece]
-        # The last block is filled up with zeros: another width would take another graph.
-        columns = np.zeros((n, width))
-        for column, ((block, _), vector) in enumerate(zip(piece, vectors, strict=True)):
-            columns[block.indices, column] = vector
-        of_hessian, of_gauss_newton = hessian.matmat(columns), gauss_newton.matmat(columns)
-        with blas_threads(n):
-            for column, ((block, _), vector) in enumerate(zip(piece, vectors, strict=True)):
-                h, g = of_hessian[:, column], of_gauss_newton[:, column]
-                kept = slice(None) if whole else block.indices
-                block.take(vector, np.stack([h, g, h - g]), kept)
-        bar.update(len(piece))
-
-
-# Rows --------------------------------------------------------------------------------------------
-
-
-def _sums(blocks: list[_Block], whole: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return samples of squared Frobenius norms and of traces, each (count, 3); one if exact.
-
-    The whole matrix is made of the columns of all blocks: their probes are independent, so that
-    sums over the blocks of their i-th samples are samples of the whole.
-    """
-    squares, traces = np.zeros((1, 3)), np.zeros((1, 3))
-    for block in blocks:
-        samples = np.array(block.samples)  # (count, quantity, matrix)
-        if block.exact:
-            samples = samples.sum(axis=0, keepdims=True)
-        squares = squares + samples[:, 1 if whole else 0]
-        traces = traces + samples[:, 2]
-    return squares, traces
-
-
-def _estimate(samples: np.ndarray, num_products: int, root: bool = False) -> Estimate:
-    """Return the mean of samples, or its root by the delta method."""
-    count = len(samples)
-    value = float(samples.mean())
-    error = float(samples.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    if root:
-        value = float(np.sqrt(value))
-        error = error / (2 * value) if value > 0 else 0.0
-    freedom = count - 1 if count > 1 else inf
-    return Estimate(value, error, num_products, degrees_of_freedom=freedom)
-
-
-def _ratio(squares: np.ndarray, num_products: int) -> Estimate:
-    """Return ||R||_F / ||G||_F of paired samples with the jackknife's standard error."""
-    count = len(squares)
-    g, r = squares[:, 1], squares[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(np.sqrt(r.mean() / g.mean()))
-        if count == 1 or not isfinite(value):
-            return Estimate(value, 0.0 if isfinite(value) else nan, num_products)
-        without = np.sqrt((r.sum() - r) / (g.sum() - g))
-    error = float(np.sqrt((count - 1) * without.var()))
-    return Estimate(value, error, num_products, degrees_of_freedom=count - 1)
-
-
-def _accurate(blocks: list[_Block], tolerance: float) -> bool:
-    squares, _ = _sums(blocks, len(blocks) > 1)
-    return all(_meets(_estimate(squares[:, matrix], 0, root=True), tolerance) for matrix in (0, 1))
-
-
 def _row(
-    hessian: LinearOperator,
-    gauss_newton: LinearOperator,
-    blocks: list[_Block],
-    name: str,
-    whole: bool,
-    tolerance: float,
-    seed: int,
+    parts: HessianParts, layers: list[LayerSamples], name: str | None, tolerance: float
 ) -> tuple[BlockCurvature, int]:
-    """Return the row of a layer or of the whole, and the products its spectral norms took."""
-    squares, traces = _sums(blocks, whole)
-    num_products = sum(len(block.samples) for block in blocks)
-    frobenius = [_estimate(squares[:, matrix], num_products, root=True) for matrix in range(3)]
-    exact = all(block.exact for block in blocks)
+    """Return the row of a layer, or of the whole, and the products its spectral norms took.
+
+    Args:
+        parts: the matrices.
+        layers: one, or all of them.
+        name: of the layer, None for the whole.
+        tolerance: of the spectral norms.
+    """
+    whole = name is None
+    squares, traces = sums(layers, whole)
+    num_products = sum(len(layer.samples) for layer in layers)
+    frobenius = [mean_estimate(squares[:, matrix], num_products, root=True) for matrix in range(3)]
     count = 0
-    dense = _dense(blocks, hessian.shape[0], whole)
+    dense = dense_parts(layers, parts.size, whole)
     if dense is not None:
         spectral = [_spectral_of_dense(matrix) for matrix in dense]
     else:
-        indices = slice(None) if whole else blocks[0].indices
+        indices = slice(None) if whole else layers[0].indices
+        h, g = parts.hessian, parts.gauss_newton
         spectral = []
-        for matrix, operator in enumerate((hessian, gauss_newton, hessian - gauss_newton)):
+        for matrix, operator in enumerate((h, g, h - g)):
             part = SubmatrixOperator(operator, indices)
             rounding = product_precision(part) * (frobenius[0].value + frobenius[1].value)
-            result = _spectral(part, frobenius[matrix].value, rounding, tolerance, seed)
-            spectral.append(result[:3])
-            count += result[3] * (2 if matrix == 2 else 1)
-    h, g, r = (
-        MatrixNorms(frobenius[matrix], _estimate(traces[:, matrix], num_products), *found)
-        for matrix, found in enumerate(spectral)
+            norm, products = _spectral(
+                part, frobenius[matrix].value, rounding, tolerance, parts.seed
+            )
+            spectral.append(norm)
+            count += products * (2 if matrix == 2 else 1)
+    h_norms, g_norms, r_norms = (
+        MatrixNorms(frobenius[matrix], mean_estimate(traces[:, matrix], num_products), *norm)
+        for matrix, norm in enumerate(spectral)
     )
-    size = sum(block.size for block in blocks)
-    return BlockCurvature(name, size, exact, h, g, r, _ratio(squares, num_products)), count
-
-
-def _dense(blocks: list[_Block], n: int, whole: bool) -> list[np.ndarray] | None:
-    """Return H, G and R, symmetric, where their columns were kept."""
-    if not all(block.columns for block in blocks):
-        return None
-    all_rows = all(block.columns[0].shape[1] == n for block in blocks)
-    if whole and not all_rows:
-        return None
-    columns = np.array([column for block in blocks for column in block.columns])
-    if all_rows:
-        # In the order of the columns, which is that of the blocks.
-        columns = columns[:, :, np.concatenate([block.indices for block in blocks])]
-    h, g = columns.transpose(1, 0, 2)
-    return [(matrix + matrix.T) / 2 for matrix in (h, g, h - g)]
+    row = BlockCurvature(
+        "all" if name is None else name,
+        sum(layer.size for layer in layers),
+        all(layer.exact for layer in layers),
+        h_norms,
+        g_norms,
+        r_norms,
+        ratio=ratio_estimate(squares, num_products),
+    )
+    return row, count
 
 
 def _spectral_of_dense(matrix: np.ndarray) -> tuple[float, float, bool]:
@@ -471,37 +320,29 @@ def _spectral_of_dense(matrix: np.ndarray) -> tuple[float, float, bool]:
 
 def _spectral(
     operator: LinearOperator, frobenius: float, rounding: float, tolerance: float, seed: int
-) -> tuple[float, float, bool, int]:
-    """Return the spectral norm, its residual, whether it has converged, and products taken."""
+) -> tuple[tuple[float, float, bool], int]:
+    """Return the spectral norm, its residual, whether it has converged; and the products taken."""
     if frobenius <= _ROUNDINGS * rounding:
         # Rounding is no symmetric matrix, and has no eigenvalue to converge to: the Frobenius
         # norm is a bound.
-        return frobenius, frobenius, True, 0
+        return (frobenius, frobenius, True), 0
     pairs = top_eigenpairs(
         operator, 1, tolerance=max(tolerance, 10 * rounding / frobenius), seed=seed, progress=False
     )
-    return (
-        float(abs(pairs.values[0])),
-        float(pairs.residuals[0]),
-        bool(pairs.converged[0]),
-        pairs.num_products,
-    )
+    norm = float(abs(pairs.values[0])), float(pairs.residuals[0]), bool(pairs.converged[0])
+    return norm, pairs.num_products
 
 
-def _judged(row: BlockCurvature, plan: _Plan) -> BlockCurvature:
-    """Say of the Frobenius norms of H and G whether the tolerance was met."""
+def _with_convergence(row: BlockCurvature, plan: Plan) -> BlockCurvature:
+    """Record with the Frobenius norms of H and G whether the tolerance was met."""
     if plan.tolerance is None:
         return row
     parts = []
     for part in (row.hessian, row.gauss_newton):
         norm = part.frobenius_norm
-        met = replace(norm, converged=_meets(norm, plan.tolerance))
+        met = replace(norm, converged=meets(norm, plan.tolerance))
         parts.append(replace(part, frobenius_norm=met))
     return replace(row, hessian=parts[0], gauss_newton=parts[1])
-
-
-def _meets(norm: Estimate, tolerance: float) -> bool:
-    return not norm.standard_error or norm.relative_error <= tolerance
 
 
 def _pair(value: float, error: float) -> str:

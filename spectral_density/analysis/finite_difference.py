@@ -1,4 +1,4 @@
-"""Gradient and products of a curvature operator against central differences."""
+"""Central differences: errors of the gradient and the products of a curvature operator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density.analysis.arguments import require_movable
+from spectral_density.analysis.slopes import fitted_slope, neighbour_slopes
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import stream
 from spectral_density.linalg.norms import euclidean_norm
@@ -25,8 +27,8 @@ class FiniteDifferenceCheck:
     """How far gradient and product are from central differences, along a direction d.
 
     Errors fall as h^2 from large h down, until the rounding of loss and gradient, divided by h,
-    makes them rise as 1/h. An error that stays where it is says that a derivative is wrong, or
-    that the loss is not smooth here: steps of ReLU and max-pooling cross kinks.
+    makes them rise as 1/h. A constant error is that of a wrong derivative, or of a loss that is
+    not smooth here: steps of ReLU and max-pooling cross kinks.
     """
 
     steps: np.ndarray  # (k,), h > 0
@@ -39,12 +41,12 @@ class FiniteDifferenceCheck:
     @property
     def gradient_slopes(self) -> np.ndarray:
         """Slopes of log error against log h between neighbours, (k - 1,); 2 in theory."""
-        return _slopes(self.steps, self.gradient_errors)
+        return neighbour_slopes(self.steps, self.gradient_errors)
 
     @property
     def product_slopes(self) -> np.ndarray:
         """Slopes of log error against log h between neighbours, (k - 1,); 2 in theory."""
-        return _slopes(self.steps, self.product_errors)
+        return neighbour_slopes(self.steps, self.product_errors)
 
     def slope(
         self,
@@ -66,14 +68,7 @@ class FiniteDifferenceCheck:
         if what not in ("gradient", "product"):
             raise ValueError(f'what must be "gradient" or "product", got {what!r}.')
         errors = self.gradient_errors if what == "gradient" else self.product_errors
-        used = (self.steps >= smallest) & (self.steps <= largest)
-        used &= np.isfinite(errors) & (errors > 0)
-        if used.sum() < 2:
-            raise ValueError(
-                f"a slope needs two steps between {smallest:g} and {largest:g} whose error is "
-                f"finite and not zero, and there are {used.sum()}."
-            )
-        return float(np.polyfit(np.log(self.steps[used]), np.log(errors[used]), 1)[0])
+        return fitted_slope(self.steps, errors, smallest, largest, name="steps")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw both errors against the step, log-log, and return the axes."""
@@ -82,7 +77,7 @@ class FiniteDifferenceCheck:
         return plot_finite_differences(self, ax)
 
     def __str__(self) -> str:
-        """Say the smallest errors, and at which steps."""
+        """Return the smallest errors, and at which steps, as text."""
         return "; ".join(
             f"{what} {errors[at]:.2g} off at h = {self.steps[at]:.2g}"
             for what, errors in (
@@ -104,13 +99,13 @@ def finite_difference_check(
 ) -> FiniteDifferenceCheck:
     """Compare an operator's gradient and product with central differences over a range of steps.
 
-    The weights are moved to w + h d and w - h d for each step h, and put back bit for bit, after an
+    The weights are moved to w + h d and w - h d for each step h, and restored bit for bit, after an
     exception too. It takes four passes over the data for each step and two more. Only a Hessian is
     the derivative of the gradient: for a Gauss-Newton or Fisher matrix the product's error is how
     far it is from the Hessian.
 
     Args:
-        operator: of which loss, gradient and matrix are taken.
+        operator: whose loss, gradient and matrix are used.
         direction: d, shape (num_params,); None for a random one of length 1.
         steps: h, positive; None for 1e-1 to 1e-7, two a decade. A float32 model is at its best
             near 1e-2 (product) and 1e-1 (gradient), in float64 near 1e-5.
@@ -128,11 +123,7 @@ def finite_difference_check(
     References:
         Nocedal, Wright (2006), Numerical Optimization, section 8.1 (the steps that are best).
     """
-    if not isinstance(operator, CurvatureOperator):
-        raise TypeError(
-            f"the operator must be a CurvatureOperator, whose weights can be moved, got "
-            f"{type(operator).__name__}."
-        )
+    require_movable(operator)
     steps = np.array(10.0 ** -np.arange(1, 7.1, 0.5) if steps is None else steps, dtype=np.float64)
     if steps.ndim != 1 or not steps.size or not np.isfinite(steps).all() or (steps <= 0).any():
         raise ValueError(f"steps must be finite and positive, got {steps}.")
@@ -171,8 +162,3 @@ def _direction(direction: Any, size: int, seed: int) -> np.ndarray:
     if not np.isfinite(d).all() or not d.any():
         raise ValueError("direction must be finite and not zero.")
     return d
-
-
-def _slopes(steps: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.diff(np.log(errors)) / np.diff(np.log(steps))

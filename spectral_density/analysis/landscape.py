@@ -1,4 +1,4 @@
-"""The loss on a line or in a plane through the weights, along eigenvectors for instance."""
+"""Loss landscapes: the loss on a line or in a plane through the weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density.analysis.arguments import require_movable
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import integer, number
 
@@ -24,8 +25,7 @@ _FLAT = 1e-12
 class LossLandscape:
     """The loss at w + sum_k t_k d_k on a grid of distances t, for unit directions d.
 
-    What the gradient and the matrix say of it is kept beside it: `slopes` and `curvature` are its
-    quadratic model.
+    `slopes` and `curvature` are its quadratic model, from the gradient and the matrix.
     """
 
     coordinates: tuple[np.ndarray, ...]  # distances t_k, (g,) for each direction
@@ -63,12 +63,12 @@ def loss_landscape(
 ) -> LossLandscape:
     """Compute the loss on a line, or in a plane, through the weights.
 
-    The weights are moved and put back bit for bit, after an exception too. It takes one pass over
+    The weights are moved and restored bit for bit, after an exception too. It takes one pass over
     the data for each point of the grid, and three more for the loss, the gradient and the curvature
     at the weights.
 
     Args:
-        operator: of which loss, gradient and matrix are taken.
+        operator: whose loss, gradient and matrix are used.
         directions: orthonormal, shape (num_params,) or (num_params, 1) for a line,
             (num_params, 2) for a plane: `top_eigenpairs(operator, 2).vectors`.
         radius: largest distance on either side, one for all directions or one for each; None for
@@ -90,11 +90,7 @@ def loss_landscape(
         Goodfellow, Vinyals, Saxe (2015), arXiv 1412.6544 (lines).
         Li, Xu, Taylor, Studer, Goldstein (2018), arXiv 1712.09913 (planes).
     """
-    if not isinstance(operator, CurvatureOperator):
-        raise TypeError(
-            f"the operator must be a CurvatureOperator, whose weights can be moved, got "
-            f"{type(operator).__name__}."
-        )
+    require_movable(operator)
     basis = _orthonormal(directions, operator.parameters.size)
     count = basis.shape[1]
     if num_points is None:

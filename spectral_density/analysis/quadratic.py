@@ -1,4 +1,4 @@
-"""The quadratic model of a loss: its best gradient step, its minimum, and how far to trust it."""
+"""Quadratic models of a loss: gradient step, Newton decrement, and the error of the model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density.analysis.arguments import require_movable
+from spectral_density.analysis.slopes import fitted_slope, neighbour_slopes
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import as_real_square, block_product, product_precision
 from spectral_density.linalg.norms import euclidean_norm
@@ -20,7 +22,7 @@ _ROUNDINGS = 10
 
 
 class StepStatus(Enum):
-    """What the quadratic model does along the negative gradient; the value says what to do."""
+    """Shape of the quadratic model along the negative gradient; the value is a message."""
 
     MINIMUM = "The quadratic model has its minimum along the negative gradient at this step."
     NEGATIVE_CURVATURE = (
@@ -51,7 +53,7 @@ class GradientStep:
     status: StepStatus
 
     def __str__(self) -> str:
-        """Say the step, or why there is none."""
+        """Return the step, or why there is none, as text."""
         if self.status is StepStatus.MINIMUM:
             return f"step {self.step:.6g} (curvature {self.curvature:.6g} along the gradient)"
         return f"no step (curvature {self.curvature:.6g}): {self.status.message}"
@@ -59,11 +61,9 @@ class GradientStep:
 
 @dataclass(frozen=True)
 class NewtonDecrement:
-    """The number g'(A + damping I)^-1 g of a gradient g, and how it was found."""
+    """The number g'(A + damping I)^-1 g of a gradient g, and the solution of its system."""
 
-    value: (
-        float  # squared decrement, in the units of the loss; NaN where the solver did not converge
-    )
+    value: float  # squared decrement, in the units of the loss; NaN without convergence
     decrease: float  # by which the quadratic model falls at the Newton step, value / 2
     solution: Solution = field(repr=False)  # of (A + damping I) x = g; -x is the Newton step
 
@@ -73,7 +73,7 @@ class NewtonDecrement:
         return self.solution.converged
 
     def __str__(self) -> str:
-        """Say the value, or why there is none."""
+        """Return the value, or why there is none, as text."""
         if self.converged:
             return f"g'A^-1 g = {self.value:.6g} ({self.solution.num_products:,} products)"
         return f"no value: {self.solution.status.message}"
@@ -81,7 +81,7 @@ class NewtonDecrement:
 
 @dataclass(frozen=True)
 class QuadraticModelError:
-    """What is left of the loss beyond its quadratic model, at steps h p for some scales h."""
+    """Difference of the loss and its quadratic model, at steps h p for some scales h."""
 
     scales: np.ndarray  # (k,), h
     losses: np.ndarray  # (k,), loss(w + h p)
@@ -98,8 +98,7 @@ class QuadraticModelError:
         They tend to 3 where A is the Hessian, the loss smooth and rounding small; NaN or infinite
         where an error is zero.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.diff(np.log(np.abs(self.errors))) / np.diff(np.log(np.abs(self.scales)))
+        return neighbour_slopes(self.scales, self.errors)
 
     def slope(self, smallest: float = 0.0, largest: float = np.inf) -> float:
         """Return the least-squares slope of log |error| against log |h|.
@@ -111,15 +110,7 @@ class QuadraticModelError:
         Raises:
             ValueError: if fewer than two scales of finite, non-zero error are left.
         """
-        sizes = np.abs(self.scales)
-        used = (sizes >= smallest) & (sizes <= largest)
-        used &= np.isfinite(self.errors) & (self.errors != 0)
-        if len(np.unique(sizes[used])) < 2:
-            raise ValueError(
-                f"a slope needs two scales between {smallest:g} and {largest:g} whose error is "
-                f"finite and not zero, and there are {len(np.unique(sizes[used]))}."
-            )
-        return float(np.polyfit(np.log(sizes[used]), np.log(np.abs(self.errors[used])), 1)[0])
+        return fitted_slope(self.scales, self.errors, smallest, largest, name="scales")
 
 
 def gradient_step(operator: Any, /, *, gradient: np.ndarray | None = None) -> GradientStep:
@@ -171,7 +162,7 @@ def newton_decrement(
     maxiter: int | None = None,
     progress: bool | None = None,
 ) -> NewtonDecrement:
-    """Return g'(A + damping I)^-1 g: twice what the quadratic model promises of a Newton step.
+    """Return g'(A + damping I)^-1 g: twice the decrease of the quadratic model at a Newton step.
 
     With x an approximate solution of B x = g, B = A + damping I, the value is 2 g'x - x'Bx, whose
     error is r'B^-1 r for a residual r: the square of what it is in g'x.
@@ -224,13 +215,13 @@ def quadratic_model_error(
 ) -> QuadraticModelError:
     """Compare the loss along a step with the operator's quadratic model.
 
-    The weights are moved to w + h p for each scale h, and put back bit for bit, after an exception
+    The weights are moved to w + h p for each scale h, and restored bit for bit, after an exception
     too. It takes one pass over the data for each scale and two more. With the Hessian of a smooth
     loss the error falls as h^3, with another matrix as h^2, until rounding takes over: in a float32
     model at h of some 1e-2, in float64 of 1e-5, for a step that is as long as the weights.
 
     Args:
-        operator: of which loss, gradient and matrix are taken.
+        operator: whose loss, gradient and matrix are used.
         step: p, shape (num_params,).
         scales: h, none zero; None for 1, 1/2, ..., 2^-9.
         progress: show a bar; None for only in interactive runs.
@@ -242,11 +233,7 @@ def quadratic_model_error(
         TypeError: if the operator is no curvature operator.
         ValueError: if the step has another shape, is zero or not finite, or a scale is.
     """
-    if not isinstance(operator, CurvatureOperator):
-        raise TypeError(
-            f"the operator must be a CurvatureOperator, whose weights can be moved, got "
-            f"{type(operator).__name__}."
-        )
+    require_movable(operator)
     scales = np.array(2.0 ** -np.arange(10) if scales is None else scales, dtype=np.float64)
     if scales.ndim != 1 or not scales.size or not np.isfinite(scales).all() or not scales.all():
         raise ValueError(f"scales must be finite numbers, none of them zero, got {scales}.")

@@ -1,28 +1,28 @@
-"""`check`: what preflight says of a model on its data."""
+"""The command `check`: the preflight check of a model on its data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from spectral_density.command.options import in_options
-from spectral_density.command.problem import Request, look_for_files, open_problem
+from spectral_density.command.matrix import MatrixRequest, check_files, open_matrix
+from spectral_density.command.messages import in_options
 from spectral_density.command.quiet import import_tensorflow
 
 
-def check(request: Request, show: Callable[[str], None]) -> bool:
-    """Show whether the operator is one fixed, symmetric, finite matrix, a right one, and return it.
+def check(request: MatrixRequest, show: Callable[[str], None]) -> bool:
+    """Show and return whether the operator is a fixed, symmetric, finite matrix, and a right one.
 
     Raises:
-        ValueError: see `open_problem`.
+        ValueError: see `open_matrix`.
     """
-    look_for_files(request)
+    check_files(request)
     import_tensorflow()
-    problem = open_problem(request)
+    matrix = open_matrix(request)
     from spectral_density.curvature.preflight import preflight
 
-    report = preflight(problem.operator, seed=request.seed)
-    show(str(problem))
-    for found in report.checks:
-        show(f"  {in_options(str(found), request)}")
+    report = preflight(matrix.operator, seed=request.seed)
+    show(str(matrix))
+    for one in report.checks:
+        show(f"  {in_options(str(one), request)}")
     show(f"{report.verdict}, after {report.num_products:.3g} products with one vector")
     return not report.failed

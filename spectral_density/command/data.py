@@ -1,4 +1,4 @@
-"""Datasets from a name, a file or a function: batches of NumPy arrays, the same at each pass."""
+"""Datasets of the command line: from a name, a file or a function, as batches of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density.command.imported import call
-from spectral_density.command.quiet import absl_warnings_left_out
+from spectral_density.command.quiet import absl_warnings_suppressed
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -20,25 +20,25 @@ Batch = tuple[Any, ...]  # (x, y) or (x, y, w)
 
 @dataclass(frozen=True)
 class Examples:
-    """Batches that come from a file or a named dataset; calling it starts a new pass.
+    """Batches from a file or a named dataset; calling it starts a new pass.
 
     Attributes:
         source: as the user named it.
-        opened: starts a pass over the batches as they are stored.
-        steps: what is done to each batch.
-        notes: what is done, in words.
+        stored: starts a pass over the batches as they are stored.
+        transforms: applied to each batch in turn.
+        notes: descriptions of the transforms, for the user.
     """
 
     source: str
-    opened: Callable[[], Iterator[Batch]]
-    steps: tuple[Callable[[Batch], Batch], ...] = ()
+    stored: Callable[[], Iterator[Batch]]
+    transforms: tuple[Callable[[Batch], Batch], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __call__(self) -> Iterator[Batch]:
         """Yield the batches."""
-        for batch in self.opened():
-            for step in self.steps:
-                batch = step(batch)
+        for batch in self.stored():
+            for transform in self.transforms:
+                batch = transform(batch)
             yield batch
 
     def first(self) -> Batch:
@@ -51,13 +51,13 @@ class Examples:
             return batch
         raise ValueError(f"{self.source} holds no examples.")
 
-    def then(self, step: Callable[[Batch], Batch], note: str | None = None) -> Examples:
-        """Return these batches with one more thing done to each, and said of them."""
+    def transformed(self, transform: Callable[[Batch], Batch], note: str | None = None) -> Examples:
+        """Return these batches with one more transform, and a note about it."""
         notes = self.notes if note is None else (*self.notes, note)
-        return replace(self, steps=(*self.steps, step), notes=notes)
+        return replace(self, transforms=(*self.transforms, transform), notes=notes)
 
-    def noting(self, note: str) -> Examples:
-        """Return these batches with one more thing said of them."""
+    def with_note(self, note: str) -> Examples:
+        """Return these batches with one more note."""
         return replace(self, notes=(*self.notes, note))
 
 
@@ -103,9 +103,9 @@ def _from_npz(source: str, batch_size: int) -> Examples:
     arrays = _read(Path(source))
     unknown = [name for name in arrays if name not in ("x", "y", "w")]
     if "x" not in arrays or "y" not in arrays:
-        found = ", ".join(arrays) or "nothing"
+        names = ", ".join(arrays) or "nothing"
         raise ValueError(
-            f"{source} must hold arrays named x and y (and w for sample weights); it holds {found}."
+            f"{source} must hold arrays named x and y (and w for sample weights); it holds {names}."
         )
     parts = tuple(arrays[name] for name in ("x", "y", "w") if name in arrays)
     lengths = {name: len(arrays[name]) for name in ("x", "y", "w") if name in arrays}
@@ -114,18 +114,18 @@ def _from_npz(source: str, batch_size: int) -> Examples:
         raise ValueError(f"{source} holds different numbers of examples: {listed}.")
     total = len(parts[0])
 
-    def opened() -> Iterator[Batch]:
+    def stored() -> Iterator[Batch]:
         for start in range(0, total, batch_size):
             yield tuple(part[start : start + batch_size] for part in parts)
 
-    examples = Examples(source, opened)
+    examples = Examples(source, stored)
     if unknown:
-        examples = examples.noting(f"of no use here and ignored: {', '.join(unknown)}")
+        examples = examples.with_note(f"of no use here and ignored: {', '.join(unknown)}")
     return examples
 
 
-def check_there(path: Path) -> None:
-    """Raise if there is no such file of data.
+def check_exists(path: Path) -> None:
+    """Check that a file of data exists.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -135,9 +135,9 @@ def check_there(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    check_there(path)
+    check_exists(path)
     try:
-        # Opened here: a damaged archive would stay open.
+        # Opened here: `np.load` leaves a damaged archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
@@ -183,9 +183,9 @@ def _from_tfds(source: str, batch_size: int) -> Examples:
             '(it is in the extra "examples").'
         ) from error
     try:
-        with absl_warnings_left_out():
+        with absl_warnings_suppressed():
             dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)
-    except ModuleNotFoundError as error:  # of one dataset, or forgotten among its requirements
+    except ModuleNotFoundError as error:  # a requirement of this dataset
         raise ModuleNotFoundError(
             f"tensorflow_datasets needs {error.name} to load {source}: pip install {error.name}"
         ) from error
@@ -193,28 +193,28 @@ def _from_tfds(source: str, batch_size: int) -> Examples:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ValueError(f"tensorflow_datasets cannot load {source}: {first}") from error
 
-    def opened() -> Iterator[Batch]:
+    def stored() -> Iterator[Batch]:
         return iter(tfds.as_numpy(dataset.batch(batch_size)))
 
-    return Examples(source, opened)
+    return Examples(source, stored)
 
 
 # Images ------------------------------------------------------------------------------------------
 
 
 def _scaled(examples: Examples, scale: bool) -> Examples:
-    """Make uint8 images float32, in [0, 1] unless asked otherwise."""
+    """Convert uint8 images to float32, divided by 255 with `scale`."""
     x = examples.first()[0]
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
         return examples
     if x.ndim < 3:
-        return examples.noting("uint8 inputs left as they are: rows of numbers, not images")
+        return examples.with_note("uint8 inputs left as they are: rows of numbers, not images")
     if not scale:
-        return examples.then(
+        return examples.transformed(
             lambda batch: (batch[0].astype(np.float32), *batch[1:]),
             "uint8 images left in [0, 255]",
         )
-    return examples.then(
+    return examples.transformed(
         lambda batch: (batch[0].astype(np.float32) / np.float32(255), *batch[1:]),
         "uint8 images scaled to [0, 1] (--no-scale leaves them)",
     )
@@ -224,7 +224,7 @@ def _scaled(examples: Examples, scale: bool) -> Examples:
 
 
 def with_labels_for(examples: Examples, loss: str | None, num_outputs: int | None) -> Examples:
-    """Give labels the form that a loss takes: class numbers, or one-hot rows.
+    """Convert labels to the form that a loss takes: class numbers, or one-hot rows.
 
     Args:
         examples: batches with labels y.
@@ -240,9 +240,9 @@ def with_labels_for(examples: Examples, loss: str | None, num_outputs: int | Non
     numbers = y.dtype.kind in "iub" and (y.ndim == 1 or y.shape[1:] == (1,))
     if loss.startswith("sparse_"):
         if numbers:
-            return examples.then(lambda batch: _checked(batch, num_outputs, examples.source))
+            return examples.transformed(lambda batch: _checked(batch, num_outputs, examples.source))
         if y.ndim == 2 and y.shape[1] == num_outputs and _is_one_hot(y):
-            return examples.then(
+            return examples.transformed(
                 lambda batch: (batch[0], np.argmax(batch[1], axis=1), *batch[2:]),
                 f"one-hot labels made class numbers for {loss}",
             )
@@ -254,7 +254,7 @@ def with_labels_for(examples: Examples, loss: str | None, num_outputs: int | Non
         x, labels, *rest = _checked(batch, num_outputs, examples.source)
         return x, np.eye(num_outputs, dtype=np.float32)[labels.reshape(-1).astype(int)], *rest
 
-    return examples.then(one_hot, f"labels made one-hot for {loss}")
+    return examples.transformed(one_hot, f"labels made one-hot for {loss}")
 
 
 def _checked(batch: Batch, num_classes: int, source: str) -> Batch:

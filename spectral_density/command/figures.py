@@ -1,4 +1,4 @@
-"""`plot`: spectra on one figure."""
+"""The command `plot`: one or several spectra on one figure, and its files."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def plot_files(
 
 
 def file_labels(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest names that tell files apart: the stem, or with it the last directories.
+    """Return the shortest distinct names of files: the stem, with the last directories if needed.
 
-    The spectrum.npz of a run is called as its directory.
+    The spectrum.npz of a run has the name of its directory.
     """
     parts = [_named_parts(path) for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
@@ -87,7 +87,7 @@ def _named_parts(path: Path) -> list[str]:
 
 
 def draw_one(spectrum: Spectrum, *, label: str | None = None, xscale: str = "linear") -> Figure:
-    """Return a figure of a density with its outliers marked, titled with what the matrix is."""
+    """Return a figure of a density with its outliers, titled with the description of the matrix."""
     from spectral_density.plotting import plot_density, plot_outliers
 
     figure, ax = _figure()
@@ -109,7 +109,7 @@ def draw_several(spectra: Mapping[str, Spectrum], *, xscale: str = "linear") -> 
 def _figure() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    # Not pyplot's: that one would want a screen, and keep the figure.
+    # Not pyplot's, which needs a screen and keeps every figure.
     figure = Figure(figsize=_SIZE, layout="constrained")
     return figure, figure.add_subplot()
 

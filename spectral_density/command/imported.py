@@ -1,4 +1,4 @@
-"""Modules of the user, imported from the current directory as `python -m` would."""
+"""Import of the user's modules from the current directory, as by `python -m`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def import_object(text: str) -> Any:
     if not module_name or not name:
         raise ValueError(f"{text!r} is not of the form module:function.")
     module = import_module(module_name)
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise ValueError(f"the module {module_name!r} ({module.__file__}) has no {name!r}.")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def call(text: str) -> Any:

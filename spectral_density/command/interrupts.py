@@ -1,7 +1,7 @@
-"""Ctrl-C, taken between two steps.
+"""Keyboard interrupts, delayed to the end of a step.
 
-Python raises KeyboardInterrupt wherever it happens to be: in the midst of a call from compiled code
-it may be dropped, so that the run goes on, or bring the process down.
+Python raises KeyboardInterrupt at any point: within a call from compiled code it may be dropped, so
+that the run goes on, or end the process.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from types import FrameType
 
 
 class BetweenSteps(AbstractContextManager["BetweenSteps"]):
-    """Put off the first Ctrl-C until the step is done; a second one is not put off.
+    """Delay the first Ctrl-C until the end of the step; a second one is not delayed.
 
-    Where Ctrl-C does something else than to raise KeyboardInterrupt, that is left as it is.
+    Where another handler of Ctrl-C is installed, it stays.
     """
 
     def __enter__(self) -> BetweenSteps:
-        self._asked = False
-        here = threading.current_thread() is threading.main_thread()
-        self._put_off = here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._put_off:
-            signal.signal(signal.SIGINT, self._note)
+        self._interrupted = False
+        main = threading.current_thread() is threading.main_thread()
+        self._installed = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._installed:
+            signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._put_off:
+        if self._installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if kind is None:
             self.check()
 
     def check(self, step: object = None) -> None:
-        """Raise KeyboardInterrupt if it was asked for; to be called after each step."""
-        if self._asked:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed; to be called after each step."""
+        if self._interrupted:
             raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
             signal.default_int_handler(number, frame)
-        # Nothing is printed: the handler may run in the midst of what writes the progress bar.
-        self._asked = True
+        # Nothing is printed: the handler may run while the progress bar is being written.
+        self._interrupted = True

@@ -1,4 +1,4 @@
-"""What is said without being asked for, by TensorFlow and by absl's log, left out."""
+"""Suppressed log output of TensorFlow and of absl."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from contextlib import contextmanager
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow and Keras; what they report on standard error is shown if they fail.
+    """Import TensorFlow and Keras without their log output; it is shown if an import fails.
 
     TensorFlow writes some of it before it reads TF_CPP_MIN_LOG_LEVEL.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules:
         return
-    with _error_output_kept():
+    with _standard_error_held_back():
         import keras
         import tensorflow as tf
 
         del keras
-        # The second half of the notes comes with the first devices asked for.
+        # The second half of the log comes when devices are listed first.
         tf.config.list_logical_devices()
 
 
 @contextmanager
-def absl_warnings_left_out() -> Iterator[None]:
-    """Leave out what Keras and tensorflow_datasets warn of by absl's log."""
+def absl_warnings_suppressed() -> Iterator[None]:
+    """Suppress warnings that Keras and tensorflow_datasets write to absl's log."""
     log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -40,22 +40,22 @@ def absl_warnings_left_out() -> Iterator[None]:
 
 
 @contextmanager
-def _error_output_kept() -> Iterator[None]:
-    """Keep what is written to the standard error of the process; show it after an exception."""
+def _standard_error_held_back() -> Iterator[None]:
+    """Hold back the standard error of the process; write it after an exception, else drop it."""
     try:
         sys.stderr.flush()
         standard_error = os.dup(2)
-    except (OSError, ValueError, AttributeError):  # there is none
+    except (OSError, ValueError, AttributeError):  # the process has no standard error
         yield
         return
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
         try:
             yield
         except BaseException:
             os.dup2(standard_error, 2)
-            kept.seek(0)
-            sys.stderr.write(kept.read().decode(errors="replace"))
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
             raise
         finally:
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The directory of a run: what an earlier process left there, and what this one writes."""
+"""The directory of a run: what an earlier process has written there, and what this one writes."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ if TYPE_CHECKING:
 SPECTRUM, SUMMARY, CHECKPOINT = "spectrum.npz", "summary.json", "checkpoint"
 PICTURES = ("spectrum.png", "spectrum.svg")
 
-# Settings in which a run that goes on may differ: these may ask for more, the other only changes
-# speed.
-_GROWING = ("order", "draws", "tolerance", "max_products")
-_FREE = {*_GROWING, "draws_at_once"}
+# Settings in which a resumed run may differ: these may ask for more, the other only changes speed.
+_EXTENSIBLE = ("order", "draws", "tolerance", "max_products")
+_CHANGEABLE = {*_EXTENSIBLE, "draws_at_once"}
 
 
 @dataclass(frozen=True)
-class Before:
-    """What an earlier process left in the directory."""
+class PreviousRun:
+    """The run that a directory holds, complete or not; all fields are empty where there is none."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)  # empty where there is no summary
     complete: bool = False
     checkpoint: bool = False
 
-    def is_less_than(self, asked: Mapping[str, Any]) -> bool:
-        """Tell whether steps or draws that are asked for are not there."""
-        return any(_more(name, asked, self.settings) for name in _GROWING)
+    def is_less_than(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether a run with these settings may have more steps or draws."""
+        return any(_more(name, settings, self.settings) for name in _EXTENSIBLE)
 
 
-def _more(name: str, asked: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether a setting may ask for more steps or draws than another."""
-    a, b = asked.get(name), other.get(name)
+def _more(name: str, settings: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether one setting may give more steps or draws than the same of another run."""
+    a, b = settings.get(name), other.get(name)
     if a is None or b is None:
-        return a is not b  # how many there are without this bound, the run finds out
+        return a is not b  # without a bound their number is known after the run only
     return bool(a < b if name == "tolerance" else a > b)
 
 
-def look(folder: Path, asked: Mapping[str, Any], *, resume: bool, use_checkpoint: bool) -> Before:
-    """Return what the directory holds; refuse it where a run with these settings would spoil it.
+def previous_run(
+    folder: Path, settings: Mapping[str, Any], *, resume: bool, use_checkpoint: bool
+) -> PreviousRun:
+    """Return the run that a directory holds, if a run with these settings may be written there.
 
     Args:
-        folder: the directory, which need not be there.
-        asked: the settings of the run.
-        resume: whether the run may go on with what is there.
+        folder: the directory, which need not exist.
+        settings: of the run that is to be written.
+        resume: whether that run may continue the one in the directory.
         use_checkpoint: whether it keeps a checkpoint.
 
     Raises:
-        FileExistsError: if it holds a run and this one does not resume, or is another one.
+        FileExistsError: if it holds a run that this one does not resume, or one of other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: --out takes a directory.")
     names = (SPECTRUM, SUMMARY, *PICTURES, CHECKPOINT)
     there = [name for name in names if (folder / name).exists()]
     if not there:
-        return Before()
+        return PreviousRun()
     if not resume:
         raise FileExistsError(
             f"{folder} holds a run already ({', '.join(there)}): choose another --out, or pass "
@@ -74,14 +75,13 @@ def look(folder: Path, asked: Mapping[str, Any], *, resume: bool, use_checkpoint
             f"{folder} holds {', '.join(there)} and no {SUMMARY} that says of what: choose another "
             "--out."
         )
-    settings, complete = _recorded(folder / SUMMARY)
-    before = Before(settings, complete, CHECKPOINT in there)
-    _refuse_another(folder, before, asked)
-    if before.checkpoint and not use_checkpoint:
+    previous = PreviousRun(*_recorded(folder / SUMMARY), CHECKPOINT in there)
+    _check_settings(folder, previous, settings)
+    if previous.checkpoint and not use_checkpoint:
         raise FileExistsError(
             f"{folder} holds a checkpoint, and --no-checkpoint cannot go on with it."
         )
-    return before
+    return previous
 
 
 def _recorded(path: Path) -> tuple[dict[str, Any], bool]:
@@ -95,22 +95,23 @@ def _recorded(path: Path) -> tuple[dict[str, Any], bool]:
         ) from error
 
 
-def _refuse_another(folder: Path, before: Before, asked: Mapping[str, Any]) -> None:
-    """Raise if the run asked for is neither the one there nor that one with more steps or draws.
+def _check_settings(folder: Path, previous: PreviousRun, settings: Mapping[str, Any]) -> None:
+    """Check that a run is the one in the directory, or that one with more steps or draws.
 
     Raises:
-        FileExistsError: naming what differs.
+        FileExistsError: if it is not, naming what differs.
     """
-    recorded = before.settings
-    names = {name for name in {*recorded, *asked} - _FREE if recorded.get(name) != asked.get(name)}
-    if (asked.get("tolerance") is None) != (recorded.get("tolerance") is None):
+    recorded = previous.settings
+    fixed = {*recorded, *settings} - _CHANGEABLE
+    names = {name for name in fixed if recorded.get(name) != settings.get(name)}
+    if (settings.get("tolerance") is None) != (recorded.get("tolerance") is None):
         names.add("tolerance")
     if "data" in names:
         names.discard("data_sha256")
     others = [
         f"the {name.removesuffix('_sha256')} file is another one"
         if name.endswith("_sha256")
-        else f"{name} is {asked.get(name)} and was {recorded.get(name)}"
+        else f"{name} is {settings.get(name)} and was {recorded.get(name)}"
         for name in sorted(names)
     ]
     if others:
@@ -119,16 +120,16 @@ def _refuse_another(folder: Path, before: Before, asked: Mapping[str, Any]) -> N
         )
     less = [
         name
-        for name in _GROWING
-        if _more(name, recorded, asked) and not _more(name, asked, recorded)
+        for name in _EXTENSIBLE
+        if _more(name, recorded, settings) and not _more(name, settings, recorded)
     ]
     if less:
         raise FileExistsError(
             f"the run in {folder} was begun {_named(recorded, less)}, and this asks for less: "
             "choose another --out."
         )
-    if before.complete and not before.checkpoint and before.is_less_than(asked):
-        given = [name for name in _GROWING if recorded.get(name) is not None]
+    if previous.complete and not previous.checkpoint and previous.is_less_than(settings):
+        given = [name for name in _EXTENSIBLE if recorded.get(name) is not None]
         raise FileExistsError(
             f"the run in {folder} is complete, {_named(recorded, given)}, and kept no checkpoint "
             "to add to (--keep-checkpoint does): choose another --out."
@@ -141,21 +142,23 @@ def _named(settings: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 @contextmanager
-def begun(folder: Path, asked: Mapping[str, Any], before: Before) -> Iterator[None]:
-    """Note the settings for whoever resumes; leave nothing of a run that made not even a step."""
+def recorded_start(
+    folder: Path, settings: Mapping[str, Any], previous: PreviousRun
+) -> Iterator[None]:
+    """Record the settings, for resuming; remove them if the run ends before its first step."""
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    if not before.settings:
-        start = {"format": FORMAT, "complete": False, "settings": asked, "versions": versions()}
+    if not previous.settings:
+        start = {"format": FORMAT, "complete": False, "settings": settings, "versions": versions()}
         _write_json(folder / SUMMARY, start)
     try:
         yield
     except BaseException:
-        if not before.settings and not has_steps(folder):
+        if not previous.settings and not has_steps(folder):
             (folder / SUMMARY).unlink(missing_ok=True)
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
             if made:
-                with suppress(OSError):  # somebody else has put something there
+                with suppress(OSError):  # another process has written something there
                     folder.rmdir()
         raise
 
@@ -166,34 +169,34 @@ def has_steps(folder: Path) -> bool:
 
 
 def write(folder: Path, spectrum: Spectrum, summary: Mapping[str, Any]) -> list[Path]:
-    """Write a spectrum, its pictures and its summary; each file appears whole or not at all.
+    """Write a spectrum, its pictures and its summary, each file atomically.
 
     Returns:
         The files.
     """
     from spectral_density.command.figures import draw_one, save
 
-    with _whole(folder / SPECTRUM) as path:
+    with _atomic(folder / SPECTRUM) as path:
         spectrum.save(path)
     figure = draw_one(spectrum)
     for name in PICTURES:
-        with _whole(folder / name) as path:
+        with _atomic(folder / name) as path:
             save(figure, path)
     _write_json(folder / SUMMARY, {"format": FORMAT, "complete": True, **summary})
     return [folder / name for name in (SPECTRUM, *PICTURES, SUMMARY)]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with _whole(path) as beside:
-        beside.write_text(to_json(content), encoding="utf-8")
+    with _atomic(path) as temporary:
+        temporary.write_text(to_json(content), encoding="utf-8")
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, of the same suffix, that takes the place of `path` at the end."""
-    beside = path.with_name(f".{path.stem}.new{path.suffix}")
+def _atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path of the same suffix, whose file replaces `path` at the end."""
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`run`: a spectrum from a saved model and a dataset, with its files."""
+"""The command `run`: a spectrum from a saved model and a dataset, with its files."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from spectral_density.command import results
 from spectral_density.command.data import DEFAULT_BATCH_SIZE
 from spectral_density.command.interrupts import BetweenSteps
-from spectral_density.command.options import in_options
-from spectral_density.command.problem import Problem, Request, look_for_files, open_problem
+from spectral_density.command.matrix import MatrixRequest, RequestedMatrix, check_files, open_matrix
+from spectral_density.command.messages import in_options
 from spectral_density.command.quiet import import_tensorflow
 from spectral_density.command.summary import file_hash, spectrum_numbers, versions
+from spectral_density.estimate import NUM_DRAWS, ORDER, estimate_spectrum
 from spectral_density.spectrum.accuracy import Ending
 
 if TYPE_CHECKING:
     from spectral_density.curvature import CurvatureOperator
     from spectral_density.spectrum.spectrum import Spectrum
 
-DEFAULT_ORDER, DEFAULT_DRAWS = 90, 10
-
-Keeping = Literal["until done", "keep", "none"]
-
 
 @dataclass(frozen=True)
 class RunRequest:
     """How the spectrum is computed, and where it goes."""
 
-    problem: Request
+    matrix: MatrixRequest
     out: Path
     order: int | None = None  # None for 90, or as many as there are parameters
     draws: int | None = None  # None for 10
@@ -43,83 +40,84 @@ class RunRequest:
     basis_dtype: Literal["float64", "float32"] = "float64"
     check: bool = True
     resume: bool = False
-    checkpoint: Keeping = "until done"
+    checkpoint: Literal["until done", "keep", "none"] = "until done"
 
     @property
     def most_products(self) -> int:
         """Steps of all draws together, at most."""
-        return self.max_products or (self.order or DEFAULT_ORDER) * (self.draws or DEFAULT_DRAWS)
+        return self.max_products or (self.order or ORDER) * (self.draws or NUM_DRAWS)
 
 
-def run(request: RunRequest, show: Callable[[str], None], again: str) -> None:
+def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -> None:
     """Compute a spectrum and write its file, its pictures and its summary to a directory.
 
     Args:
-        request: what the user asked for.
+        request: the matrix, the run, and its directory.
         show: called with each line of the report.
-        again: the command that goes on with this run, said where it is interrupted.
+        resume_command: the command that resumes this run, for the message after an interrupt.
 
     Raises:
         FileExistsError: if the directory holds a run and `resume` is off.
-        KeyboardInterrupt: with what is saved and how to go on.
-        ValueError: if the operator is no fixed, symmetric, finite matrix; see `open_problem`.
+        KeyboardInterrupt: with what is saved and how to resume.
+        ValueError: if the operator is no fixed, symmetric, finite matrix; see `open_matrix`.
         CheckpointError: if the checkpoint is of another run, damaged or in use.
         MemoryError: if the run would not fit into the memory.
     """
-    look_for_files(request.problem)
-    asked = _asked(request)
-    before = results.look(
-        request.out, asked, resume=request.resume, use_checkpoint=request.checkpoint != "none"
+    check_files(request.matrix)
+    settings = _settings(request)
+    previous = results.previous_run(
+        request.out, settings, resume=request.resume, use_checkpoint=request.checkpoint != "none"
     )
-    if before.complete and not before.is_less_than(asked):
+    if previous.complete and not previous.is_less_than(settings):
         show(f"the run in {request.out} is complete: nothing to do")
         return
     import_tensorflow()
-    problem = open_problem(request.problem)
-    operator = problem.operator
-    show(str(problem))
+    matrix = open_matrix(request.matrix)
+    operator = matrix.operator
+    show(str(matrix))
     order = _order(request, operator)
     if request.check:
-        show(f"check     {_verdict(operator, request.problem)}")
+        show(f"check     {_verdict(operator, request.matrix)}")
     if request.checkpoint != "none":
-        _check_room(request, operator.shape[0])
-    going_on = f", going on from {request.out / results.CHECKPOINT}" if before.checkpoint else ""
+        _check_disk_space(request, operator.shape[0])
+    going_on = f", going on from {request.out / results.CHECKPOINT}" if previous.checkpoint else ""
     show(f"run       {_plan(request, order)}{going_on}")
     passes, start = operator.num_passes, time.perf_counter()
-    with _ends_explained(request, again), results.begun(request.out, asked, before):
-        spectrum = _estimate(operator, request, asked, order)
+    with (
+        _errors_explained(request, resume_command),
+        results.recorded_start(request.out, settings, previous),
+    ):
+        spectrum = _estimate(operator, request, settings, order)
     cost: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "passes": operator.num_passes - passes,
-        "resumed": before.checkpoint,
+        "resumed": previous.checkpoint,
     }
-    summary = _summary(asked, problem, spectrum, cost)
+    summary = _summary(settings, matrix, spectrum, cost)
     written = results.write(request.out, spectrum, summary)
     missed = spectrum.ended_by not in (Ending.PLAN, Ending.TOLERANCE)
     # A checkpoint that outlived its run was kept on purpose.
-    if request.checkpoint == "until done" and not before.complete and not missed:
+    if request.checkpoint == "until done" and not previous.complete and not missed:
         shutil.rmtree(request.out / results.CHECKPOINT)
     show(f"          {cost['seconds']:.1f} s, {_counted(cost['passes'], 'pass')} over the data")
     show(f"\n{in_options(str(spectrum))}\n")
     for path in written:
         show(f"wrote     {path}")
     if missed:
-        show(_way_to_the_tolerance(request, spectrum.ended_by))
+        show(_missed_tolerance(request, spectrum.ended_by))
 
 
 def _estimate(
-    operator: CurvatureOperator, request: RunRequest, asked: dict[str, Any], order: int | None
+    operator: CurvatureOperator, request: RunRequest, settings: dict[str, Any], order: int | None
 ) -> Spectrum:
-    from spectral_density.approximate import estimate_spectrum
-
     with BetweenSteps() as interrupts:
         return estimate_spectrum(
             operator,
             order,
-            asked["draws"],
-            tolerance=asked["tolerance"],
-            max_products=asked["max_products"],
-            seed=request.problem.seed,
+            settings["draws"],
+            tolerance=settings["tolerance"],
+            max_products=settings["max_products"],
+            seed=request.matrix.seed,
             draws_at_once=request.draws_at_once,
             basis=request.basis,
             basis_dtype=request.basis_dtype,
@@ -132,20 +130,20 @@ def _estimate(
 # Before the run ----------------------------------------------------------------------------------
 
 
-def _asked(request: RunRequest) -> dict[str, Any]:
+def _settings(request: RunRequest) -> dict[str, Any]:
     """Return the settings that decide the result, as the summary records them."""
-    settings = asdict(request.problem)
+    of_matrix = asdict(request.matrix)
     fixed = request.tolerance is None
-    model, data = settings.pop("model"), Path(request.problem.data)
-    layers = request.problem.layers
+    model, data = of_matrix.pop("model"), Path(request.matrix.data)
+    layers = request.matrix.layers
     return {
-        **settings,
-        "batch_size": request.problem.batch_size or DEFAULT_BATCH_SIZE,
+        **of_matrix,
+        "batch_size": request.matrix.batch_size or DEFAULT_BATCH_SIZE,
         "model_sha256": file_hash(model) if model.is_file() else None,
         "data_sha256": file_hash(data) if data.suffix == ".npz" and data.is_file() else None,
         "layers": None if layers is None else layers.pattern,
-        "order": request.order or (DEFAULT_ORDER if fixed else None),
-        "draws": request.draws or (DEFAULT_DRAWS if fixed else None),
+        "order": request.order or (ORDER if fixed else None),
+        "draws": request.draws or (NUM_DRAWS if fixed else None),
         "tolerance": request.tolerance,
         "max_products": None if fixed else request.most_products,
         "draws_at_once": request.draws_at_once,
@@ -157,7 +155,7 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
     size = operator.shape[0]
     if request.order is None:
         # A small model has no more steps than parameters.
-        return min(DEFAULT_ORDER, size) if request.tolerance is None else None
+        return min(ORDER, size) if request.tolerance is None else None
     if request.order > size:
         raise ValueError(
             f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "
@@ -167,9 +165,9 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
 
 
 def _plan(request: RunRequest, order: int | None) -> str:
-    """Say how many steps and draws there will be."""
+    """Return how many steps and draws there will be, as text."""
     if request.tolerance is None and order is not None:
-        draws = request.draws or DEFAULT_DRAWS
+        draws = request.draws or NUM_DRAWS
         return f"{_counted(draws, 'draw')} of {_counted(order, 'step')}"
     bounds = [_counted(request.most_products, "product")]
     if order is not None:
@@ -184,8 +182,8 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else many}"
 
 
-def _verdict(operator: CurvatureOperator, request: Request) -> str:
-    """Return the verdict of preflight and its doubts in a line.
+def _verdict(operator: CurvatureOperator, request: MatrixRequest) -> str:
+    """Return the verdict of preflight, with what is doubtful, in a line.
 
     Raises:
         ValueError: if the operator is unsound.
@@ -194,13 +192,13 @@ def _verdict(operator: CurvatureOperator, request: Request) -> str:
 
     report = preflight(operator, seed=request.seed)
     if report.failed:
-        failed = in_options(" ".join(found.message for found in report.failed), request)
+        failed = in_options(" ".join(check.message for check in report.failed), request)
         raise ValueError(f"{failed} (--no-check computes the spectrum nevertheless)")
-    doubts = "".join(f"; {found.message}" for found in report.doubtful)
+    doubts = "".join(f"; {check.message}" for check in report.doubtful)
     return in_options(f"{report.verdict}{doubts}", request)
 
 
-def _check_room(request: RunRequest, size: int) -> None:
+def _check_disk_space(request: RunRequest, size: int) -> None:
     """Raise if the checkpoint would not fit on the disk, before anything is computed.
 
     Raises:
@@ -221,12 +219,12 @@ def _check_room(request: RunRequest, size: int) -> None:
         )
 
 
-# Its end -----------------------------------------------------------------------------------------
+# The end of the run ------------------------------------------------------------------------------
 
 
 @contextmanager
-def _ends_explained(request: RunRequest, again: str) -> Iterator[None]:
-    """Say what is kept after an interrupt, and what the ways out are called here."""
+def _errors_explained(request: RunRequest, resume_command: str) -> Iterator[None]:
+    """Add to an interrupt what is kept, and to a lack of memory the options that save some."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -234,7 +232,7 @@ def _ends_explained(request: RunRequest, again: str) -> Iterator[None]:
             raise KeyboardInterrupt("interrupted; no step is kept") from stop
         raise KeyboardInterrupt(
             f"interrupted; the steps so far are kept in {request.out / results.CHECKPOINT}. "
-            f"Go on with: {again}"
+            f"Go on with: {resume_command}"
         ) from stop
     except MemoryError as error:
         raise MemoryError(
@@ -243,8 +241,8 @@ def _ends_explained(request: RunRequest, again: str) -> Iterator[None]:
         ) from error
 
 
-def _way_to_the_tolerance(request: RunRequest, ended_by: Ending) -> str:
-    """Say what a run that did not meet its tolerance can go on with."""
+def _missed_tolerance(request: RunRequest, ended_by: Ending) -> str:
+    """Return how a run that did not meet its tolerance can be continued."""
     option = {Ending.ORDER: "--order", Ending.DRAWS: "--draws"}.get(ended_by, "--max-products")
     checkpoint = request.out / results.CHECKPOINT
     if request.checkpoint == "none":
@@ -255,22 +253,19 @@ def _way_to_the_tolerance(request: RunRequest, ended_by: Ending) -> str:
     )
 
 
-# Its numbers -------------------------------------------------------------------------------------
-
-
 def _summary(
-    asked: dict[str, Any], problem: Problem, spectrum: Spectrum, cost: dict[str, Any]
+    settings: dict[str, Any], matrix: RequestedMatrix, spectrum: Spectrum, cost: dict[str, Any]
 ) -> dict[str, Any]:
-    batches = problem.operator.batches
+    batches = matrix.operator.batches
     return {
         **spectrum_numbers(spectrum),
-        "model": problem.model,
-        "data": problem.data,
-        "data_notes": list(problem.data_notes),
-        "loss": problem.loss,
+        "model": matrix.model,
+        "data": matrix.data,
+        "data_notes": list(matrix.data_notes),
+        "loss": matrix.loss,
         "num_examples": int(batches.num_examples),
         "num_batches": len(batches),
         **cost,
-        "settings": asked,
+        "settings": settings,
         "versions": versions(),
     }

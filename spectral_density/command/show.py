@@ -1,4 +1,4 @@
-"""`show`: a spectrum file in the terminal."""
+"""The command `show`: the numbers and the density of a spectrum file in the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from spectral_density.command.options import in_options
+from spectral_density.command.messages import in_options
 from spectral_density.command.summary import spectrum_numbers, to_json
 from spectral_density.command.text_density import text_density
 from spectral_density.spectrum.spectrum import Spectrum

@@ -1,4 +1,4 @@
-"""The numbers of a run as JSON: documented keys, no NaN."""
+"""Summary of a run as JSON: numbers of the spectrum, versions, file hashes; no NaN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
 
 
 def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
-    """Return the numbers that a spectrum alone has."""
+    """Return the numbers of a spectrum, by their keys."""
     ends = spectrum.extreme_eigenvalues
     lower, upper = spectrum.negative_mass_bounds
     norm, norm_error = frobenius_norm(spectrum)
@@ -69,14 +69,14 @@ def outliers(spectrum: Spectrum) -> list[dict[str, float]]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the numbers depend on."""
-    found = {"spectral_density": __version__, "python": platform.python_version()}
+    """Return the versions of the packages that the numbers depend on."""
+    installed = {"spectral_density": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a build under another name, such as tensorflow-cpu
             continue
-    return found
+    return installed
 
 
 def file_hash(path: Path) -> str:
@@ -89,7 +89,7 @@ def file_hash(path: Path) -> str:
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """Return JSON that every reader takes: what is not finite becomes null."""
+    """Return standard JSON: numbers that are not finite become null."""
     return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""An eigenvalue density drawn in characters."""
+"""Eigenvalue densities drawn in characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def text_density(spectrum: Spectrum, *, width: int = 78, encoding: str | None = 
     """Draw the density, logarithmic upwards, over the eigenvalues.
 
     Each column shows the largest value within it, so that no outlier falls between two columns;
-    a mark below the axis says that known simple eigenvalues lie there.
+    marks below the axis show where known simple eigenvalues lie.
 
     Args:
         spectrum: what to draw.

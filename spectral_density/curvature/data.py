@@ -147,11 +147,15 @@ class Batches:
     def of_replica(self, replica: int, places: Sequence[int]) -> Batches:
         """Return the batches of one replica: those at these places among the ones of here."""
         other = copy(self)
-        other._mine = (replica,)
-        other.parcels = [self.parcels[place] for place in places]
-        if self._kept is not None:
-            other._kept = [self._kept[place] for place in places]
+        other.restrict(replica, places)
         return other
+
+    def restrict(self, replica: int, places: Sequence[int]) -> None:
+        """Go on with the batches of one replica alone, see `of_replica`."""
+        self._mine = (replica,)
+        self.parcels = [self.parcels[place] for place in places]
+        if self._kept is not None:
+            self._kept = [self._kept[place] for place in places]
 
     def __len__(self) -> int:
         """Return the number of batches."""

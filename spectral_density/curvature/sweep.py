@@ -331,13 +331,23 @@ class Sweep:
         for local, replica in enumerate(self.replicas.ids):
             places = [i for i, n in enumerate(numbers) if self.replicas.owner(n) == replica]
             other = copy(self)
-            other.local, other.replicas = local, None
-            other.batches = self.batches.of_replica(replica, places)
-            other._inputs = [self._inputs[place] for place in places]
-            other._weights = [self._weights[place] for place in places]
-            other.cache = other._new_cache()
+            other.restrict(local, self.batches.of_replica(replica, places), places)
             found.append(other)
         return found
+
+    def restrict(self, local: int, batches: Batches, places: Sequence[int]) -> None:
+        """Go on with some of the batches, on one replica of this process alone.
+
+        Args:
+            local: number of the replica.
+            batches: those at these places.
+            places: of the batches among the ones of here.
+        """
+        self.local, self.replicas = local, None
+        self.batches = batches
+        self._inputs = [self._inputs[place] for place in places]
+        self._weights = [self._weights[place] for place in places]
+        self.cache = self._new_cache()
 
     def hashes(self) -> list[tuple[int, str, float, int]]:
         """Return number, hash, weight and examples' hash of what is computed together, in order."""

@@ -6,7 +6,6 @@ from math import inf
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse
 
 from spectral_density.linalg.arguments import stream
 from spectral_density.linalg.norms import column_norms

@@ -1,7 +1,7 @@
-"""Every picture. Functions take and return matplotlib axes and leave the style to the user.
+"""Pictures of spectra, matrices and losses, on matplotlib axes, in the user's style.
 
-Colours are those of the user's style or of perceptually uniform maps; what colour tells apart, line
-styles, markers or order tell apart too.
+Colours are those of the style or of perceptually uniform maps. Curves of different colour also
+differ in line style, marker or order.
 """
 
 from spectral_density.plotting.checks import plot_finite_differences
@@ -13,7 +13,7 @@ from spectral_density.plotting.densities import (
     plot_spectra,
     plot_stem,
 )
-from spectral_density.plotting.losses import plot_loss_line, plot_loss_surface
+from spectral_density.plotting.landscapes import plot_loss_line, plot_loss_surface
 from spectral_density.plotting.matrices import plot_matrix
 from spectral_density.plotting.training import plot_eigenvalues, plot_evolution, plot_ridge
 

@@ -1,4 +1,4 @@
-"""Is the derivative right: errors of difference quotients against their step."""
+"""Errors of finite differences against their step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spectral_density.plotting._axes import LINE_STYLES, new_axes
+from spectral_density.plotting.axes import LINE_STYLES, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Spectra as curves: densities with bands, raw nodes, outliers, several together, by layer."""
+"""Densities with bands, quadrature nodes, outliers; several spectra together or by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 
 from spectral_density.linalg.eigen import Eigenpairs
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
-from spectral_density.plotting._axes import (
+from spectral_density.plotting.axes import (
     DENSITY,
     EIGENVALUE,
     LINE_STYLES,
@@ -94,7 +94,7 @@ def plot_log_density(
         spectrum: what to draw.
         ax: axes to draw on; None for new ones.
         sigma: kernel width in ln |eigenvalue|.
-        floor: smallest magnitude told from zero; None for that of the nodes.
+        floor: smallest magnitude that differs from zero; None for that of the nodes.
         label: entry in a legend.
         **line_options: passed to `Axes.plot`.
     """
@@ -318,7 +318,7 @@ def _density(spectrum: Spectrum, sigma: float | None, deflate: bool, xscale: str
     density = spectrum.density(sigma=sigma, deflate=deflate)
     if xscale != "symlog":
         return density
-    # The even grid has too few points next to zero, the other one too few among the outliers.
+    # The even grid has too few points near zero, the signed logarithmic one among the outliers.
     low, high = density.grid[0], density.grid[-1]
     near_zero = signed_log_grid(low, high, density.sigma / 10, _LOG_POINTS)
     return spectrum.density(np.union1d(density.grid, near_zero), density.sigma, deflate)
@@ -335,7 +335,7 @@ def _with_bounds(outliers: Spectrum | Eigenpairs) -> tuple[np.ndarray, np.ndarra
             np.array([ends.smallest, ends.largest]),
             np.array([ends.smallest_bound, ends.largest_bound]),
         )
-    # The bounds of the ends have what rounding adds, which no residual sees.
+    # The bounds of the ends include rounding, which residuals do not.
     rounding = min(ends.smallest_bound, ends.largest_bound)
     return outliers.nodes[0][simple], outliers.residuals[0][simple] + rounding
 

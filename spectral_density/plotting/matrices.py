@@ -1,4 +1,4 @@
-"""The matrix itself: magnitudes of its entries, with the boundaries of its layers."""
+"""Magnitudes of the entries of a matrix, with the boundaries of its layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from scipy.sparse import issparse
 
-from spectral_density.plotting._axes import COLORMAP, color_bar, new_axes
+from spectral_density.plotting.axes import COLORMAP, color_bar, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def plot_matrix(
     Args:
         matrix: array of shape (n, n), such as `operator.to_dense()`.
         ax: axes to draw on; None for new ones. The colour bar is set beside them.
-        layers: indices of each layer by name, as `curvature.blocks.layer_indices` returns them;
+        layers: indices of each layer by name, as `curvature.submatrix.layer_indices` returns them;
             rows and columns are drawn in their order, with lines between layers.
         decades: shown below the largest magnitude; what is smaller has the darkest colour.
         colormap: colours of the magnitudes.

@@ -1,4 +1,4 @@
-"""Spectra over training: as a ridge of densities, as a heat map, and as lines of eigenvalues."""
+"""Spectra over training: ridge plots and heat maps of densities, lines of eigenvalues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from spectral_density.plotting._axes import (
+from spectral_density.plotting.axes import (
     COLORMAP,
     DENSITY,
     EIGENVALUE,

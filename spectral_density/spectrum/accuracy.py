@@ -1,4 +1,4 @@
-"""How far a spectrum may be from the truth, for want of steps and of draws, and how a run ended."""
+"""Accuracy of a spectrum: errors of few steps and of few draws, and how a run ended."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Accuracy:
 
     @property
     def total(self) -> float:
-        """Both together: what a tolerance is held against."""
+        """Both together, which a tolerance bounds."""
         return self.order + self.draws
 
 
@@ -73,19 +73,19 @@ def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
     half = (order + 1) // 2
     now = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
     if half == order:
-        return 1.0  # one step shows nothing
+        return 1.0  # one step says nothing
     before = [gauss_quadrature(a[:half], b[: half - 1]) for a, b in zip(alpha, beta, strict=True)]
-    spread = support_range(now)
-    return _wasserstein(now, before) / spread if spread else 0.0
+    low, high = support(*_joined(now))
+    return _wasserstein(now, before) / (high - low) if high > low else 0.0
 
 
 def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int) -> float:
-    """Return what the distance to the distribution of all start vectors exceeds for few seeds.
+    """Return a limit of the distance to the distribution of all start vectors.
 
     The mass that a start vector gives to a set of eigenvalues is nearly chi-squared, with a
     variance that only their number decides: for p = F(x), 2 p (1 - p) / (n + 2) a draw. The band
     reaches up to the mass that would show as little as p with a probability of 2.5 %. Simple
-    eigenvalues of known weight have no part in it, and the others are n less their number.
+    eigenvalues of known weight are left out, and the others are n less their number.
 
     Returned is, per range, the area of half this 95 % band, or the 99 % limit of the distance
     where that is more. The band holds point by point. The distance is a sum over many points that
@@ -100,8 +100,8 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
         size: number n of eigenvalues.
     """
     num_draws = len(nodes)
-    carrying = nodes[weights > WEIGHT_FLOOR]
-    spread = float(carrying.max() - carrying.min())
+    low, high = support(nodes, weights)
+    spread = high - low
     known = int(simple[0].sum())
     left = size - known
     random = np.where(simple, 0.0, weights) / num_draws
@@ -181,16 +181,21 @@ def chi_squared_limits(
     return np.clip(lower, 0.0, mean), upper
 
 
-def support_range(quadratures: Sequence[Quadrature]) -> float:
-    """Return the distance between the extreme nodes that carry weight in any draw."""
-    carrying = np.concatenate([q.nodes[q.weights > WEIGHT_FLOOR] for q in quadratures])
-    return float(carrying.max() - carrying.min())
+def support(nodes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return the extreme nodes that carry weight in any draw."""
+    carrying = nodes[weights > WEIGHT_FLOOR]
+    return float(carrying.min()), float(carrying.max())
 
 
 def _wasserstein(one: Sequence[Quadrature], other: Sequence[Quadrature]) -> float:
     """Return the Wasserstein-1 distance between two quadratures averaged over their draws."""
-    nodes, weights = (
-        [np.concatenate([getattr(q, name) for q in quadratures]) for quadratures in (one, other)]
-        for name in ("nodes", "weights")
+    (nodes, weights), (other_nodes, other_weights) = _joined(one), _joined(other)
+    return float(stats.wasserstein_distance(nodes, other_nodes, weights, other_weights))
+
+
+def _joined(quadratures: Sequence[Quadrature]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes and weights of all draws, each in one vector."""
+    return (
+        np.concatenate([q.nodes for q in quadratures]),
+        np.concatenate([q.weights for q in quadratures]),
     )
-    return float(stats.wasserstein_distance(*nodes, *weights))

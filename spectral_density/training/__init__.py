@@ -1,4 +1,4 @@
-"""Training with curvature under Keras's own fit, and minimization of plain functions."""
+"""Second-order training under `keras.Model.fit`, and minimization of functions."""
 
 from spectral_density.training.globalization import (
     ArmijoBacktracking,
@@ -9,7 +9,7 @@ from spectral_density.training.globalization import (
     TrustRegion,
 )
 from spectral_density.training.methods import SecondOrderMethod
-from spectral_density.training.minimize import Minimization, minimize
+from spectral_density.training.minimization import Minimization, minimize
 from spectral_density.training.model import BestWeights, SecondOrderModel
 from spectral_density.training.newton_krylov import NewtonCG, NewtonGMRES, NewtonMINRES
 from spectral_density.training.report import TrainingReport

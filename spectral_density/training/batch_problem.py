@@ -1,4 +1,4 @@
-"""Cost, gradient and matrix of the batches that training gives, in graphs traced once."""
+"""Cost, gradient and matrix of one training batch at a time, in graphs traced once."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
-from spectral_density.engines.tensorflow.batches import count_examples, form_of
+from spectral_density.engines.tensorflow.batches import count_examples, form_of, join
 from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
-from spectral_density.engines.tensorflow.graph_state import GraphState
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.state import TensorFlowState
 from spectral_density.engines.tensorflow.variables import Variables, select
+from spectral_density.engines.tensorflow.weights import Weights
 from spectral_density.training.problem import (
     CountedOperator,
     Problem,
-    Weights,
     counted_parts,
     rows_of,
 )
@@ -61,8 +61,8 @@ class BatchProblem(Problem):
             l2: factor of the squares of all weights in the loss.
             hessian_data: batches for the matrix, None for those of the gradient.
             hessian_batch_size: examples of the matrix, None for as many as this batch has.
-            observe: called in the graph of the gradient with batch, outputs, loss and count; what
-                it returns is in `observed`.
+            observe: called in the graph of the gradient with batch, outputs, loss and count; its
+                result is in `observed`.
         """
         self.objective = objective
         self.work = Work(1.0)
@@ -81,9 +81,9 @@ class BatchProblem(Problem):
         self._hessian_batches = None if hessian_data is None else _cycle(hessian_data)
         self._base: CurvatureOperator | None = None
         self._operator: CurvatureOperator | None = None
-        self._evaluate = _OfBatches(self._traced_evaluate)
-        self._value = _OfBatches(self._traced_value)
-        self._graphs = GraphState(self.parameters.variables, self.parameters.names, objective.model)
+        self._evaluate = _BatchFunction(self._traced_evaluate)
+        self._value = _BatchFunction(self._traced_value)
+        self._state = TensorFlowState(objective, self.parameters, None)
 
     @property
     def operator(self) -> CurvatureOperator:
@@ -145,22 +145,17 @@ class BatchProblem(Problem):
         return _without_none(_at_most(self._recent, self._hessian_rows))
 
     def _filled(self, batch: Any) -> Any:
-        """Return at least as many of the last examples as the matrix is made of, these ones first.
+        """Return at least as many of the last examples as the matrix has, this batch first.
 
-        What is too many is cut off where a matrix is made, which is not at every step.
+        The rest is cut off where a matrix is made, which is not at every step.
         """
         enough = self._rows >= self._hessian_rows or self._recent is None
         if enough or not _has_rows(batch, self._rows):
             return batch
-        # Those before may be longer sequences, or come without weights.
+        # Earlier batches may have longer sequences, or no weights.
         if form_of(batch)[1] != form_of(self._recent)[1]:
             return batch
-        joined = tf.nest.map_structure(
-            lambda new, old: None if new is None else tf.concat([new, old], axis=0),
-            batch,
-            self._recent,
-        )
-        return _at_most(joined, self._hessian_rows)
+        return _at_most(join([batch, self._recent]), self._hessian_rows)
 
     @contextmanager
     def _state_restored(self, batch: Any) -> Iterator[None]:
@@ -170,18 +165,14 @@ class BatchProblem(Problem):
             ValueError: before anything has run, if the loss writes a trainable variable.
         """
         graph = self._value.graph(batch)
-        if not self._graphs.knows(graph):
-            self._graphs.add(graph)
-        before = [(variable, tf.identity(variable.value())) for variable in self._graphs.written]
-        try:
+        if not self._state.graphs.knows(graph):
+            self._state.add(graph)
+        with self._state.unchanged():
             yield
-        finally:
-            for variable, value in before:
-                variable.assign(value)
 
     # In the graph --------------------------------------------------------------------------------
 
-    # What a layer holds as its losses changes where a call is traced, and only there.
+    # The losses that a layer keeps change where a call is traced, and only there.
 
     def _traced_evaluate(self, batch: Any) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         variables = self.parameters.variables
@@ -221,7 +212,7 @@ class BatchProblem(Problem):
         return value, outputs, count
 
 
-class _OfBatches:
+class _BatchFunction:
     """A function of batches as graphs, traced for each kind of batch: structure, types, ranks.
 
     A graph takes any number of rows. Where other axes differ, as lengths of sequences do, it is
@@ -234,21 +225,21 @@ class _OfBatches:
     def __init__(self, method: Callable[..., Any]):
         self._method = method
         self._graphs: dict[str, tuple[list[tf.TensorShape], Any]] = {}
-        self._of_others = self._compiled(reduce_retracing=True)
+        self._for_others = self._compiled(reduce_retracing=True)
         self.num_traces = 0
 
     def __call__(self, batch: Any) -> Any:
-        """Return what the function gives for a batch."""
+        """Return the function of a batch."""
         return self._compiled_for(batch)(batch)
 
     def graph(self, batch: Any) -> tf.Graph:
-        """Return the graph of a batch, traced if it was not."""
+        """Return the graph for a batch, traced when it is first needed."""
         return self._compiled_for(batch).get_concrete_function(batch).graph
 
     def _compiled_for(self, batch: Any) -> Any:
         parts = tf.nest.flatten(batch)
         if not all(isinstance(part, tf.Tensor) and part.shape.rank for part in parts):
-            return self._of_others
+            return self._for_others
         kind = repr(tf.nest.map_structure(lambda part: (part.dtype.name, part.shape.rank), batch))
         shapes = [tf.TensorShape([None, *part.shape[1:]]) for part in parts]
         known, graph = self._graphs.get(kind, (shapes, None))
@@ -262,8 +253,8 @@ class _OfBatches:
         return graph
 
     def _compiled(self, **options: Any) -> Any:
-        # TensorFlow counts retracing by code object, so that the first steps of several models
-        # would be warned of; a partial has no code object and is counted by itself.
+        # TensorFlow counts retracing by code object, and would warn of the first steps of several
+        # models; a partial has no code object and is counted by itself.
         return tf.function(partial(self._traced), autograph=False, **options)
 
     def _traced(self, batch: Any) -> Any:
@@ -298,12 +289,12 @@ def _make_operator(
 ) -> CurvatureOperator:
     matrix = GaussNewtonOperator if kind == "gauss_newton" else HessianOperator
     derivatives = TensorFlowDerivatives(objective, parameters, matrix.needs)
-    # A shape not seen before takes all of the memory share there is: it is one batch.
+    # All of the memory may go to one batch.
     return matrix.from_derivatives(derivatives, batches, SweepOptions(memory_share=1.0))
 
 
 def _at_most(batch: Any, wanted: int) -> Any:
-    """Return the first rows of a batch, all that it has where these are no more, or no rows."""
+    """Return the first rows of a batch; all of it where it has no more, or cannot be cut."""
     rows = count_examples(batch)
     return rows_of(batch, 0, wanted) if rows > wanted and _has_rows(batch, rows) else batch
 

@@ -1,68 +1,76 @@
-"""The spectrum of the curvature while a model trains: a Keras callback that stays in the wings."""
+"""A Keras callback that measures the spectrum of a curvature matrix during training."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-import re
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from spectral_density.approximate import estimate_spectrum
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines.tensorflow.batches import first_batch
 from spectral_density.engines.tensorflow.keras_internals import print_message
-from spectral_density.engines.tensorflow.losses import make_objective
 from spectral_density.linalg.arguments import integer, number
-from spectral_density.linalg.lanczos import default_draws_at_once
-from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum.spectrum import Spectrum
+from spectral_density.training import time_budget
+from spectral_density.training.spectrum_probe import SpectrumProbe
+from spectral_density.training.spectrum_record import (
+    RecordFiles,
+    SpectrumRecord,
+    log_values,
+    numbers_of,
+)
+from spectral_density.training.time_budget import TimeBudget
 
 _log = logging.getLogger("spectral_density")
 
 T = TypeVar("T")
 
-# What was never done is foreseen from the first training step, most of which goes into building its
-# graph. The survey of the probe set took 0.06 to 0.18 of it for networks from two dense layers to a
-# transformer and an LSTM; the graph of a product took 0.4 to 3.5 of it, and 5 to 20 surveys. On a
-# large probe set it is the passes that count, of a product and of the survey.
-_SURVEY_IN_STEPS = 0.25
+# The costs of a first measurement are estimated from the first training step, most of which goes
+# into building its graph. The first pass over the probe set took 0.06 to 0.18 of it for networks
+# from two dense layers to a transformer and an LSTM; the graph of a product took 0.4 to 3.5 of it,
+# and 5 to 20 of these passes. On a large probe set the passes dominate, those of a product too.
+_FIRST_PASS_IN_STEPS = 0.25
 _GRAPH_IN_STEPS = 4.0
-_GRAPH_IN_SURVEYS = 20.0
-_PRODUCT_IN_SURVEYS = 4.0
+_GRAPH_IN_FIRST_PASSES = 20.0
+_PRODUCT_IN_FIRST_PASSES = 4.0
 # Seconds that the first step takes at least: in a second `fit` it builds no graph.
 _LEAST_FIRST_STEP = 0.3
-# The next measurement may take longer than the last, and the budget is to hold all the same.
+# The budget holds although the next measurement may take longer than the last.
 _SAFETY = 1.25
 
-_FIGURE_INCHES = (5.0, 3.2)
 
+@dataclass(frozen=True)
+class _Schedule:
+    """When to measure: after every n-th epoch or every n-th step, 0 for never."""
 
-@dataclass(frozen=True, eq=False)
-class SpectrumRecord:
-    """One measurement of a `SpectrumCallback`; NaN where it failed (weights not finite, say)."""
+    epochs: int
+    steps: int
 
-    epoch: int  # epochs begun, counted from 1; 0 before the first
-    step: int  # training steps made before it
-    eigenvalues: np.ndarray  # (k,), the largest, in descending order
-    bounds: np.ndarray  # (k,), some eigenvalue is at most this far from each
-    smallest: float
-    smallest_bound: float
-    trace: float
-    trace_standard_error: float
-    seconds: float  # that it took
-    spectrum: Spectrum | None  # with density=True
+    @classmethod
+    def checked(cls, every_epochs: int | None, every_steps: int | None) -> _Schedule:
+        """Return the schedule of two arguments, of which one at most is given.
+
+        Raises:
+            ValueError: if both are given, or one is less than 1.
+        """
+        if every_epochs is not None and every_steps is not None:
+            raise ValueError("pass every_epochs or every_steps, not both.")
+        if every_steps is not None:
+            return cls(0, integer(every_steps, "every_steps", 1))
+        return cls(1 if every_epochs is None else integer(every_epochs, "every_epochs", 1), 0)
+
+    def is_due_after_epoch(self, epoch: int) -> bool:
+        """Tell whether to measure after an epoch, counted from 0."""
+        return bool(self.epochs) and (epoch + 1) % self.epochs == 0
+
+    def is_due_between(self, before: int, now: int) -> bool:
+        """Tell whether to measure after the steps from one number of steps to another."""
+        return bool(self.steps) and now // self.steps > before // self.steps
 
 
 class SpectrumCallback(keras.callbacks.Callback):
@@ -130,7 +138,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         budget: float | None = None,
         verbose: int | None = None,
     ):
-        """Say what to measure, when, and where to write it; nothing is computed before `fit`.
+        """Set what to measure, when, and where to write it; nothing is computed before `fit`.
 
         Args:
             dataset: the probe set: re-iterable batches, see `HessianOperator`. Equal batches share
@@ -165,50 +173,33 @@ class SpectrumCallback(keras.callbacks.Callback):
             TypeError: if an option has a wrong type.
         """
         super().__init__()
-        if every_epochs is not None and every_steps is not None:
-            raise ValueError("pass every_epochs or every_steps, not both.")
-        if every_epochs is None and every_steps is None:
-            every_epochs = 1
-        self._every_epochs = _positive(every_epochs, "every_epochs")
-        self._every_steps = _positive(every_steps, "every_steps")
+        self._schedule = _Schedule.checked(every_epochs, every_steps)
         self._at_start = bool(at_start)
-        self._num_eigenvalues = integer(num_eigenvalues, "num_eigenvalues", 1)
-        self._order = integer(order, "order", 1)
-        if self._order < self._num_eigenvalues:
-            raise ValueError(
-                f"order={order} Lanczos steps have no more than {order} eigenvalues, and "
-                f"num_eigenvalues is {num_eigenvalues}: use order >= num_eigenvalues."
-            )
-        self._num_draws = integer(num_draws, "num_draws", 1)
-        self._seed = integer(seed, "seed", 0)
-        self._budget = None if budget is None else number(budget, "budget", above=0.0)
-        if self._budget is not None and self._budget > 1:
-            raise ValueError(f"budget is a share of the training time, at most 1, got {budget}.")
+        self._probe = SpectrumProbe(
+            dataset,
+            loss,
+            operator,
+            variables,
+            class_weight,
+            num_eigenvalues=num_eigenvalues,
+            order=order,
+            num_draws=num_draws,
+            seed=seed,
+        )
+        self._density = bool(density)
+        self._budget = _checked_budget(budget)
         if verbose not in (None, 0, 1, 2):
             raise ValueError(f"verbose must be 0, 1, 2 or None, got {verbose!r}.")
-        if not callable(operator):
-            raise TypeError(
-                "operator must be a class such as HessianOperator, or a function "
-                f"(model, loss, dataset, variables=) -> operator, got {operator!r}. "
-                "The callback makes one for the model that is trained."
-            )
-        self._dataset, self._loss, self._variables = dataset, loss, variables
-        self._make_operator = operator
-        self._class_weight = class_weight
-        self._density = bool(density)
         self._verbose = verbose
-        self.name = name if name is not None else _matrix_name(operator)
-        self._csv_path = None if csv_path is None else Path(csv_path)
-        self._csv_started = False
-        self._tensorboard_dir = None if tensorboard_dir is None else os.fspath(tensorboard_dir)
-        self._events: _EventFile | None = None
+        self.name = name if name is not None else self._probe.name
+        self._files = RecordFiles(self.name, csv_path, tensorboard_dir)
         self.records: list[SpectrumRecord] = []
         self.operator: Any = None
         self.num_skipped = 0
         self._epoch = self._step = self._epoch_start = 0
-        self._fresh: SpectrumRecord | None = None
-        self._time = _TimeShare(self._budget)
-        self._under_way = False
+        self._new_record: SpectrumRecord | None = None  # of the current epoch
+        self._time = TimeBudget(self._budget)
+        self._training = False  # whether the first step has begun
         self._warned: set[str] = set()
 
     @property
@@ -225,73 +216,69 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Make the operator anew: another `fit` may have another loss or other frozen layers."""
-        self._time = _TimeShare(self._budget)
+        self._time = TimeBudget(self._budget)
         self.operator = None
-        self._fresh = None
+        self._new_record = None
         self._num_before = len(self.records)
         self.num_skipped = 0
-        self._under_way = False
+        self._training = False
         self._warned.clear()
         if not self.model.built:
-            self._check_arguments()
+            self._probe.check_loss(self.model)
         elif self._budget is None:
-            with self._time.spending("survey"):
-                self._survey()
+            self._make_operator()
         else:
-            # What the probe set costs is not known yet; one batch shows what is wrong. Nor is the
-            # time that a class derived by the user takes.
-            with self._time.spending("trial"):
-                make = _of_this_package(self._make_operator)
-                self._operator_over([first_batch(self._dataset)], make)
+            # The cost of a pass over the probe set is not known yet; one batch shows what is wrong.
+            with self._time.spending("first batch"):
+                self._probe.check_first_batch(self.model)
         if self._at_start:
-            self._due()
-        self._under_way = True
+            self._measure_within_budget()
+        self._training = True
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count."""
+        """Count epochs and steps."""
         self._epoch = epoch + 1
         self._epoch_start = self._step
-        self._fresh = None
+        self._new_record = None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """See when the first step begins, which says what building a graph costs."""
+        """Record when the first step begins, for the cost of building a graph."""
         self._time.step_begins()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure after every n-th step."""
         self._time.step_ends()
-        # Several steps at once (steps_per_execution) are one call, with the number of the last.
+        # Several steps together (steps_per_execution) are one call, with the number of the last.
         before, self._step = self._step, self._epoch_start + batch + 1
-        if self._every_steps and self._step // self._every_steps > before // self._every_steps:
-            self._attempt(self._due)
+        if self._schedule.is_due_between(before, self._step):
+            self._attempt(self._measure_within_budget)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure after every n-th epoch, and put the values into the logs."""
-        if self._every_epochs and (epoch + 1) % self._every_epochs == 0:
-            self._attempt(self._due)
+        """Measure after every n-th epoch, and add the values to the logs."""
+        if self._schedule.is_due_after_epoch(epoch):
+            self._attempt(self._measure_within_budget)
         if logs is not None:
-            logs.update(self._log_values(self._fresh))
+            logs.update(log_values(self._new_record, self.name, self._probe.num_eigenvalues))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Say what it took."""
+        """Print how long the measurements took."""
         self._time.stop()
-        if self._events is not None:
-            self._attempt(self._events.flush)
-        self._attempt(lambda: self._say(1, self._summary()))
+        self._attempt(self._files.flush)
+        self._attempt(self._print_summary)
 
     def _attempt(self, action: Callable[[], T]) -> T | None:
-        """Return what an action returns, None where it fails once the training is under way.
+        """Return the result of an action, None where it fails after the training has begun.
 
-        The only place where every error is caught: a training of hours is not ours to end. It is
-        told all the same. `KeyboardInterrupt` and `SystemExit` are no `Exception`.
+        The only place where every error is caught and reported: a measurement must not end a
+        training of hours. `KeyboardInterrupt` and `SystemExit` are no `Exception`.
         """
         try:
             return action()
         except FloatingPointError as error:
-            # A training that diverges is to end as it would without us.
+            # A training that diverges ends as it would without the callback.
             _log.warning("no spectrum at step %d: %s", self._step, error)
         except Exception as error:
-            if not self._under_way:
+            if not self._training:
                 raise
             self._report(error)
         return None
@@ -315,7 +302,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             # Where warnings are errors this one would end the training; it is in the log.
             return
 
-    # Keras 2 asks these of every callback.
+    # Keras 2 reads these of every callback.
 
     _supports_tf_logs = False
 
@@ -330,169 +317,84 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     # Measuring -----------------------------------------------------------------------------------
 
-    def _due(self) -> None:
-        """Measure if there is the time."""
-        affordable = self._attempt(self._afford_preparation)
-        if affordable is None:
-            self._keep(self._record(_clock(), None))
+    def _measure_within_budget(self) -> None:
+        """Measure if the budget allows it."""
+        allowed = self._attempt(self._prepare)
+        if allowed is None:
+            self._keep(None, time_budget.clock())
             return
-        if not affordable:
+        if not allowed:
             self.num_skipped += 1
             _log.debug("spectrum at step %d left out: over the budget", self._step)
             return
         with self._time.spending("measurement"):
-            record = self._record(_clock(), self._attempt(self._measure))
-            self._keep(record)
-        self._say(2, self._describe(record))
+            start = time_budget.clock()
+            spectrum = self._attempt(lambda: self._probe.measure(self.operator))
+            record = self._keep(spectrum, start)
+        self._print(2, f"SpectrumCallback: {record}")
 
-    def _keep(self, record: SpectrumRecord) -> None:
-        """Keep a measurement, and write it to the files."""
-        self._fresh = record
-        self.records.append(record)
-        self._attempt(lambda: self._write(record))
-
-    def _afford_preparation(self) -> bool:
-        """Make the operator and compile its product as far as the budget allows.
-
-        What a first measurement takes is not known beforehand. So the way to it is made in steps,
-        each of which is foreseen from the one before: the survey of the probe set from the first
-        training step, the compiled product from both, the measurement from a second product.
-        """
-        ledger = self._time
-        first = max(ledger.first_step, _LEAST_FIRST_STEP)
-        if self.operator is None:
-            if not ledger.affords(_SURVEY_IN_STEPS * first):
-                return False
-            with ledger.spending("survey"):
-                self._survey()
-        if self._budget is None or "measurement" in ledger.last:
-            return ledger.affords(_SAFETY * ledger.last.get("measurement", 0.0))
-        if "product" not in ledger.last:
-            survey = ledger.last["survey"]
-            graph = _GRAPH_IN_STEPS * first + _PRODUCT_IN_SURVEYS * survey
-            if not ledger.affords(min(graph, _GRAPH_IN_SURVEYS * survey)):
-                return False
-            with ledger.spending("compilation"):
-                self._multiply_once()
-            with ledger.spending("product"):
-                self._multiply_once()
-        order, width = self._shape()
-        products = order * (self._num_draws // width)
-        return ledger.affords(_SAFETY * products * ledger.last["product"])
-
-    def _survey(self) -> None:
-        self.operator = self._operator_over(self._dataset, self._make_operator)
-
-    def _operator_over(self, dataset: Any, make: Callable[..., Any]) -> Any:
-        options = {} if self._class_weight is None else {"class_weight": self._class_weight}
-        return make(self.model, self._loss, dataset, variables=self._variables, **options)
-
-    def _check_arguments(self) -> None:
-        """Raise what is known to be wrong with the loss while the model has no weights yet."""
-        make = self._make_operator
-        if isinstance(make, type) and issubclass(make, CurvatureOperator):
-            make_objective(self.model, self._loss)
-
-    def _multiply_once(self) -> None:
-        n = self.operator.shape[0]
-        self.operator.matmat(np.ones((n, self._shape()[1])) / np.sqrt(n))
-
-    def _shape(self) -> tuple[int, int]:
-        """Return the Lanczos steps, and the draws in lockstep.
-
-        All blocks have one width, which takes one compiled product.
-        """
-        n = self.operator.shape[0]
-        order = min(self._order, n)
-        most = min(self._num_draws, default_draws_at_once(n, order))
-        return order, max(d for d in range(1, most + 1) if self._num_draws % d == 0)
-
-    def _measure(self) -> Spectrum:
-        order, width = self._shape()
-        return estimate_spectrum(
-            self.operator,
-            order,
-            self._num_draws,
-            seed=self._seed,
-            draws_at_once=width,
-            check=False,
-            progress=False,
-        )
-
-    def _record(self, start: float, spectrum: Spectrum | None) -> SpectrumRecord:
-        """Return a measurement that began then; its numbers are NaN without a spectrum."""
-        found = _numbers(spectrum, self._num_eigenvalues)
-        return SpectrumRecord(
+    def _keep(self, spectrum: Spectrum | None, start: float) -> SpectrumRecord:
+        """Record a measurement that began at `start`, NaN without a spectrum, and write it."""
+        record = SpectrumRecord(
             self._epoch,
             self._step,
-            *found,
-            seconds=_clock() - start,
+            *numbers_of(spectrum, self._probe.num_eigenvalues),
+            seconds=time_budget.clock() - start,
             spectrum=spectrum if self._density else None,
         )
+        self._new_record = record
+        self.records.append(record)
+        self._attempt(lambda: self._files.write(record))
+        return record
 
-    # Writing -------------------------------------------------------------------------------------
+    def _make_operator(self) -> None:
+        with self._time.spending("first pass"):
+            self.operator = self._probe.operator(self.model)
 
-    def _log_values(self, record: SpectrumRecord | None) -> dict[str, float]:
-        """Return what goes into the logs: NaN where there is nothing new."""
-        k = self._num_eigenvalues
-        eigenvalues = np.full(k, np.nan) if record is None else record.eigenvalues
-        values = {f"{self.name}_eigenvalue_{i + 1}": float(v) for i, v in enumerate(eigenvalues)}
-        values[f"{self.name}_eigenvalue_min"] = np.nan if record is None else record.smallest
-        values[f"{self.name}_trace"] = np.nan if record is None else record.trace
-        return values
+    def _prepare(self) -> bool:
+        """Make the operator and compile its product as far as the budget allows.
 
-    def _write(self, record: SpectrumRecord) -> None:
-        if self._csv_path is not None:
-            self._write_row(self._csv_path, record)
-        if self._tensorboard_dir is not None:
-            if self._events is None:
-                self._events = _EventFile(self._tensorboard_dir)
-            for name, value in self._log_values(record).items():
-                self._events.scalar(f"spectrum/{name}", value, record.step)
-            if record.spectrum is not None:
-                self._events.image(
-                    f"spectrum/{self.name}_density",
-                    _density_png(record.spectrum, f"epoch {record.epoch}, step {record.step}"),
-                    record.step,
-                )
-            self._events.flush()
+        The cost of a first measurement is not known beforehand. So it is prepared in steps, each of
+        whose costs is estimated from those before: the first pass over the probe set from the first
+        training step, the compiled product from both, the measurement from a second product.
 
-    def _write_row(self, path: Path, record: SpectrumRecord) -> None:
-        row: dict[str, Any] = {"epoch": record.epoch, "step": record.step}
-        for rank, (value, bound) in enumerate(zip(record.eigenvalues, record.bounds, strict=True)):
-            row[f"eigenvalue_{rank + 1}"] = float(value)
-            row[f"eigenvalue_{rank + 1}_bound"] = float(bound)
-        row["eigenvalue_min"] = record.smallest
-        row["eigenvalue_min_bound"] = record.smallest_bound
-        row["trace"] = record.trace
-        row["trace_standard_error"] = record.trace_standard_error
-        row["seconds"] = record.seconds
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if self._csv_started else "w", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if not self._csv_started:
-                writer.writeheader()
-            writer.writerow(row)
-        self._csv_started = True
+        Returns:
+            Whether the budget allows a measurement now.
+        """
+        budget, probe = self._time, self._probe
+        first_step = max(budget.first_step, _LEAST_FIRST_STEP)
+        if self.operator is None:
+            if not budget.allows(_FIRST_PASS_IN_STEPS * first_step):
+                return False
+            self._make_operator()
+        if self._budget is None or "measurement" in budget.last:
+            return budget.allows(_SAFETY * budget.last.get("measurement", 0.0))
+        if "product" not in budget.last:
+            first_pass = budget.last["first pass"]
+            graph = _GRAPH_IN_STEPS * first_step + _PRODUCT_IN_FIRST_PASSES * first_pass
+            if not budget.allows(min(graph, _GRAPH_IN_FIRST_PASSES * first_pass)):
+                return False
+            with budget.spending("compilation"):
+                probe.multiply_once(self.operator)
+            with budget.spending("product"):
+                probe.multiply_once(self.operator)
+        products = probe.num_block_products(self.operator.shape[0])
+        return budget.allows(_SAFETY * products * budget.last["product"])
 
-    def _describe(self, record: SpectrumRecord) -> str:
-        largest = ", ".join(f"{value:.4g}" for value in record.eigenvalues)
-        return (
-            f"SpectrumCallback: step {record.step}: largest eigenvalues {largest}; smallest "
-            f"{record.smallest:.4g}; trace {record.trace:.4g} ({record.seconds:.2g} s)"
-        )
+    # Messages ------------------------------------------------------------------------------------
 
-    def _summary(self) -> str:
+    def _print_summary(self) -> None:
         count = len(self.records) - self._num_before
         skipped = (
             f" ({self.num_skipped} left out to stay in the budget)" if self.num_skipped else ""
         )
-        return (
+        self._print(
+            1,
             f"SpectrumCallback: {count} measurement{'s' if count != 1 else ''}{skipped} took "
-            f"{self._time.spent:.3g} s, {100 * self._time.share:.1f} % of the training time"
+            f"{self._time.spent:.3g} s, {100 * self._time.share:.1f} % of the training time",
         )
 
-    def _say(self, level: int, message: str) -> None:
+    def _print(self, level: int, message: str) -> None:
         _log.info(message)
         verbose = self._verbose
         if verbose is None:
@@ -502,150 +404,10 @@ class SpectrumCallback(keras.callbacks.Callback):
             print_message(f"\n{message}" if level > 1 else message)
 
 
-class _TimeShare:
-    """The books of a training: time spent measuring, and whether more can be afforded."""
-
-    def __init__(self, budget: float | None):
-        self._budget = budget
-        self._begin = _clock()
-        self._end: float | None = None
-        self._step_begin: float | None = None
-        self.first_step = 0.0  # seconds of the first training step, graph included
-        self.spent = 0.0
-        self.last: dict[str, float] = {}  # what a thing took when it was done last
-
-    @property
-    def share(self) -> float:
-        elapsed = (_clock() if self._end is None else self._end) - self._begin
-        return self.spent / elapsed if elapsed > 0 else 0.0
-
-    def affords(self, cost: float) -> bool:
-        """Tell whether the share is within the budget right after something of this cost."""
-        if self._budget is None:
-            return True
-        elapsed = _clock() - self._begin
-        return self.spent + cost <= self._budget * (elapsed + cost)
-
-    @contextmanager
-    def spending(self, what: str) -> Iterator[None]:
-        start = _clock()
-        try:
-            yield
-        finally:
-            self.last[what] = _clock() - start
-            self.spent += self.last[what]
-
-    def step_begins(self) -> None:
-        if self._step_begin is None:
-            self._step_begin = _clock()
-
-    def step_ends(self) -> None:
-        if not self.first_step and self._step_begin is not None:
-            self.first_step = _clock() - self._step_begin
-
-    def stop(self) -> None:
-        self._end = _clock()
-
-
-def _clock() -> float:
-    return time.perf_counter()
-
-
-class _EventFile:
-    """TensorBoard event files, written by TensorFlow alone: TensorBoard need not be installed."""
-
-    def __init__(self, directory: str):
-        self._writer = tf.summary.create_file_writer(directory)
-
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        self._put(tag, "scalars", "DATA_CLASS_SCALAR", tf.constant(value, tf.float32), step)
-
-    def image(self, tag: str, png: bytes, step: int) -> None:
-        height, width = tf.image.decode_png(png).shape[:2]
-        parts = tf.constant([str(width).encode(), str(height).encode(), png])
-        self._put(tag, "images", "DATA_CLASS_BLOB_SEQUENCE", parts, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def _put(self, tag: str, plugin: str, data_class: str, tensor: tf.Tensor, step: int) -> None:
-        metadata = tf.compat.v1.SummaryMetadata(display_name=tag)
-        metadata.plugin_data.plugin_name = plugin
-        # The enumeration has no name of its own in TensorFlow's interface.
-        field = metadata.DESCRIPTOR.fields_by_name["data_class"]
-        metadata.data_class = field.enum_type.values_by_name[data_class].number
-        with self._writer.as_default():
-            tf.summary.write(tag, tensor, step=step, metadata=metadata)
-
-
-def _numbers(
-    spectrum: Spectrum | None, k: int
-) -> tuple[np.ndarray, np.ndarray, float, float, float, float]:
-    """Return the fields of a record that are numbers; NaN without a spectrum."""
-    if spectrum is None:
-        nothing = np.full(k, np.nan)
-        return nothing, nothing.copy(), np.nan, np.nan, np.nan, np.nan
-    ends = spectrum.extreme_eigenvalues
-    values, bounds = _largest(spectrum, k)
-    # What rounding adds, which no residual sees, is in the bounds of the ends.
-    bounds += max(ends.largest_bound - bounds[0], 0.0)
-    return (
-        values,
-        bounds,
-        ends.smallest,
-        ends.smallest_bound,
-        spectrum.trace,
-        spectrum.trace_standard_error,
-    )
-
-
-def _largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k largest eigenvalues as all draws together know them, with residual bounds.
-
-    The i-th largest Ritz value of a subspace is at most the i-th largest eigenvalue (Cauchy), so
-    the largest over the draws is the best. NaN where no draw has so many.
-    """
-    carries = spectrum.weights > WEIGHT_FLOOR
-    nodes = np.where(carries, spectrum.nodes, -np.inf)
-    order = np.argsort(-nodes, axis=1, kind="stable")[:, :k]
-    nodes = np.take_along_axis(nodes, order, axis=1)
-    residuals = np.take_along_axis(spectrum.residuals, order, axis=1)
-    best = np.argmax(nodes, axis=0)
-    values, bounds = np.full(k, np.nan), np.full(k, np.nan)
-    count = nodes.shape[1]
-    values[:count] = nodes[best, np.arange(count)]
-    bounds[:count] = residuals[best, np.arange(count)]
-    missing = ~np.isfinite(values)
-    values[missing] = bounds[missing] = np.nan
-    return values, bounds
-
-
-def _density_png(spectrum: Spectrum, title: str) -> bytes:
-    from spectral_density.plotting import plot_density
-    from spectral_density.plotting._axes import png_bytes
-
-    def draw(ax: Any) -> None:
-        plot_density(spectrum, ax)
-        ax.set_title(title)
-
-    return png_bytes(draw, _FIGURE_INCHES)
-
-
-def _of_this_package(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the class of this package that an operator class is derived from, or the operator."""
-    kinds = operator.__mro__ if isinstance(operator, type) else ()
-    package = __name__.partition(".")[0] + "."
-    return next((kind for kind in kinds if kind.__module__.startswith(package)), operator)
-
-
-def _positive(value: int | None, name: str) -> int:
-    return 0 if value is None else integer(value, name, 1)
-
-
-def _matrix_name(operator: Any) -> str:
-    """Return "gauss_newton" for GaussNewtonOperator, and "curvature" for what is no class."""
-    name = getattr(operator, "__name__", "")
-    if not isinstance(operator, type) or not name.endswith("Operator"):
-        return "curvature"
-    words = re.findall(r"[A-Z][a-z0-9]*", name.removesuffix("Operator"))
-    return "_".join(words).lower() or "curvature"
+def _checked_budget(budget: float | None) -> float | None:
+    if budget is None:
+        return None
+    share = number(budget, "budget", above=0.0)
+    if share > 1:
+        raise ValueError(f"budget is a share of the training time, at most 1, got {budget}.")
+    return share

@@ -1,4 +1,4 @@
-"""How far to step: fixed, spectral, by Armijo's rule, in a trust region, or by its damping."""
+"""Globalization: step lengths that are fixed, spectral, by Armijo's rule, or of a trust region."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectral_density.linalg.arguments import integer, number
+from spectral_density.training.options import one_of, representation
 from spectral_density.training.steps import TrainingStatus
 
-# Adaptive damping never falls below this share of what it began at.
+# Adaptive damping never falls below this share of its first value.
 _LEAST_DAMPING = 1e-12
 # Changes of the loss within this many roundings of it are none.
 _ROUNDINGS = 10
@@ -19,7 +20,7 @@ _ROUNDINGS = 10
 
 @dataclass
 class Ray:
-    """A direction d from the weights w, and what can be asked of it."""
+    """A direction d from the weights w, with the loss along it and its quadratic model."""
 
     loss: float  # at w
     slope: float  # g'd, negative
@@ -31,26 +32,26 @@ class Ray:
     curvature_along: Callable[[], float]  # d'Ad with the matrix itself, by one product
 
     def predicted(self, length: float) -> float:
-        """Return by how much the quadratic model falls at w + t d."""
+        """Return the decrease of the quadratic model at w + t d."""
         return -length * (self.slope + 0.5 * length * self.curvature)
 
     def agreement(self, length: float) -> float:
-        """Return rho, by how much the loss falls at w + t d over what the model foretold.
+        """Return rho, the decrease of the loss at w + t d over that of the quadratic model.
 
-        Where both are within the rounding of the loss, rho is about 1: what is left to gain cannot
-        be seen, and is no reason to refuse a step that the gradient asks for. It is minus infinity
-        where no step is worth taking: a loss that is not finite, or a model that does not fall.
+        Where both are within the rounding of the loss, rho is about 1: such a difference is no
+        reason to refuse a step. It is minus infinity where no step should be taken: for a loss that
+        is not finite, or a model that does not decrease.
         """
-        fall, promised = self.loss - self.loss_at(length), self.predicted(length)
-        if not (np.isfinite(fall) and promised > 0):
+        actual, predicted = self.loss - self.loss_at(length), self.predicted(length)
+        if not (np.isfinite(actual) and predicted > 0):
             return -np.inf
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * abs(self.loss)
-        return (fall + rounding) / (promised + rounding)
+        return (actual + rounding) / (predicted + rounding)
 
 
 @dataclass(frozen=True)
 class StepChoice:
-    """How far to go, 0 for nowhere, and why."""
+    """The length of a step, 0 for none, and the reason."""
 
     length: float
     status: TrainingStatus
@@ -58,18 +59,18 @@ class StepChoice:
 
 
 class Globalization(ABC):
-    """A rule for the step length. It may remember what it learned in earlier steps.
+    """A rule for the step length, which may depend on earlier steps.
 
     Attributes:
-        turns: whether after a direction that is none of descent the next one, at the same weights,
-            will be another.
+        turns: whether a direction that is not a descent direction is followed by another one at
+            the same weights.
     """
 
     turns = False
 
     @abstractmethod
     def choose(self, ray: Ray) -> StepChoice:
-        """Choose how far to go."""
+        """Choose the length of the step."""
 
     @property
     def radius(self) -> float | None:
@@ -85,21 +86,20 @@ class Globalization(ABC):
         return None
 
     def refuse(self) -> None:
-        """Learn that the direction was none of descent."""
+        """Update the state after a direction that is not a descent direction."""
         return
 
     def reset(self) -> None:
-        """Forget earlier steps."""
+        """Clear the state from earlier steps."""
         return
 
     def __repr__(self) -> str:
         """Name the options."""
-        options = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+        return representation(self)
 
 
 class FixedStep(Globalization):
-    """The learning rate, shortened where the step would be long beside the weights.
+    """The learning rate, shortened where the step would be long relative to the weights.
 
     Between two refreshes of the eigenpairs curvature may grow tenfold, most of all at the start of
     training. A step of at most a hundredth of the weights' length, whatever their units, keeps the
@@ -146,7 +146,7 @@ class SpectralStep(FixedStep):
 
 
 class ArmijoBacktracking(Globalization):
-    """Shorten the step until the loss has fallen by a share of what the slope promises.
+    """Shorten the step until the loss has fallen by a share of what the slope predicts.
 
     The loss is that of the gradient batch, whose gradient the direction came from. A loss that is
     not finite is no decrease.
@@ -188,11 +188,12 @@ class ArmijoBacktracking(Globalization):
 
 
 class TrustRegion(Globalization):
-    """Take the step if the loss falls as the model promised; adapt the radius to how well it did.
+    """Take the step if the loss falls as the model predicts, and adapt the radius to the agreement.
 
-    With rho the fall of the loss over that of the model: below `shrink_below` the radius shrinks to
-    a part of the direction's length, above `grow_above` it grows where the direction goes to its
-    boundary, and below `accept_above` the step is rejected, the weights put back bit for bit.
+    With rho the decrease of the loss over that of the model: below `shrink_below` the radius
+    shrinks to a part of the direction's length, above `grow_above` it grows where the direction
+    goes to its boundary, and below `accept_above` the step is rejected and the weights are restored
+    bit for bit.
     Newton-CG solves within the radius (Steihaug); other directions are shortened to it. The step is
     the learning rate times what is within the radius.
 
@@ -208,6 +209,7 @@ class TrustRegion(Globalization):
         accept_above: float = 1e-4,
         shrink_below: float = 0.25,
         grow_above: float = 0.75,
+        *,
         shrink: float = 0.5,
         grow: float = 2.0,
     ):
@@ -248,7 +250,7 @@ class TrustRegion(Globalization):
             self._radius = ray.norm
             if self.max_radius is not None:
                 self._radius = min(self._radius, self.max_radius)
-        # The learning rate shortens the step within the region, and is none of its business.
+        # The learning rate shortens the step within the region, and does not change the radius.
         inside = min(ray.norm, self._radius)
         length = ray.first * inside / ray.norm
         ratio = ray.agreement(length)
@@ -264,12 +266,12 @@ class TrustRegion(Globalization):
 
 
 class LevenbergMarquardt(Globalization):
-    """Adapt the damping, instead of a radius, to how well the model foretold the loss.
+    """Adapt the damping, instead of a radius, to the agreement of the model with the loss.
 
     With rho as in `TrustRegion`, damping is raised where rho is low and lowered where it is high.
     It begins at the curvature along the gradient and falls slowly: the first steps are short, and
     the eigenvalues that a Krylov method reaches in few iterations come first. A step that does not
-    lower the loss, beyond its rounding, is rejected, the weights put back bit for bit.
+    lower the loss, beyond its rounding, is rejected, and the weights are restored bit for bit.
 
     References:
         Martens (2010), Deep learning via Hessian-free optimization, ICML, section 4.1.
@@ -284,6 +286,7 @@ class LevenbergMarquardt(Globalization):
         decrease: float = 0.8,
         increase: float = 1.25,
         reject: float = 2.0,
+        *,
         increase_below: float = 0.25,
         decrease_above: float = 0.75,
     ):
@@ -366,8 +369,4 @@ def as_globalization(globalization: str | Globalization) -> Globalization:
         raise TypeError(
             f"globalization must be a Globalization or its name, got {globalization!r}."
         )
-    if globalization not in _BY_NAME:
-        raise ValueError(
-            f"globalization must be one of {', '.join(_BY_NAME)}, got {globalization!r}."
-        )
-    return _BY_NAME[globalization]()
+    return _BY_NAME[one_of(globalization, "globalization", _BY_NAME)]()

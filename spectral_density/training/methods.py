@@ -1,4 +1,4 @@
-"""What all second-order methods share: options, one step, and the weights kept safe."""
+"""Base class of the second-order methods: options, and one step from direction to weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spectral_density.engines.tensorflow.weights import HeldWeights
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Status
 from spectral_density.training.globalization import Globalization, Ray, StepChoice, as_globalization
-from spectral_density.training.problem import CountedOperator, Held, Problem
+from spectral_density.training.options import one_of, representation
+from spectral_density.training.problem import CountedOperator, Problem
 from spectral_density.training.steps import TrainingStatus, TrainingStep
 
 CURVATURES = ("hessian", "gauss_newton")
@@ -20,7 +22,7 @@ CURVATURES = ("hessian", "gauss_newton")
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction to step along, and what the method knows of the loss there."""
+    """A direction to step along, with the method's model of the loss there."""
 
     vector: np.ndarray  # d, (num_params,)
     curvature: float  # d'Bd with the method's own matrix B, damping included
@@ -35,8 +37,8 @@ class Direction:
 class SecondOrderMethod(ABC):
     """A method that steps along a direction made from the gradient and products with a matrix.
 
-    A subclass writes `_direction`. What a method learns from step to step (eigenpairs, forcing
-    terms, the radius of a trust region) it forgets with `reset`, which `compile` calls.
+    A subclass writes `_direction`. State that a method keeps from step to step (eigenpairs, forcing
+    terms, the radius of a trust region) is cleared by `reset`, which `compile` calls.
 
     Attributes:
         learning_rate: step length along the direction, or the first one that is tried. May be set
@@ -48,7 +50,7 @@ class SecondOrderMethod(ABC):
             gradient.
         hessian_batch_size: how many of the gradient's examples the matrix is made of, None for as
             many as its first batch has.
-        last_step: what the last step did, None before the first.
+        last_step: record of the last step, None before the first.
     """
 
     def __init__(
@@ -60,14 +62,10 @@ class SecondOrderMethod(ABC):
         hessian_data: Any,
         hessian_batch_size: int | None,
     ):
-        """Check the options that all methods share."""
+        """Check the options of all methods."""
         self.learning_rate = number(learning_rate, "learning_rate", above=0.0)
         self.globalization = as_globalization(globalization)
-        if curvature not in CURVATURES:
-            raise ValueError(
-                f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}."
-            )
-        self.curvature = curvature
+        self.curvature = one_of(curvature, "curvature", CURVATURES)
         if hessian_data is not None and hessian_batch_size is not None:
             raise ValueError(
                 "Give either hessian_data, whose batches the matrix is made of, or "
@@ -82,18 +80,18 @@ class SecondOrderMethod(ABC):
         self.reset()
 
     def reset(self) -> None:
-        """Forget earlier steps."""
+        """Clear the state from earlier steps."""
         self.globalization.reset()
         self.last_step: TrainingStep | None = None
         self._num_steps = 0
-        self._before: Held | None = None  # the weights before a step nobody checked
+        self._before: HeldWeights | None = None  # before a step whose loss was not computed
 
     @abstractmethod
     def _direction(self, problem: Problem, loss: float, gradient: np.ndarray) -> Direction:
         """Return the direction of this step."""
 
     def _taken(self, direction: Direction, choice: StepChoice) -> None:
-        """Learn from how the step ended."""
+        """Update the state of the method after a step."""
         return
 
     def step(self, problem: Problem, *, gradient_tolerance: float = 0.0) -> TrainingStep:
@@ -104,10 +102,10 @@ class SecondOrderMethod(ABC):
 
         Args:
             problem: cost, gradient, matrix and weights.
-            gradient_tolerance: norm of the gradient at which nothing is left to do.
+            gradient_tolerance: norm of the gradient at which no step is made.
 
         Returns:
-            TrainingStep, whose `status` says what was done; also in `last_step`.
+            TrainingStep, with a `status`; also in `last_step`.
         """
         self._num_steps += 1
         held = problem.weights.hold()
@@ -115,18 +113,20 @@ class SecondOrderMethod(ABC):
         try:
             status = self._step(problem, held, gradient_tolerance)
         except BaseException:
-            problem.weights.put_back(held)
+            problem.weights.restore(held)
             self.last_step = self._record(problem, TrainingStatus.INTERRUPTED)
             raise
         self.last_step = self._record(problem, status)
         return self.last_step
 
-    def _step(self, problem: Problem, held: Held, gradient_tolerance: float) -> TrainingStatus:
+    def _step(
+        self, problem: Problem, held: HeldWeights, gradient_tolerance: float
+    ) -> TrainingStatus:
         loss, gradient = problem.loss_and_gradient()
         self._figures["loss"] = loss
         if not np.isfinite(loss):
             if self._before is not None:
-                problem.weights.put_back(self._before)
+                problem.weights.restore(self._before)
                 self._before = None
             return TrainingStatus.LOSS_NOT_FINITE
         self._before = None
@@ -155,7 +155,7 @@ class SecondOrderMethod(ABC):
         return self._along(problem, held, loss, slope, direction)
 
     def _along(
-        self, problem: Problem, held: Held, loss: float, slope: float, direction: Direction
+        self, problem: Problem, held: HeldWeights, loss: float, slope: float, direction: Direction
     ) -> TrainingStatus:
         """Choose the length of the step, and take it."""
         weights, d = problem.weights, direction.vector
@@ -186,7 +186,7 @@ class SecondOrderMethod(ABC):
         except FloatingPointError:
             return TrainingStatus.CURVATURE_NOT_FINITE
         if not choice.length:
-            weights.put_back(held)
+            weights.restore(held)
         else:
             if choice.length != at:
                 weights.move(held, choice.length * d)
@@ -203,9 +203,9 @@ class SecondOrderMethod(ABC):
 
     def _record(self, problem: Problem, status: TrainingStatus) -> TrainingStep:
         radius = self.globalization.radius
-        nothing = {"slope": np.nan, "step_length": 0.0, "step_norm": 0.0, "damping": np.nan}
+        missing = {"slope": np.nan, "step_length": 0.0, "step_norm": 0.0, "damping": np.nan}
         spectrum = {"rank": 0, "smallest_eigenvalue": np.nan, "largest_eigenvalue": np.nan}
-        figures = nothing | spectrum | {"solver_status": None} | self._figures
+        figures = missing | spectrum | {"solver_status": None} | self._figures
         return TrainingStep(
             number=self._num_steps,
             status=status,
@@ -216,7 +216,5 @@ class SecondOrderMethod(ABC):
         )
 
     def __repr__(self) -> str:
-        """Name the options, data aside."""
-        hidden = ("hessian_data", "last_step")
-        options = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in hidden}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+        """Name the options, without data."""
+        return representation(self, hidden=("hessian_data", "last_step"))

@@ -1,4 +1,4 @@
-"""A Keras model trained by a second-order method under Keras's own `fit`."""
+"""A Keras model whose `fit` trains by a second-order method."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from spectral_density.engines.tensorflow.own_code import own_training_method
 from spectral_density.linalg.arguments import number
 from spectral_density.training.batch_problem import BatchProblem, full_batch
 from spectral_density.training.methods import SecondOrderMethod
+from spectral_density.training.metrics import first_accuracy
 from spectral_density.training.steps import TrainingStep
 
 
 @dataclass(frozen=True, eq=False)
 class BestWeights:
-    """The weights of the epoch that validated best."""
+    """The weights of the epoch with the best validation."""
 
-    monitor: str  # the figure they were chosen by, such as "val_accuracy"
+    monitor: str  # the metric they were chosen by, such as "val_accuracy"
     value: float
     epoch: int  # from 0
     weights: list[np.ndarray]
@@ -45,9 +46,9 @@ class SecondOrderModel(keras.Model):
     of one function. Regularization, sample and class weights count in all three; variables that
     the loss writes keep their values.
 
-    The method's `hessian_data` or `hessian_batch_size` says which examples the matrix is made of,
-    the gradient's own unless told otherwise. A batch that is smaller than that, as the last one of
-    an epoch may be, is filled up with the examples of the batch before.
+    The method's `hessian_data` or `hessian_batch_size` chooses the examples of the matrix; without
+    them they are those of the gradient. A batch that is smaller, as the last one of an epoch may
+    be, is filled up with the examples of the batch before.
 
     Attributes:
         model: the wrapped model.
@@ -90,7 +91,7 @@ class SecondOrderModel(keras.Model):
         self.l2 = number(l2, "l2", least=0.0)
         self.supports_masking = True
         self.built = model.built
-        self._run: _Run | None = None
+        self._fit_state: _FitState | None = None
 
     # Keras's side --------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class SecondOrderModel(keras.Model):
         """Configure the training, as `keras.Model.compile` does.
 
         Args:
-            optimizer: a second-order method; it forgets earlier steps.
+            optimizer: a second-order method; it is reset.
             loss: a Keras loss, its name, a function `(y_true, y_pred)`, or a list or dict of these.
             loss_weights: weights of the outputs.
             metrics: as in Keras.
@@ -137,28 +138,7 @@ class SecondOrderModel(keras.Model):
             ValueError: without a loss, if XLA is asked for, or if the wrapped model has a
                 `train_step`, `make_train_function` or `compute_loss` of its own.
         """
-        if not isinstance(optimizer, SecondOrderMethod):
-            raise TypeError(
-                "optimizer must be a second-order method such as LowRankSaddleFreeNewton() or "
-                f"NewtonCG(), got {optimizer!r}. For Keras's own optimizers compile the wrapped "
-                "model itself."
-            )
-        if loss is None:
-            raise ValueError(
-                "compile needs loss=: a method's line searches and matrices are made from it."
-            )
-        own = own_training_method(self.model)
-        if own is not None:
-            raise ValueError(
-                f"{own[0]} has a {own[1]} of its own, which the steps and the "
-                "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
-                "y_pred), or add them with add_loss in call."
-            )
-        if options.pop("jit_compile", False) is True:
-            raise ValueError(
-                "jit_compile=True is not supported: XLA's second derivatives of max-pooling are "
-                "not exact."
-            )
+        _check_compilation(self.model, optimizer, loss, options.pop("jit_compile", False))
         settings = {
             "loss": loss,
             "loss_weights": loss_weights,
@@ -175,7 +155,7 @@ class SecondOrderModel(keras.Model):
             # So that evaluate works on the wrapped model too, and on what is loaded from its file;
             # Keras cannot load a model that was compiled without an optimizer.
             self.model.compile(optimizer="sgd", **settings, **options)
-        self._run = _Run(
+        self._fit_state = _FitState(
             self, optimizer, KerasObjective(self.model, loss, loss_weights=loss_weights)
         )
 
@@ -214,9 +194,9 @@ class SecondOrderModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Make one step on a batch and return the metrics, as Keras's own does."""
-        if self._run is None:
+        if self._fit_state is None:
             raise ValueError("compile the model with a second-order method first.")
-        return self._run.step(data)
+        return self._fit_state.step(data)
 
     # Saving: what is on disk is the wrapped model ------------------------------------------------
 
@@ -240,25 +220,25 @@ class SecondOrderModel(keras.Model):
         """Print the summary of the wrapped model."""
         return self.model.summary(*args, **options)
 
-    # What users ask ------------------------------------------------------------------------------
+    # Results -------------------------------------------------------------------------------------
 
     @property
     def last_step(self) -> TrainingStep | None:
         """What the last step did."""
-        return None if self._run is None else self._run.method.last_step
+        return None if self._fit_state is None else self._fit_state.method.last_step
 
     @property
     def problem(self) -> BatchProblem | None:
         """Cost, gradient and matrix of the last step's batch; None before the first."""
-        return None if self._run is None else self._run.problem
+        return None if self._fit_state is None else self._fit_state.problem
 
     @property
     def best(self) -> BestWeights | None:
-        """The weights of the epoch that validated best, since `compile`."""
-        return None if self._run is None else self._run.best
+        """The weights of the epoch with the best validation, since `compile`."""
+        return None if self._fit_state is None else self._fit_state.best
 
     def restore_best(self) -> BestWeights:
-        """Put the weights back to those that validated best, and return them.
+        """Set the weights to those with the best validation, and return them.
 
         Raises:
             ValueError: if nothing was validated since `compile`.
@@ -274,18 +254,44 @@ class SecondOrderModel(keras.Model):
         return self.l2 * tf.add_n([tf.cast(square, dtype) for square in squares])
 
 
+def _check_compilation(model: Any, optimizer: Any, loss: Any, jit_compile: Any) -> None:
+    """Check the arguments of `SecondOrderModel.compile`; see there for the errors."""
+    if not isinstance(optimizer, SecondOrderMethod):
+        raise TypeError(
+            "optimizer must be a second-order method such as LowRankSaddleFreeNewton() or "
+            f"NewtonCG(), got {optimizer!r}. For Keras's own optimizers compile the wrapped "
+            "model itself."
+        )
+    if loss is None:
+        raise ValueError(
+            "compile needs loss=: a method's line searches and matrices are made from it."
+        )
+    own = own_training_method(model)
+    if own is not None:
+        raise ValueError(
+            f"{own[0]} has a {own[1]} of its own, which the steps and the "
+            "products with the Hessian know nothing of. Write its terms as a loss (y_true, "
+            "y_pred), or add them with add_loss in call."
+        )
+    if jit_compile is True:
+        raise ValueError(
+            "jit_compile=True is not supported: XLA's second derivatives of max-pooling are "
+            "not exact."
+        )
+
+
 @functools.wraps(keras.Model.fit)
 def _fit(self: SecondOrderModel, *args: Any, **options: Any) -> Any:
     given = inspect.signature(keras.Model.fit).bind(self, *args, **options)
-    if self._run is not None:
-        self._run.begin_fit(given.arguments)
+    if self._fit_state is not None:
+        self._fit_state.begin_fit(given.arguments)
         callbacks = given.arguments.get("callbacks")
-        keeper = _BestKeeper(self._run)
+        observer = _EpochObserver(self._fit_state)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            keeper.set_model(self)
-            callbacks.append(keeper)
+            observer.set_model(self)
+            callbacks.append(observer)
         else:
-            given.arguments["callbacks"] = [*_flat(callbacks), keeper]
+            given.arguments["callbacks"] = [*_as_list(callbacks), observer]
     return keras.Model.fit(*given.args, **given.kwargs)
 
 
@@ -293,10 +299,10 @@ def _fit(self: SecondOrderModel, *args: Any, **options: Any) -> Any:
 SecondOrderModel.fit = _fit
 
 
-class _Run:
-    """What one `compile` starts: the problem, made at the first batch, and what it learns.
+class _FitState:
+    """State of the training since `compile`: the problem, made at the first batch, and the best.
 
-    Apart from the model, whose attributes Keras tracks.
+    It is no part of the model, whose attributes Keras tracks.
     """
 
     def __init__(
@@ -329,7 +335,7 @@ class _Run:
         self._seen = 0
 
     def end_epoch(self) -> None:
-        """Know how many examples an epoch has, by having seen one."""
+        """Set how many examples an epoch has to those of the one that has ended."""
         if self._seen:
             self.num_examples = float(self._seen)
             if self.problem is not None:
@@ -379,7 +385,7 @@ class _Run:
         return trainer.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     def validated(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Keep the weights if they validated better than any before."""
+        """Keep the weights if their validation is better than any before."""
         monitor = _monitor(logs)
         if monitor is None:
             return
@@ -391,30 +397,30 @@ class _Run:
             self.best = BestWeights(monitor, value, epoch, self.trainer.model.get_weights())
 
 
-class _BestKeeper(keras.callbacks.Callback):
-    """Tell the run where epochs begin and end, and what they validated to."""
+class _EpochObserver(keras.callbacks.Callback):
+    """Pass the begin and end of epochs, and their validation, to the state of a training."""
 
-    def __init__(self, run: _Run):
+    def __init__(self, state: _FitState):
         super().__init__()
-        self._run = run
+        self._fit_state = state
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._run.begin_epoch()
+        self._fit_state.begin_epoch()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._run.end_epoch()
-        self._run.validated(epoch, logs or {})
+        self._fit_state.end_epoch()
+        self._fit_state.validated(epoch, logs or {})
 
 
 def _monitor(logs: dict[str, Any]) -> str | None:
-    """Return the first validation accuracy among the figures, or the validation loss."""
-    accuracies = [name for name in logs if name.startswith("val_") and "acc" in name]
-    if accuracies:
-        return accuracies[0]
+    """Return the name of the first validation accuracy, or of the validation loss."""
+    accuracy = first_accuracy(logs, "val_")
+    if accuracy is not None:
+        return accuracy
     return "val_loss" if "val_loss" in logs else None
 
 
-def _flat(callbacks: Any) -> list[Any]:
+def _as_list(callbacks: Any) -> list[Any]:
     if callbacks is None:
         return []
     return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]

@@ -1,4 +1,4 @@
-"""Inexact Newton methods: the Newton system solved by a Krylov method, as far as it is worth."""
+"""Inexact Newton methods: the Newton system solved by a Krylov method to a forcing term."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _INSIDE = 0.9
 
 
 class NewtonKrylov(SecondOrderMethod):
-    """What the inexact Newton methods share: damping, the forcing term, and the solver's options.
+    """Base class of the inexact Newton methods: damping, forcing term, and the solver's options.
 
     The system is (A + damping I) d = -g, solved to ||residual|| <= eta ||g|| or in
     `max_iterations`, whichever is first. eta is Eisenstat's and Walker's second choice,
-    0.9 (||g|| / ||g before||)^1.618, kept from falling too fast and at most `max_forcing`: no more
-    products are spent than the model is worth.
+    0.9 (||g|| / ||g before||)^1.618, safeguarded and at most `max_forcing`: far from the minimum,
+    where the model is poor, few products are made.
 
     References:
         Eisenstat, Walker (1996), SIAM J. Sci. Comput. 17:16.
@@ -102,10 +102,10 @@ class NewtonKrylov(SecondOrderMethod):
     def _along_negative_curvature(
         self, solution: Solution, gradient: np.ndarray, base: np.ndarray
     ) -> Direction:
-        """Return `base` plus a step down along the direction of negative curvature that was found.
+        """Return `base` plus a descent step along the solver's direction of negative curvature.
 
-        Its length is the slope over the magnitude of the curvature, as in saddle-free Newton: the
-        model falls by both. `base` is conjugate to it, so that their curvatures add up.
+        Its length is the slope over the magnitude of the curvature, as in saddle-free Newton: both
+        parts decrease the model. `base` is conjugate to it, so that their curvatures add up.
         """
         d, curvature = solution.negative_curvature, solution.curvature
         if d is None or curvature is None:
@@ -124,12 +124,12 @@ class NewtonKrylov(SecondOrderMethod):
 class NewtonCG(NewtonKrylov):
     """Inexact Newton by conjugate gradients, with Steihaug's exit at negative curvature.
 
-    Where CG meets a direction of negative curvature the step goes down along it: to the boundary of
-    the trust region, or, without one, by the slope over the magnitude of the curvature beyond the
-    iterate so far. Within a trust region the path of the iterates ends at its boundary.
+    Where CG encounters a direction of negative curvature the step descends along it: to the
+    boundary of the trust region, or, without one, by the slope over the magnitude of the curvature
+    beyond the iterate so far. Within a trust region the path of the iterates ends at its boundary.
 
-    CG starts from a part of the last direction, so that what one batch's few iterations cannot
-    reach is reached over several steps (Martens, section 4.8).
+    CG starts from a part of the last direction, so that several steps, of few iterations each,
+    approach the solution together (Martens, section 4.8).
 
     References:
         Steihaug (1983), SIAM J. Numer. Anal. 20:626.
@@ -188,11 +188,11 @@ class NewtonCG(NewtonKrylov):
         start = self._start(radius)
         forcing = self._next_forcing(euclidean_norm(gradient))
         solution = self._solve(problem, gradient, forcing, radius=radius, x0=start)
-        if start is not None and not self._is_down(solution, gradient):
-            # The iterations were too few to turn the last direction to this gradient.
+        if start is not None and not self._is_descent(solution, gradient):
+            # Too few iterations from the last direction for a descent direction of this gradient.
             solution = self._solve(problem, gradient, forcing, radius=radius)
         if solution.status is Status.SINGULAR and not solution.x.any():
-            # No curvature at all along the gradient: nothing says how far to go.
+            # No curvature along the gradient, and so no step length from the model.
             return Direction(
                 -gradient, 0.0, solver_status=solution.status, damping=solution.damping
             )
@@ -203,8 +203,8 @@ class NewtonCG(NewtonKrylov):
         direction = self._along_solution(solution, gradient)
         return replace(direction, status=TrainingStatus.NEGATIVE_CURVATURE)
 
-    def _is_down(self, solution: Solution, gradient: np.ndarray) -> bool:
-        """Tell whether a solution that did not start from zero leads down, as one that did does."""
+    def _is_descent(self, solution: Solution, gradient: np.ndarray) -> bool:
+        """Tell whether a solution is a descent direction, as one from a zero start always is."""
         if solution.status is Status.NEGATIVE_CURVATURE or solution.model_value >= 0:
             return False
         return inner(gradient, solution.x) < 0
@@ -225,9 +225,9 @@ class NewtonCG(NewtonKrylov):
 class NewtonMINRES(NewtonKrylov):
     """Inexact Newton by MINRES, for indefinite matrices.
 
-    The solution of an indefinite system may lead up, or to a saddle point. MINRES finds directions
-    of negative curvature among its residuals at no cost; where it has found one, the step goes down
-    along it (`follow_negative_curvature`).
+    The solution of an indefinite system may be an ascent direction, or lead to a saddle point.
+    MINRES detects directions of negative curvature among its residuals at no cost; where there is
+    one, the step descends along it (`follow_negative_curvature`).
 
     References:
         Liu, Roosta (2022), SIAM J. Optim. 32:2636; arXiv 2208.07095 (Newton-MR).
@@ -254,8 +254,8 @@ class NewtonMINRES(NewtonKrylov):
             damping: added to the diagonal, beside what Levenberg-Marquardt adapts.
             max_iterations: of MINRES for each step; each takes one product.
             max_forcing: largest residual relative to that of a zero step.
-            follow_negative_curvature: False takes the solution whatever it is: plain Newton, which
-                is drawn to saddle points.
+            follow_negative_curvature: False always takes the solution: plain Newton, which
+                converges to saddle points, too.
             learning_rate: step length, or the first one that is tried.
             globalization: how far to step, see `SecondOrderMethod`.
             curvature: see `SecondOrderMethod`.
@@ -284,8 +284,8 @@ class NewtonMINRES(NewtonKrylov):
 class NewtonGMRES(NewtonKrylov):
     """Inexact Newton by GMRES: the plain Newton step, for matrices that are not quite symmetric.
 
-    It knows nothing of negative curvature, and is drawn to saddle points; a direction that is none
-    of descent is refused.
+    It does not detect negative curvature, and converges to saddle points, too; a direction that is
+    not a descent direction is refused.
 
     References:
         Saad, Schultz (1986), SIAM J. Sci. Stat. Comput. 7:856.

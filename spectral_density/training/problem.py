@@ -1,9 +1,8 @@
-"""What a method sees of a model: a cost with its gradient, a matrix, and weights that move."""
+"""Problems of second-order methods: a cost, its gradient, its matrix, and the weights."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines.layout import Parameters
+from spectral_density.engines.tensorflow.weights import Weights
 from spectral_density.linalg.arguments import product_dtype
-from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.training.steps import Work
 
 # Parts of the Hessian's data across which the spread of a Rayleigh quotient is taken.
@@ -22,67 +20,11 @@ NUM_PARTS = 4
 BLOCK_WIDTH = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Held:
-    """What the variables were, to put them back or to move them from there."""
-
-    values: list[tf.Tensor]  # of each variable, of its dtype
-    vector: np.ndarray  # (size,), all of them, float64
-
-    @property
-    def norm(self) -> float:
-        """The length of the vector of all weights."""
-        return euclidean_norm(self.vector)
-
-
-class Weights:
-    """The variables as one vector that can be moved, held, and put back bit for bit.
-
-    Each variable is read and assigned by an operation of its own, which runs at once: a graph of
-    them waits for threads, on a busy machine longer than the gradient of a small network takes.
-    """
-
-    def __init__(self, parameters: Parameters):
-        """Take the variables."""
-        self.parameters = parameters
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return self.parameters.size
-
-    def hold(self) -> Held:
-        """Return what the variables are, for `put_back` and `move`."""
-        # Not copied: what assigns to a variable whose value is held elsewhere leaves that as it is.
-        values = [variable.value() for variable in self.parameters.variables]
-        return Held(values, self.parameters.flatten(values))
-
-    def put_back(self, held: Held) -> None:
-        """Put the variables back as they were held, bit for bit."""
-        for variable, value in zip(self.parameters.variables, held.values, strict=True):
-            _assign(variable, value)
-
-    def move(self, held: Held, displacement: np.ndarray) -> None:
-        """Put the variables to what was held plus a displacement, shape (size,)."""
-        moved = self.parameters.unflatten(held.vector + displacement)
-        for variable, value in zip(self.parameters.variables, moved, strict=True):
-            # The sum is rounded once, to the dtype of the variable.
-            _assign(variable, value.astype(variable.dtype.as_numpy_dtype))
-
-
-def _assign(variable: tf.Variable, value: Any) -> None:
-    if isinstance(variable, tf.distribute.DistributedValues):
-        variable.assign(value)
-    else:
-        # What `assign` comes to, at half its time.
-        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
-
-
 class CountedOperator(LinearOperator):
     """A matrix plus `shift` times the identity, whose products are counted as work.
 
     With `in_blocks`, products with several vectors are made in blocks of `BLOCK_WIDTH` columns
-    whatever their number, so that no width is traced anew in the midst of training.
+    whatever their number, so that no other width is traced during the training.
     """
 
     def __init__(
@@ -93,7 +35,7 @@ class CountedOperator(LinearOperator):
         shift: float,
         in_blocks: bool = False,
     ):
-        """Take the matrix, where to count, and of how many examples its products are."""
+        """Take the matrix, the work to count in, and the number of examples of its products."""
         super().__init__(dtype=np.dtype(np.float64), shape=operator.shape)
         self.operator = operator
         self.product_dtype = product_dtype(operator)
@@ -106,7 +48,7 @@ class CountedOperator(LinearOperator):
         return self._matmat(x.reshape(-1, 1))[:, 0]
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
-        # Counted before: a product that fails was computed as well.
+        # Counted before: a product that fails takes its time, too.
         self._work.num_products += X.shape[1]
         self._work.product_examples += X.shape[1] * self.num_examples
         product = self._blocks(X) if self._in_blocks else self.operator.matmat(X)
@@ -138,8 +80,8 @@ class Problem(ABC):
     """The cost of one step, its gradient and its curvature, with the work of them counted.
 
     Attributes:
-        weights: what moves.
-        work: what was computed so far.
+        weights: the variables that are minimized over.
+        work: computed so far.
     """
 
     weights: Weights
@@ -193,14 +135,14 @@ class OperatorProblem(Problem):
         return CountedOperator(self.operator, self.work, self.num_examples, 0.0)
 
     def parts(self) -> list[CountedOperator]:
-        """See `Problem`: the batches, dealt out in turn, or the rows of the only one."""
+        """See `Problem`: every fourth batch each, or the rows of the only one."""
         return counted_parts(self.operator, self.work, 0.0)
 
 
 def counted_parts(
     operator: CurvatureOperator, work: Work, shift: float, in_blocks: bool = False
 ) -> list[CountedOperator]:
-    """Return an operator over disjoint parts of its data, none where they cannot be parted."""
+    """Return an operator over disjoint parts of its data; none where they cannot be divided."""
     batches = list(operator.batches)
     if len(batches) == 1:
         batches = rows_in_parts(batches[0], NUM_PARTS)
@@ -214,9 +156,9 @@ def counted_parts(
 
 
 def rows_in_parts(batch: Any, num_parts: int) -> list[Any]:
-    """Cut a batch of dense tensors into parts of one size, leaving out what is over.
+    """Divide a batch of dense tensors into parts of equal size, leaving out the remainder.
 
-    One size means one graph. A batch that has no rows to cut is one part.
+    Equal sizes take one graph. A batch that cannot be divided by rows is one part.
     """
     tensors = [tensor for tensor in tf.nest.flatten(batch) if tensor is not None]
     if not tensors or not all(isinstance(t, tf.Tensor) and t.shape.rank for t in tensors):

@@ -1,4 +1,4 @@
-"""A callback that writes down every step: to History, CSV and TensorBoard, and as a table."""
+"""A Keras callback that records every step: in History, CSV and TensorBoard, and as a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from spectral_density.engines.tensorflow.keras_internals import print_message
+from spectral_density.training.event_file import EventFile
+from spectral_density.training.metrics import first_accuracy
 from spectral_density.training.model import SecondOrderModel
 from spectral_density.training.steps import TrainingStep
 
@@ -33,23 +34,18 @@ _COLUMNS = (
     ("status", "status", "{}"),
 )
 _WIDTH = 9
-# What is known once an epoch stays as it is for the steps that follow.
-_HELD = ("val_loss", "val_accuracy", "best_val_accuracy")
-
-_SCALARS = tf.compat.v1.SummaryMetadata(
-    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"),
-    data_class=1,  # a scalar
-)
+# Known once an epoch, and repeated in the rows of the steps that follow.
+_VALIDATION = ("val_loss", "val_accuracy", "best_val_accuracy")
 
 
 class TrainingReport(keras.callbacks.Callback):
-    """Write down what each step of a `SecondOrderModel` did.
+    """Record each step of a `SecondOrderModel`.
 
     A row has `step`, `epoch`, `status`, `loss` (of the step's batch), `accuracy` (Keras's running
     mean over the epoch so far), `gradient_norm`, `step_length`, `step_norm`, `damping`, `radius`,
     `rank`, `smallest_eigenvalue`, `largest_eigenvalue`, `num_products` and `data_passes`, and, from
-    the first validation on, `val_loss`, `val_accuracy` and `best_val_accuracy`; NaN stands for what
-    there is not. Methods compare at equal `data_passes`, not at equal epochs; see `Work`.
+    the first validation on, `val_loss`, `val_accuracy` and `best_val_accuracy`; what is
+    missing is NaN. Methods compare at equal `data_passes`, not at equal epochs; see `Work`.
 
     `History`, and with it what else reads the logs of an epoch, has the figures of each epoch's
     last step; CSV and TensorBoard have every step.
@@ -66,10 +62,10 @@ class TrainingReport(keras.callbacks.Callback):
         table: bool = False,
         passes_per_row: float = 1.0,
     ):
-        """Say where to write.
+        """Set where to write.
 
         Args:
-            csv: file for the rows, begun anew with each `fit`.
+            csv: file for the rows, overwritten by each `fit`.
             tensorboard: directory for scalars, by step.
             table: print a table, a row for each pass over the data.
             passes_per_row: data passes from one row of the table to the next.
@@ -80,7 +76,7 @@ class TrainingReport(keras.callbacks.Callback):
         self._tensorboard_path = tensorboard
         self._table = table
         self._passes_per_row = passes_per_row
-        self._held: dict[str, float] = {}
+        self._validation: dict[str, float] = {}
 
     # Keras's side --------------------------------------------------------------------------------
 
@@ -97,18 +93,18 @@ class TrainingReport(keras.callbacks.Callback):
         self._printed = True
         self._file: Any = None
         self._csv: Any = None
-        self._writer: Any = None
+        self._events: EventFile | None = None
         if self._tensorboard_path is not None:
-            self._writer = tf.summary.create_file_writer(os.fspath(self._tensorboard_path))
+            self._events = EventFile(self._tensorboard_path)
         if self._table:
             print_message(" ".join(heading.rjust(_WIDTH) for _, heading, _ in _COLUMNS))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch."""
+        """Record the epoch."""
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write down the step."""
+        """Record the step."""
         step = self.model.last_step
         if step is None:
             return
@@ -120,9 +116,9 @@ class TrainingReport(keras.callbacks.Callback):
         logs = {} if logs is None else logs
         if self._row is None:
             return
-        self._hold(logs)
-        self._row |= self._held
-        # What Keras has under a name is its own.
+        self._update_validation(logs)
+        self._row |= self._validation
+        # Keras's own values stay.
         logs |= {
             key: value
             for key, value in self._row.items()
@@ -137,19 +133,19 @@ class TrainingReport(keras.callbacks.Callback):
             self._print_row(self.rows[-1])
         if self._file is not None:
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._events is not None:
+            self._events.close()
 
     # Rows ----------------------------------------------------------------------------------------
 
     def _as_row(self, step: TrainingStep, logs: dict[str, Any]) -> dict[str, Any]:
-        accuracy = [float(value) for name, value in logs.items() if "acc" in name]
+        accuracy = first_accuracy(logs)
         return {
             "step": step.number,
             "epoch": self._epoch,
             "status": step.status.name,
             "loss": step.loss,
-            "accuracy": accuracy[0] if accuracy else np.nan,
+            "accuracy": np.nan if accuracy is None else float(logs[accuracy]),
             "gradient_norm": step.gradient_norm,
             "step_length": step.step_length,
             "step_norm": step.step_norm,
@@ -160,20 +156,20 @@ class TrainingReport(keras.callbacks.Callback):
             "largest_eigenvalue": step.largest_eigenvalue,
             "num_products": step.num_products,
             "data_passes": step.data_passes,
-            **{key: self._held.get(key, np.nan) for key in _HELD},
+            **{key: self._validation.get(key, np.nan) for key in _VALIDATION},
         }
 
-    def _hold(self, logs: dict[str, Any]) -> None:
+    def _update_validation(self, logs: dict[str, Any]) -> None:
+        known = self._validation
         if "val_loss" in logs:
-            self._held["val_loss"] = float(logs["val_loss"])
-        accuracy = [v for name, v in logs.items() if name.startswith("val_") and "acc" in name]
-        if accuracy:
-            self._held["val_accuracy"] = float(accuracy[0])
-            best = self._held.get("best_val_accuracy", -np.inf)
-            self._held["best_val_accuracy"] = max(best, float(accuracy[0]))
+            known["val_loss"] = float(logs["val_loss"])
+        name = first_accuracy(logs, "val_")
+        if name is not None:
+            known["val_accuracy"] = accuracy = float(logs[name])
+            known["best_val_accuracy"] = max(known.get("best_val_accuracy", -np.inf), accuracy)
 
     def _finish_row(self) -> None:
-        """Write the row held back until its epoch's validation was known."""
+        """Write the last row, which was kept until the validation of its epoch was known."""
         row, self._row = self._row, None
         if row is None:
             return
@@ -185,8 +181,10 @@ class TrainingReport(keras.callbacks.Callback):
                 self._csv.writeheader()
             self._csv.writerow(row)
             self._file.flush()
-        if self._writer is not None:
-            self._write_scalars(row)
+        if self._events is not None:
+            for key, value in row.items():
+                if key not in ("step", "status") and np.isfinite(value):
+                    self._events.scalar(f"training/{key}", value, row["step"])
         self._printed = self._table and row["data_passes"] >= self._next_pass
         if self._printed:
             done = np.floor(row["data_passes"] / self._passes_per_row)
@@ -195,15 +193,6 @@ class TrainingReport(keras.callbacks.Callback):
 
     def _print_row(self, row: dict[str, Any]) -> None:
         print_message(" ".join(_cell(row[key], form) for key, _, form in _COLUMNS))
-
-    def _write_scalars(self, row: dict[str, Any]) -> None:
-        with self._writer.as_default(step=row["step"]):
-            for key, value in row.items():
-                if key not in ("step", "status") and np.isfinite(value):
-                    # What tf.summary.scalar writes, which needs TensorBoard itself installed.
-                    tf.summary.write(
-                        f"training/{key}", tf.constant(value, tf.float32), metadata=_SCALARS
-                    )
 
 
 def _cell(value: Any, form: str) -> str:

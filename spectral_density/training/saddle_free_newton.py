@@ -1,4 +1,4 @@
-"""Low-rank saddle-free Newton: |H| from a few eigenpairs, and damping for all that is left."""
+"""Low-rank saddle-free Newton: |H| from a few eigenpairs, and damping on their complement."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from spectral_density.training.eigenpairs import (
 )
 from spectral_density.training.globalization import FixedStep, Globalization
 from spectral_density.training.methods import Direction, SecondOrderMethod
+from spectral_density.training.options import one_of
 from spectral_density.training.problem import Problem
 
 RANGE_FINDERS = ("fixed", "adaptive")
@@ -39,7 +40,7 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
         H_r = U \Lambda U', \qquad
         p = -\frac{1}{\gamma} \Big( g - U \, \frac{|\Lambda|}{|\Lambda| + \gamma} \, U'g \Big)
 
-    Directions of negative curvature are followed down by as much as those of positive curvature,
+    The step descends along directions of negative curvature as along those of positive curvature,
     so that saddle points repel. On the complement of the eigenvectors the step is the gradient's
     over gamma: an absolute gamma that is small beside the eigenvalues left out makes it too long,
     so gamma is by default a share of the largest |eigenvalue|.
@@ -78,9 +79,9 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
 
         Args:
             rank: number of eigenpairs, at most with `range_finder="adaptive"`.
-            damping: gamma, in units of what `damping_relative_to` says. Levenberg-Marquardt
-                adapts one of its own instead.
-            damping_relative_to: "largest" for the largest |eigenvalue| found, "smallest" for the
+            damping: gamma, in the units of `damping_relative_to`. Levenberg-Marquardt adapts its
+                own instead.
+            damping_relative_to: "largest" for the largest |eigenvalue|, "smallest" for the
                 smallest one in use, "absolute" for the units of the matrix.
             learning_rate: step length, or the first one that is tried.
             refresh: steps for which eigenpairs are used.
@@ -107,16 +108,16 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
         """
         self.rank = integer(rank, "rank", 1)
         self.damping = number(damping, "damping", above=0.0)
-        self.damping_relative_to = _one_of(
+        self.damping_relative_to = one_of(
             damping_relative_to, "damping_relative_to", DAMPING_SCALES
         )
         self.refresh = integer(refresh, "refresh", 1)
-        self.range_finder = _one_of(range_finder, "range_finder", RANGE_FINDERS)
+        self.range_finder = one_of(range_finder, "range_finder", RANGE_FINDERS)
         self.range_tolerance = number(range_tolerance, "range_tolerance", above=0.0)
         if signal_to_noise is None:
             signal_to_noise = 1.0 if range_finder == "adaptive" else 0.0
         self.signal_to_noise = number(signal_to_noise, "signal_to_noise", least=0.0)
-        self.factorization = _one_of(factorization, "factorization", FACTORIZATIONS)
+        self.factorization = one_of(factorization, "factorization", FACTORIZATIONS)
         self.oversampling = integer(oversampling, "oversampling", 0)
         self.warm_start = bool(warm_start)
         self.seed = integer(seed, "seed", 0)
@@ -200,11 +201,5 @@ class LowRankSaddleFreeNewton(SecondOrderMethod):
         scale = pairs.norm
         if self.damping_relative_to == "smallest" and len(pairs.values):
             scale = max(float(np.abs(pairs.values).min()), _LEAST_DAMPING * pairs.norm)
-        # A matrix that is zero leaves the gradient as it is.
+        # With a zero matrix the step is the gradient's.
         return self.damping * scale if scale else 1.0
-
-
-def _one_of(value: Any, name: str, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    return value

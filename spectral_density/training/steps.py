@@ -1,4 +1,4 @@
-"""What a training step did: its status, its figures, and the work that it took."""
+"""Records of training steps: status, numbers, and the work that they took."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOSS_COST, GRADIENT_COST, PRODUCT_COST = 0.5, 1.0, 2.0
 
 
 class TrainingStatus(Enum):
-    """How a step, or a run of them, ended; the value says what to do."""
+    """How a step, or a run of them, ended; the value is a message that says what to do."""
 
     ACCEPTED = "The step was taken."
     NEGATIVE_CURVATURE = (
@@ -22,16 +22,16 @@ class TrainingStatus(Enum):
     )
     CONVERGED = "The norm of the gradient is within the tolerance: no step is needed."
     NOT_DESCENT = (
-        "The direction is none of descent, so no step was taken. The matrix is indefinite, or its "
-        "batch too small: use LowRankSaddleFreeNewton or NewtonCG, the Gauss-Newton matrix, or "
-        "more damping."
+        "The direction is not a descent direction, so no step was taken. The matrix is indefinite, "
+        "or its batch too small: use LowRankSaddleFreeNewton or NewtonCG, the Gauss-Newton matrix, "
+        "or more damping."
     )
     LINE_SEARCH_FAILED = (
         "No step length tried lowers the loss enough, so no step was taken: rounding hides what "
         "is left to gain, or the direction is poor. Raise the damping or max_backtracks."
     )
     REJECTED = (
-        "The loss did not fall as the quadratic model promised, so the weights are those before "
+        "The loss did not fall as the quadratic model predicts, so the weights are those before "
         "the step, and the trust region is smaller now."
     )
     LOSS_NOT_FINITE = (
@@ -74,9 +74,9 @@ class TrainingStatus(Enum):
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One step: where it started, what was done, and the work of all steps so far.
+    """One step: loss and gradient before it, its length, and the work of all steps so far.
 
-    Figures that a method or a globalization does not have are NaN, and a rank it has not is 0.
+    Numbers that a method or a globalization does not have are NaN, the rank is 0.
     """
 
     number: int  # from 1
@@ -103,17 +103,16 @@ class TrainingStep:
 
 @dataclass
 class Work:
-    r"""What was computed, in examples and in passes over the data.
+    r"""Work so far, in examples and in passes over the data.
 
     A data pass is the work of the gradient of every training example once:
 
     .. math:: passes = (n_{gradient} + 2 n_{product} + 1/2 n_{loss}) / num\_examples
 
-    with the numbers of examples that gradients, Hessian products of one vector, and losses alone
-    were computed of. So an epoch of SGD or Adam is one pass, a product with k vectors of a batch of
-    b examples is 2 k b / num_examples, and a trial of a line search half a gradient. What is
-    computed to count or to report (validation, metrics) is not work of the method. Blocks are in
-    fact cheaper: their vectors share the forward pass.
+    with the numbers of examples of the gradients, of the Hessian products with one vector, and of
+    the losses alone. So an epoch of SGD or Adam is one pass, a product with k vectors of a batch of
+    b examples is 2 k b / num_examples, and a trial of a line search half a gradient. Validation and
+    metrics are not counted. Blocks are in fact cheaper: their vectors share the forward pass.
 
     References:
         O'Leary-Roseberry, Alger, Ghattas (2020), arXiv 2002.02881.

@@ -87,7 +87,7 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 
 def test_no_screen_and_no_tensorflow_is_needed(files, tmp_path):
     code = (
-        "import sys; from spectral_density.cli import main\n"
+        "import sys; from spectral_density.command.cli import main\n"
         "code = main(sys.argv[1:])\n"
         "assert code == 0 and 'tensorflow' not in sys.modules\n"
     )

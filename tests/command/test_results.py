@@ -6,7 +6,14 @@ from cases import diagonal_operator, semicircle_with_outliers
 
 from spectral_density import Spectrum, estimate_spectrum
 from spectral_density.command import results
-from spectral_density.command.results import CHECKPOINT, SPECTRUM, SUMMARY, Before, begun, look
+from spectral_density.command.results import (
+    CHECKPOINT,
+    SPECTRUM,
+    SUMMARY,
+    PreviousRun,
+    previous_run,
+    recorded_start,
+)
 
 ASKED = {"data": "d.npz", "seed": 1, "order": 20, "draws": 4, "draws_at_once": None}
 
@@ -17,7 +24,7 @@ def spectrum():
 
 
 def looked(folder, asked=ASKED, resume=True, use_checkpoint=True):
-    return look(folder, asked, resume=resume, use_checkpoint=use_checkpoint)
+    return previous_run(folder, asked, resume=resume, use_checkpoint=use_checkpoint)
 
 
 def leave(folder, complete, checkpoint, **changes):
@@ -37,7 +44,7 @@ def test_a_new_directory_or_one_with_other_files_is_free(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for folder in (tmp_path, tmp_path / "new"):
         for resume in (False, True):
-            assert looked(folder, resume=resume) == Before()
+            assert looked(folder, resume=resume) == PreviousRun()
 
 
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path):
@@ -148,7 +155,7 @@ def test_a_checkpoint_is_not_resumed_without_one(tmp_path):
 
 
 def test_a_run_notes_its_settings_before_its_first_step(tmp_path):
-    with begun(tmp_path / "a" / "b", ASKED, Before()):
+    with recorded_start(tmp_path / "a" / "b", ASKED, PreviousRun()):
         content = json.loads((tmp_path / "a" / "b" / SUMMARY).read_text())
     assert content["complete"] is False
     assert content["settings"] == ASKED
@@ -157,7 +164,7 @@ def test_a_run_notes_its_settings_before_its_first_step(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_a_run_that_made_no_step_leaves_nothing(tmp_path, error):
     for folder in (tmp_path / "new", tmp_path):
-        with pytest.raises(error), begun(folder, ASKED, Before()):
+        with pytest.raises(error), recorded_start(folder, ASKED, PreviousRun()):
             (folder / CHECKPOINT).mkdir()
             (folder / CHECKPOINT / "problem.json").write_text("")
             raise error
@@ -166,7 +173,7 @@ def test_a_run_that_made_no_step_leaves_nothing(tmp_path, error):
 
 def test_a_run_that_made_a_step_keeps_it(tmp_path):
     folder = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), begun(folder, ASKED, Before()):
+    with pytest.raises(KeyboardInterrupt), recorded_start(folder, ASKED, PreviousRun()):
         (folder / CHECKPOINT / "draws-0-4").mkdir(parents=True)
         (folder / CHECKPOINT / "draws-0-4" / "state.npz").write_text("")
         raise KeyboardInterrupt
@@ -176,7 +183,7 @@ def test_a_run_that_made_a_step_keeps_it(tmp_path):
 def test_what_is_gone_on_with_is_not_lost_when_it_fails_again(tmp_path):
     before = looked(leave(tmp_path, True, False))
     files = sorted(tmp_path.iterdir())
-    with pytest.raises(MemoryError), begun(tmp_path, ASKED, before):
+    with pytest.raises(MemoryError), recorded_start(tmp_path, ASKED, before):
         raise MemoryError
     assert sorted(tmp_path.iterdir()) == files
 

@@ -13,8 +13,8 @@ import pytest
 from keras import layers
 
 import spectral_density as sd
-from spectral_density import Spectrum, approximate, cli
-from spectral_density.command import results
+from spectral_density import Spectrum
+from spectral_density.command import cli, results
 
 # Keras saves weights by an interface that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -353,7 +353,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(
 ):
     line = "run logits.keras --data d.npz --order 20 --draws 2 --draws-at-once 1 --no-check --out"
     assert command(line, tmp_path / "whole")[0] == 0
-    estimate = approximate.estimate_spectrum
+    estimate = sd.estimate_spectrum
 
     def interrupted(*arguments, callback, **options):
         def stop(step):
@@ -365,7 +365,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(
 
     out = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(approximate, "estimate_spectrum", interrupted)
+        patch.setattr("spectral_density.command.run.estimate_spectrum", interrupted)
         code, _, error = command(line, out)
     assert code == cli.INTERRUPTED
     assert error.count("\n") == 1
@@ -412,7 +412,7 @@ def test_too_little_memory_names_the_ways_out_of_the_command(command, tmp_path, 
     def too_much(*arguments, **options):
         raise MemoryError("the run would take 9 GiB.")
 
-    monkeypatch.setattr(approximate, "estimate_spectrum", too_much)
+    monkeypatch.setattr("spectral_density.command.run.estimate_spectrum", too_much)
     code, _, error = command("run logits.keras --data d.npz --out", tmp_path / "out")
     assert code == 1
     assert "9 GiB" in error

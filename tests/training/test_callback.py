@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from spectral_density import HessianOperator, Spectrum
 from spectral_density.curvature.fisher import FisherOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
-from spectral_density.training import callback as module
+from spectral_density.training import spectrum_probe
 from spectral_density.training.callback import SpectrumCallback
 
 KEYS = ["hessian_eigenvalue_1", "hessian_eigenvalue_2", "hessian_eigenvalue_min", "hessian_trace"]
@@ -382,7 +382,7 @@ def test_one_product_is_compiled_for_the_whole_training():
 
 
 def test_draws_that_do_not_fit_at_once_still_need_one_product(monkeypatch):
-    monkeypatch.setattr(module, "default_draws_at_once", lambda size, order: 4)
+    monkeypatch.setattr(spectrum_probe, "default_draws_at_once", lambda size, order: 4)
     watched = callback(num_draws=6, every_steps=1)
     fit(network(), watched, epochs=1)
     assert watched._shape() == (8, 3)
@@ -533,7 +533,7 @@ class FakeTime:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(module, "_clock", lambda: self.now)
+        monkeypatch.setattr("spectral_density.training.time_budget.clock", lambda: self.now)
 
     def operator(self, survey, graph, product):
         """Return a maker of operators that take this long."""

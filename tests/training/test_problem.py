@@ -39,7 +39,7 @@ def test_weights_are_put_back_bit_for_bit_whatever_their_dtypes():
     for displacement in (np.ones(8), -3.0 * np.arange(8)):
         weights.move(held, displacement)
         assert bits(found) != before
-        weights.put_back(held)
+        weights.restore(held)
         assert bits(found) == before
 
 
@@ -56,10 +56,10 @@ def test_what_is_held_does_not_change_when_the_variables_do():
 
     halve()
     np.testing.assert_array_equal(held.vector, 1.0)
-    weights.put_back(held)
+    weights.restore(held)
     # Nor by what moves the variables after they were put back.
     variable.assign_add(tf.ones([3]))
-    weights.put_back(held)
+    weights.restore(held)
     np.testing.assert_array_equal(variable, 1.0)
 
 
@@ -81,7 +81,7 @@ def test_mirrored_weights_move_on_every_replica():
     held = weights.hold()
     weights.move(held, np.ones(2))
     np.testing.assert_array_equal(variable.values[0], [2.0, 3.0])
-    weights.put_back(held)
+    weights.restore(held)
     np.testing.assert_array_equal(variable.values[0], [1.0, 2.0])
 
 

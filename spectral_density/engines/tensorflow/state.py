@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from spectral_density.engines.tensorflow.graph_state import GraphState
 from spectral_density.engines.tensorflow.objectives import Objective
 from spectral_density.engines.tensorflow.replicas import Replicas
 from spectral_density.engines.tensorflow.variables import Variables
+from spectral_density.engines.tensorflow.weights import Weights, restored
 
 
 class TensorFlowState(State):
@@ -53,31 +55,19 @@ class TensorFlowState(State):
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """See `State`."""
-        with nullcontext() if self._replicas is None else self._replicas.alone():
-            before = [tf.identity(variable.value()) for variable in self._written]
-            try:
-                yield
-            finally:
-                for variable, value in zip(self._written, before, strict=True):
-                    variable.assign(value)
+        alone = nullcontext() if self._replicas is None else self._replicas.alone()
+        with alone, restored(self._written):
+            yield
 
     @contextmanager
     def moved(self) -> Iterator[Callable[[np.ndarray], None]]:
         """See `State`."""
-        variables = self._parameters.variables
-        before = [tf.identity(variable) for variable in variables]
-        start = self.read()
-
-        def move(displacement: np.ndarray) -> None:
-            pieces = self._parameters.unflatten(start + displacement)
-            for variable, piece in zip(variables, pieces, strict=True):
-                variable.assign(tf.cast(piece, variable.dtype))
-
+        weights = Weights(self._parameters)
+        held = weights.hold()
         try:
-            yield move
+            yield partial(weights.move, held)
         finally:
-            for variable, value in zip(variables, before, strict=True):
-                variable.assign(value)
+            weights.restore(held)
 
     def read(self) -> np.ndarray:
         """See `State`."""

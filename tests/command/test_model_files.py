@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from spectral_density.command.model import load_model
+from spectral_density.command.model_files import load_model
 
 # Keras saves weights by an interface that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

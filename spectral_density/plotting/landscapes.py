@@ -1,4 +1,4 @@
-"""The loss along eigenvectors, next to the quadratic model that the curvature makes of it."""
+"""The loss along one or two directions, with its quadratic model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
-from spectral_density.plotting._axes import COLORMAP, color_bar, new_axes
+from spectral_density.plotting.axes import COLORMAP, color_bar, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def plot_loss_line(
     """Draw the loss along one direction, with its quadratic model.
 
     Args:
-        landscape: of one direction, see `curvature.landscape.loss_landscape`.
+        landscape: of one direction, see `loss_landscape`.
         ax: axes to draw on; None for new ones.
         quadratic: draw the quadratic model, too.
         label: entry in the legend.
@@ -45,7 +45,7 @@ def plot_loss_line(
     ax.plot(0.0, landscape.loss, "o", color=line.get_color())
     finite = landscape.losses[np.isfinite(landscape.losses)]
     if quadratic:
-        # The model goes off where the loss does not: the limits are the loss's.
+        # Limits of the loss: the model may leave them by far.
         limits = ax.get_ylim()
         curvature = float(landscape.curvature[0, 0])
         name = rf"quadratic model, $\lambda$ = {curvature:.3g}"
@@ -68,7 +68,7 @@ def plot_loss_surface(
     """Draw the loss in the plane of two directions as filled contours.
 
     Args:
-        landscape: of two directions, see `curvature.landscape.loss_landscape`.
+        landscape: of two directions, see `loss_landscape`.
         ax: axes to draw on; None for new ones. The colour bar is set beside them.
         quadratic: draw the same contours of the quadratic model as dashed lines.
         colormap: colours of the losses.

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from spectral_density.command.options import in_options
-from spectral_density.command.problem import Request
+from spectral_density.command.matrix import MatrixRequest
+from spectral_density.command.messages import in_options
 from spectral_density.spectrum.accuracy import Ending
 
 DOUBT = "the output lies in [-2, 3], and mse expects probabilities: are these logits? "
@@ -11,7 +11,7 @@ REVERSE = "it sums to 1, and mse expects logits: are these probabilities? "
 
 
 def request(**options):
-    return Request(Path("m.keras"), "d.npz", **options)
+    return MatrixRequest(Path("m.keras"), "d.npz", **options)
 
 
 @pytest.mark.parametrize("ending", Ending)

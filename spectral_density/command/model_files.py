@@ -1,4 +1,4 @@
-"""Keras models from files, and what a file that is none of them is."""
+"""Keras models from `.keras` and `.h5` files, and errors about other files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from spectral_density.command.imported import import_module
-from spectral_density.command.quiet import absl_warnings_left_out
+from spectral_density.command.quiet import absl_warnings_suppressed
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SAVE = "save the whole model with model.save('model.keras')"
-# What Keras says of a class or function that it cannot find, in its two file formats.
+# Keras's errors about a class or function that it cannot find, in its two file formats.
 _UNKNOWN = re.compile(r"(?:Could not locate|Unknown) [a-z ]+:? '?([\w>.]+)'?")
 
 
@@ -27,8 +27,8 @@ def load_model(
 
     Args:
         path: the file.
-        custom_objects: name of a module with the classes and functions that the model is made of.
-        compiled: whether the model's loss is wanted.
+        custom_objects: name of a module with the model's own classes and functions.
+        compiled: whether the model's loss is needed.
         unsafe: load Lambda layers, whose code is in the file.
 
     Raises:
@@ -36,21 +36,21 @@ def load_model(
         ValueError: if it is no model, holds weights only, or needs classes that are not known.
     """
     suffix = check_kind(path)
-    known = {} if custom_objects is None else _public(custom_objects)
+    objects = {} if custom_objects is None else _public_objects(custom_objects)
     keras = _keras_of(path) if suffix == ".keras" else _keras()
     try:
-        with _training_not_mentioned():
+        with _optimizer_warnings_suppressed():
             return keras.models.load_model(
-                path, custom_objects=known, compile=compiled, safe_mode=not unsafe
+                path, custom_objects=objects, compile=compiled, safe_mode=not unsafe
             )
     except Exception as error:  # Keras raises whatever the classes of the model raise
         raise ValueError(_explained(path, error, compiled)) from error
 
 
 @contextmanager
-def _training_not_mentioned() -> Iterator[None]:
-    """Leave out what Keras warns of optimizers and metrics, which play no part here."""
-    with absl_warnings_left_out(), warnings.catch_warnings():
+def _optimizer_warnings_suppressed() -> Iterator[None]:
+    """Suppress Keras's warnings about optimizers and metrics, which are not used here."""
+    with absl_warnings_suppressed(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
         yield
 
@@ -117,7 +117,7 @@ def _keras_of(path: Path) -> Any:
     return _keras()
 
 
-def _public(module_name: str) -> dict[str, Any]:
+def _public_objects(module_name: str) -> dict[str, Any]:
     """Return the classes and functions that a module defines or imports, by name."""
     module = import_module(module_name)
     return {
@@ -128,7 +128,7 @@ def _public(module_name: str) -> dict[str, Any]:
 
 
 def _explained(path: Path, error: Exception, compiled: bool) -> str:
-    """Say in a line why a model does not load, and what to do."""
+    """Return why a model does not load and what to do, in one line."""
     text = str(error)
     if "Lambda" in text and "safe_mode" in text:
         return (

@@ -1,4 +1,4 @@
-"""What all pictures share: axes, signed logarithmic scales with few ticks, rendering to bytes."""
+"""Axes of all pictures: signed logarithmic scales with few ticks, limits, rendering to bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EIGENVALUE = "eigenvalue"
 DENSITY = "density (1 / eigenvalue)"
 
 LINE_STYLES = ("-", "--", "-.", ":")
-"""In turn for curves on the same axes: they are told apart without colours, too."""
+"""In turn for curves on the same axes, which differ without colours, too."""
 
 COLORMAP = "viridis"
 """Perceptually uniform, the same order in grey and to the colour-blind."""
@@ -45,7 +45,7 @@ def new_axes(ax: Axes | None, *, square: bool = False) -> Axes:
 
 
 def png_bytes(draw: Callable[[Axes], Any], size: tuple[float, float], dpi: int = 110) -> bytes:
-    """Return a picture as PNG; pyplot, which shows its figures in notebooks, does not see it.
+    """Return a picture as PNG, without pyplot, which shows its figures in notebooks.
 
     Args:
         draw: called with the axes.
@@ -95,7 +95,7 @@ def set_scale(ax: Axes, which: str, scale: str, linthresh: float) -> None:
 
 
 class SignedDecades(Locator):
-    """Zero and signed powers of ten, as many as find room without touching."""
+    """Zero and signed powers of ten, as many as fit without touching."""
 
     def __init__(self, linthresh: float):
         self._first = int(np.ceil(np.log10(linthresh) - 1e-9))
@@ -110,17 +110,17 @@ class SignedDecades(Locator):
         low, high = sorted((vmin, vmax))
         last = int(np.floor(np.log10(max(abs(low), abs(high), 10.0**self._first)) + 1e-9))
         powers = range(last, self._first - 1, -1)
-        room = self._room()
+        most = self._most_ticks()
         step = 1
         while True:
             magnitudes = [10.0**power for power in powers[::step]]
             ticks = [-m for m in magnitudes] + [0.0] + magnitudes[::-1]
             shown = sorted(tick for tick in ticks if low <= tick <= high)
-            if len(shown) <= room or step >= len(powers):
+            if len(shown) <= most or step >= len(powers):
                 return shown
             step += 1
 
-    def _room(self) -> int:
+    def _most_ticks(self) -> int:
         axis: Any = self.axis
         axes = axis.axes
         box = axes.get_window_extent()
@@ -151,7 +151,7 @@ class _NoTicks(Locator):
 
 
 def whole_numbers(ax: Axes, times: np.ndarray) -> None:
-    """Give the horizontal axis whole ticks where all times are whole: no epoch is 2.5."""
+    """Set integer ticks on the horizontal axis where all times are integers."""
     if (times == np.round(times)).all():
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
@@ -165,7 +165,7 @@ def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np
 
 
 def fit_density_limits(ax: Axes) -> None:
-    """Show the peaks of all curves of logarithmic axes, and what is not only a kernel's tail."""
+    """Set limits that show the peaks of all curves and some decades of their tails."""
     shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines if _in_data(ax, line)]
     peaks = [peak for peak in shown if peak > 0]
     ax.set_ylim(min(peaks) * 10.0**-VISIBLE_DECADES, 5 * max(peaks))

@@ -1,4 +1,4 @@
-"""The matrix that a command is about: a model, its data and its loss, brought together."""
+"""Curvature operator of a command, from a saved model, a dataset and a loss."""
 
 from __future__ import annotations
 
@@ -15,23 +15,20 @@ from typing import TYPE_CHECKING, Any
 from spectral_density.command.data import (
     DEFAULT_BATCH_SIZE,
     Examples,
-    check_there,
+    check_exists,
     open_data,
     with_labels_for,
 )
 from spectral_density.command.imported import import_object
-from spectral_density.command.model import check_kind, load_model
+from spectral_density.command.model_files import check_kind, load_model
 
 if TYPE_CHECKING:
     from spectral_density.curvature import CurvatureOperator
 
-OPERATORS = ("hessian", "ggn", "fisher")
-FISHER_KINDS = ("type2", "monte_carlo", "empirical")
-
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for, as given on the command line."""
+class MatrixRequest:
+    """Which matrix, as given on the command line."""
 
     model: Path
     data: str
@@ -48,8 +45,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """The operator, and what it was made of, in words."""
+class RequestedMatrix:
+    """The operator, with descriptions of what it was made of."""
 
     operator: CurvatureOperator
     model: str
@@ -58,7 +55,7 @@ class Problem:
     loss: str
 
     def __str__(self) -> str:
-        """Say what it is, one thing a line."""
+        """Describe model, data, loss and operator, one a line."""
         rows = (
             ("model", self.model),
             ("data", self.data),
@@ -69,8 +66,8 @@ class Problem:
         return "\n".join(f"{name:<9} {text}" for name, text in rows)
 
 
-def look_for_files(request: Request) -> None:
-    """Raise for a wrong name of a file before TensorFlow is imported, which takes seconds.
+def check_files(request: MatrixRequest) -> None:
+    """Check that the files exist, before TensorFlow is imported, which takes seconds.
 
     Raises:
         FileNotFoundError: if the model or the data is not there.
@@ -78,10 +75,10 @@ def look_for_files(request: Request) -> None:
     """
     check_kind(request.model)
     if request.data.endswith(".npz"):
-        check_there(Path(request.data))
+        check_exists(Path(request.data))
 
 
-def open_problem(request: Request) -> Problem:
+def open_matrix(request: MatrixRequest) -> RequestedMatrix:
     """Load the model and the data, and make the operator: one pass over the data.
 
     Raises:
@@ -101,11 +98,11 @@ def open_problem(request: Request) -> Problem:
     dataset = open_data(request.data, batch_size=request.batch_size, scale=request.scale)
     outputs = _outputs(model, dataset, request.data)
     if isinstance(dataset, Examples):
-        dataset = _noting_rescaling(dataset, model)
+        dataset = _with_rescaling_note(dataset, model)
         dataset = with_labels_for(dataset, _standard_loss(model, loss)[0], _num_outputs(outputs))
     with _mismatches_explained(dataset, outputs):
         operator = _operator(model, loss, dataset, request)
-    return Problem(
+    return RequestedMatrix(
         operator,
         _describe_model(request.model, model),
         _describe_data(request, dataset, operator),
@@ -114,7 +111,7 @@ def open_problem(request: Request) -> Problem:
     )
 
 
-def _operator(model: Any, loss: Any, dataset: Any, request: Request) -> CurvatureOperator:
+def _operator(model: Any, loss: Any, dataset: Any, request: MatrixRequest) -> CurvatureOperator:
     from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 
     if request.operator == "fisher":
@@ -133,7 +130,7 @@ def _operator(model: Any, loss: Any, dataset: Any, request: Request) -> Curvatur
 # The loss ----------------------------------------------------------------------------------------
 
 
-def _loss(model: Any, request: Request) -> Any:
+def _loss(model: Any, request: MatrixRequest) -> Any:
     """Return what `--loss` names, or None where the model was compiled with one."""
     name = request.loss
     if name is None:
@@ -213,7 +210,7 @@ def _shapes(structure: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error that says something.
+    """Return the first informative line of an error.
 
     Keras puts a bold heading before it, TensorFlow a whole trace, and the operation after it.
     """
@@ -222,8 +219,8 @@ def _first_line(error: Exception) -> str:
     for line, following in pairwise(lines):
         if following.startswith("[[{{node"):
             return line
-    telling = [line for line in lines if not line.startswith("Exception encountered")]
-    return (telling or lines or [type(error).__name__])[0]
+    informative = [line for line in lines if not line.startswith("Exception encountered")]
+    return (informative or lines or [type(error).__name__])[0]
 
 
 def _expected(model: Any) -> str:
@@ -236,7 +233,7 @@ def _expected(model: Any) -> str:
 
 @contextmanager
 def _mismatches_explained(dataset: Any, outputs: Any) -> Iterator[None]:
-    """Say what labels and outputs are where TensorFlow finds that a loss does not take them.
+    """Add the shapes of labels and outputs to TensorFlow's error that a loss does not take them.
 
     Raises:
         ValueError: with their shapes.
@@ -250,9 +247,10 @@ def _mismatches_explained(dataset: Any, outputs: Any) -> Iterator[None]:
     except (ValueError, TypeError, tf.errors.OpError) as error:
         if "{{node" not in str(error):
             raise
-        labels, found = (_shapes(part) for part in (first_batch(dataset)[1], outputs))
+        labels = _shapes(first_batch(dataset)[1])
         raise ValueError(
-            f"the loss does not take labels of shape {labels} and outputs of shape {found}: "
+            f"the loss does not take labels of shape {labels} and outputs of shape "
+            f"{_shapes(outputs)}: "
             f"{_first_line(error)}"
         ) from error
 
@@ -262,20 +260,20 @@ def _num_outputs(outputs: Any) -> int | None:
     return int(shape[-1]) if shape is not None and len(shape) == 2 else None
 
 
-def _noting_rescaling(dataset: Examples, model: Any) -> Examples:
-    """Doubt the scaling of images where the model has a layer for it."""
+def _with_rescaling_note(dataset: Examples, model: Any) -> Examples:
+    """Add a note to scaled images where the model has a layer that scales them."""
     from spectral_density.engines.tensorflow.keras_internals import all_layers
 
     layers = [layer.name for layer in all_layers(model) if "Rescaling" in type(layer).__name__]
     if layers and any("scaled to" in note for note in dataset.notes):
-        return dataset.noting(
+        return dataset.with_note(
             f"the model rescales by itself (layer {layers[0]!r}): if it was trained on [0, 255], "
             "pass --no-scale"
         )
     return dataset
 
 
-# In words ----------------------------------------------------------------------------------------
+# Descriptions ------------------------------------------------------------------------------------
 
 
 def _describe_model(path: Path, model: Any) -> str:
@@ -283,7 +281,7 @@ def _describe_model(path: Path, model: Any) -> str:
     return f"{path}: {type(model).__name__}, {size:,} trainable parameters"
 
 
-def _describe_data(request: Request, dataset: Any, operator: CurvatureOperator) -> str:
+def _describe_data(request: MatrixRequest, dataset: Any, operator: CurvatureOperator) -> str:
     count = len(operator.batches)
     batches = "1 batch" if count == 1 else f"{count:,} batches"
     text = f"{request.data}: {operator.batches.num_examples:,.0f} examples in {batches}"

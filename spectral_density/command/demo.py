@@ -1,4 +1,4 @@
-"""The main job on data that scikit-learn ships, next to the exact answer."""
+"""The command `demo`: the spectrum of a small network, compared with its exact eigenvalues."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def check_linear_regression(num_samples: int = 50, num_features: int = 16) -> fl
         return keras.losses.mean_squared_error(targets, model(inputs))
 
     with warnings.catch_warnings():
-        # That there is one loss per example is the point here.
+        # One loss per example is what this example is about.
         warnings.filterwarnings("ignore", message="loss_fn returned one loss per example")
         v, t = sd.approximate_hessian(model, loss_fn, [(x, y)], order=num_features, progress=False)
     exact = 2 * np.asarray(x, np.float64).T @ np.asarray(x, np.float64)
-    found = v.numpy() @ t.numpy() @ v.numpy().T
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    approximation = v.numpy() @ t.numpy() @ v.numpy().T
+    return float(np.linalg.norm(approximation - exact) / np.linalg.norm(exact))
 
 
 def train_digits_model(x: np.ndarray, y: np.ndarray, epochs: int = 15) -> Any:
@@ -142,9 +142,9 @@ def wasserstein_share(spectrum: Spectrum, exact: np.ndarray) -> float:
 
 def largest_relative_error(spectrum: Spectrum, exact: np.ndarray, count: int) -> float:
     """Return the largest relative error among the `count` largest eigenvalues of one draw."""
-    found = spectrum.nodes[0][-count:]
+    estimated = spectrum.nodes[0][-count:]
     true = np.sort(exact)[-count:]
-    return float(np.max(np.abs(found - true) / np.abs(true)))
+    return float(np.max(np.abs(estimated - true) / np.abs(true)))
 
 
 def draw(spectrum: Spectrum, exact: np.ndarray, path: Path) -> Path:

@@ -1,101 +1,39 @@
-"""The command line. It answers `--help` without importing TensorFlow."""
+"""Parser of the command line: the arguments of each command, and the types of values."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
-import shlex
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from spectral_density._version import __version__
-from spectral_density.command.options import in_options
+from spectral_density.command.exit_codes import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISUSED,
+    UNSOUND,
+    print_error,
+)
 
-if TYPE_CHECKING:
-    from spectral_density.command.problem import Request
-    from spectral_density.command.run import Keeping
-
-DONE, FAILED, MISUSED, UNSOUND, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes; argparse gives the third, and a shell reports the last after Ctrl-C."""
-
-_LONGEST = 1000  # characters of an error
 _EPILOG = f"""\
 exit codes: {DONE} done, {FAILED} an error (one line on standard error), {MISUSED} wrong usage,
 {UNSOUND} check found the matrix unsound, {INTERRUPTED} interrupted."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code, with an error in one line on standard error."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    options.given = given
-    try:
-        with _warnings_in_one_line():
-            code = int(options.run(options))
-            sys.stdout.flush()
-            return code
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except Exception as error:  # the last place where an error can be put into a line
-        if options.debug:
-            raise
-        _say(_in_one_line(error))
-        return FAILED
-    except KeyboardInterrupt as stop:
-        if options.debug:
-            raise
-        _say(str(stop) or "interrupted")
-        return INTERRUPTED
-
-
-def _say(text: str) -> None:
-    print(f"spectral-density: {text}", file=sys.stderr)
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return what an error says; what it is, where nobody foresaw it."""
-    text = " ".join(in_options(str(error)).split())
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST] + "... (--debug shows the rest)"
-    if isinstance(error, (OSError, ValueError, MemoryError, ImportError, RuntimeError)) and text:
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
-
-
-@contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    def show(message: Any, category: Any, *where: Any, **options: Any) -> None:
-        _say(f"warning: {' '.join(in_options(str(message)).split())}")
-
-    before = warnings.showwarning
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
-
-
-# What is asked -----------------------------------------------------------------------------------
-
-
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, too."""
+    """A parser whose errors are one line, as those of the commands are."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to read of the options, and exit."""
-        _say(f"{message} ({self.prog} --help)")
+        """Print what is wrong and where the options are listed, and exit."""
+        print_error(f"{message} ({self.prog} --help)")
         self.exit(MISUSED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` of its result is the name of one."""
     parser = _Parser(
         prog="spectral-density",
         description="The eigenvalue density of the Hessian of a Keras model.",
@@ -104,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for add in (_add_run, _add_plot, _add_show, _add_check, _add_demo):
         command = add(commands)
         # After the command, too, where it does not undo what stood before it.
@@ -121,7 +59,16 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         description="Compute the eigenvalue density of the Hessian of a saved Keras model, and "
         "write spectrum.npz, spectrum.png, spectrum.svg and summary.json to a directory.",
     )
-    _add_problem(command)
+    _add_matrix(command)
+    _add_amount(command)
+    _add_directory(command)
+    _add_memory(command)
+    command.set_defaults(misused=command.error)
+    return command
+
+
+def _add_amount(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how many steps and draws there are."""
     command.add_argument(
         "--order",
         type=_count,
@@ -145,6 +92,10 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="the most steps of all draws together, for --tolerance "
         "(default: 900, or --order times --draws)",
     )
+
+
+def _add_directory(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say where results and checkpoints are."""
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory of the results"
     )
@@ -159,12 +110,23 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     keeping = command.add_mutually_exclusive_group()
     keeping.add_argument(
         "--keep-checkpoint",
-        action="store_true",
+        dest="checkpoint",
+        action="store_const",
+        const="keep",
+        default="until done",
         help="keep the Lanczos vectors after the run, so that --resume can add steps or draws",
     )
     keeping.add_argument(
-        "--no-checkpoint", action="store_true", help="write no vectors: nothing to resume"
+        "--no-checkpoint",
+        dest="checkpoint",
+        action="store_const",
+        const="none",
+        help="write no vectors: nothing to resume",
     )
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how much memory there may be."""
     memory = command.add_argument_group("memory")
     memory.add_argument(
         "--draws-at-once",
@@ -185,8 +147,6 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         default="float64",
         help="float32 takes half the memory and half the disk (default: float64)",
     )
-    command.set_defaults(run=_run, misused=command.error)
-    return command
 
 
 def _add_check(commands: Any) -> argparse.ArgumentParser:
@@ -197,15 +157,20 @@ def _add_check(commands: Any) -> argparse.ArgumentParser:
         "loss make one fixed, symmetric, finite matrix, and by differences whether it is the right "
         f"derivative. The exit code is {UNSOUND} if not.",
     )
-    _add_problem(command)
-    command.set_defaults(run=_check)
+    _add_matrix(command)
     return command
 
 
-def _add_problem(command: argparse.ArgumentParser) -> None:
+def _add_matrix(command: argparse.ArgumentParser) -> None:
     """Add the arguments that say which matrix."""
     command.add_argument("model", type=Path, metavar="MODEL", help="a .keras or .h5 file")
     which = command.add_argument_group("which matrix")
+    _add_data(which)
+    _add_operator(which)
+    _add_loading(which)
+
+
+def _add_data(which: Any) -> None:
     which.add_argument(
         "--data",
         required=True,
@@ -223,6 +188,9 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave uint8 images in [0, 255]; they are scaled to [0, 1] otherwise",
     )
+
+
+def _add_operator(which: Any) -> None:
     which.add_argument(
         "--loss",
         metavar="NAME",
@@ -252,6 +220,9 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of all that is random (default: 0)"
     )
+
+
+def _add_loading(which: Any) -> None:
     which.add_argument(
         "--custom-objects",
         metavar="MODULE",
@@ -290,7 +261,6 @@ def _add_plot(commands: Any) -> argparse.ArgumentParser:
         help="symlog spreads the bulk around zero out (default: linear)",
     )
     command.add_argument("--force", action="store_true", help="write over --out if it is there")
-    command.set_defaults(run=_plot)
     return command
 
 
@@ -304,7 +274,6 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "spectrum", type=Path, metavar="A.npz", help="spectrum file, or run directory"
     )
     command.add_argument("--json", action="store_true", help="only the numbers, as JSON")
-    command.set_defaults(run=_show)
     return command
 
 
@@ -322,7 +291,6 @@ def _add_demo(commands: Any) -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of the results (default: spectral-density-demo)",
     )
-    command.set_defaults(run=_demo)
     return command
 
 
@@ -359,77 +327,3 @@ def _pattern(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
-
-
-# What is done ------------------------------------------------------------------------------------
-
-
-def _show_line(text: str) -> None:
-    print(text, flush=True)  # the bars on standard error come after it, in a file as well
-
-
-def _request(options: argparse.Namespace) -> Request:
-    from dataclasses import fields
-
-    from spectral_density.command.problem import Request
-
-    return Request(**{field.name: getattr(options, field.name) for field in fields(Request)})
-
-
-def _run(options: argparse.Namespace) -> int:
-    from spectral_density.command.run import RunRequest, run
-
-    if options.max_products is not None and options.tolerance is None:
-        options.misused("argument --max-products: the budget of a --tolerance, which is not there")
-    checkpoint: Keeping = "keep" if options.keep_checkpoint else "until done"
-    request = RunRequest(
-        problem=_request(options),
-        out=options.out,
-        order=options.order,
-        draws=options.draws,
-        tolerance=options.tolerance,
-        max_products=options.max_products,
-        draws_at_once=options.draws_at_once,
-        basis=options.basis,
-        basis_dtype=options.basis_dtype,
-        check=not options.no_check,
-        resume=options.resume,
-        checkpoint="none" if options.no_checkpoint else checkpoint,
-    )
-    resume = [] if options.resume else ["--resume"]
-    run(request, _show_line, shlex.join(["spectral-density", *options.given, *resume]))
-    return DONE
-
-
-def _check(options: argparse.Namespace) -> int:
-    from spectral_density.command.check import check
-
-    return DONE if check(_request(options), _show_line) else UNSOUND
-
-
-def _plot(options: argparse.Namespace) -> int:
-    from spectral_density.command.figures import plot_files
-
-    out = plot_files(
-        options.spectra,
-        options.out,
-        labels=options.label,
-        xscale=options.xscale,
-        force=options.force,
-    )
-    print(f"wrote {out}")
-    return DONE
-
-
-def _show(options: argparse.Namespace) -> int:
-    from spectral_density.command.show import show_file
-
-    show_file(options.spectrum, print, as_json=options.json)
-    return DONE
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from spectral_density.demo import run_demo
-
-    run_demo(options.out, show=_show_line)
-    return DONE

@@ -1,4 +1,4 @@
-"""What the library says of its arguments, said of the options of the command line."""
+"""Messages of the library with command-line options in place of Python arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spectral_density.command.problem import Request
+    from spectral_density.command.matrix import MatrixRequest
 
 _WORDS = (
     (r"\braise order\b", "raise --order"),
@@ -14,23 +14,25 @@ _WORDS = (
     (r"\braise max_products\b", "raise --max-products"),
     (r"""\bkind=['"](\w+)['"]""", r"--fisher-kind \1"),
     (r"\bgive logits, with from_logits=True", "give logits, with --from-logits"),
-    # What only a function of the user's declares, who can make it what is expected instead.
+    # Only a function of the user's declares its reduction: the user can change the function.
     (r'declared as a mean: pass reduction="sum"', "and a mean is expected: let it return a mean"),
 )
 
 
-def in_options(text: str, request: Request | None = None) -> str:
-    """Return what the library says with the options of the command in place of arguments.
+def in_options(text: str, request: MatrixRequest | None = None) -> str:
+    """Return a message of the library with the options of the command in place of arguments.
 
     Args:
         text: a message of the library.
-        request: what the user asked for: where its loss is Keras's, logits are an option.
+        request: which matrix: where its loss is one of Keras's, logits are an option.
     """
     for words, option in _WORDS:
         text = re.sub(words, option, text)
     if request is None or ":" in (request.loss or ""):
         return text
-    compiled = request.loss is None  # how is then in the file of the model, until a loss is named
+    compiled = (
+        request.loss is None
+    )  # from_logits is then in the model's file, unless a loss is named
     with_logits = r"pass --loss \1 --from-logits" if compiled else "pass --from-logits"
     without = r"pass --loss \1" if compiled else "leave --from-logits out"
     for advice, option in (("pass", with_logits), ("drop", without)):

@@ -1,4 +1,4 @@
-"""Minimize the loss of a curvature operator: the driver for functions and for full batches."""
+"""Minimization of a curvature operator's loss: of functions, and over full batches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from spectral_density.training.methods import SecondOrderMethod
 from spectral_density.training.problem import OperatorProblem
 from spectral_density.training.steps import TrainingStatus, TrainingStep
 
-# Steps in a row without one accepted, after which a method that goes on trying has stalled.
+# Consecutive steps that were not accepted, after which a method has stalled.
 _MOST_REJECTED = 60
-# A loss this far below its start, in units of what it was there, has no minimum.
+# A loss this far below the first, in units of it, has no minimum.
 _UNBOUNDED = 1e16
 
 
@@ -64,7 +64,7 @@ def minimize(
 ) -> Minimization:
     """Minimize an operator's loss over its variables, with gradient and matrix of all its data.
 
-    The variables move; they end at the last accepted step. The method forgets earlier steps first.
+    The variables move; they end at the last accepted step. The method is reset first.
 
     Args:
         operator: its `loss()` is minimized, and its products are the method's matrix.
@@ -101,10 +101,10 @@ def minimize(
     problem = OperatorProblem(operator)
     method.reset()
     steps: list[TrainingStep] = []
-    status = TrainingStatus.MAX_STEPS
-    rejected = 0
+    status: TrainingStatus | None = None
+    num_rejected = 0
     with progress_bar(max_steps, "steps", progress) as bar:
-        while len(steps) < max_steps:
+        while status is None and len(steps) < max_steps:
             step = method.step(problem, gradient_tolerance=gradient_tolerance)
             if step.status is TrainingStatus.CONVERGED:
                 status = step.status
@@ -113,33 +113,42 @@ def minimize(
             bar.update(1)
             if callback is not None:
                 callback(step)
-            rejected = 0 if step.accepted else rejected + 1
-            # A trust region that rejected a step is another one for the next, and so is damping
-            # after a direction that leads up; all else would repeat.
-            again = step.status is TrainingStatus.REJECTED or (
-                step.status is TrainingStatus.NOT_DESCENT and method.globalization.turns
-            )
-            if rejected and not again:
-                status = step.status
-                break
-            if step.loss < -_UNBOUNDED * max(1.0, abs(steps[0].loss)):
-                status = TrainingStatus.UNBOUNDED
-                break
-            if rejected > _MOST_REJECTED:
-                status = TrainingStatus.STALLED
-                break
+            num_rejected = 0 if step.accepted else num_rejected + 1
+            status = _end(steps, num_rejected, method.globalization.turns)
     if status is TrainingStatus.CONVERGED:
         loss, norm = step.loss, step.gradient_norm
     else:
-        loss, norm = _at_the_end(operator)
-    if status is TrainingStatus.MAX_STEPS and norm <= gradient_tolerance:
-        status = TrainingStatus.CONVERGED
+        loss, norm = _loss_and_gradient_norm(operator)
+    if status is None:
+        converged = norm <= gradient_tolerance
+        status = TrainingStatus.CONVERGED if converged else TrainingStatus.MAX_STEPS
     return Minimization(
         status, loss, norm, tuple(steps), problem.work.num_products, problem.work.data_passes
     )
 
 
-def _at_the_end(operator: CurvatureOperator) -> tuple[float, float]:
+def _end(steps: list[TrainingStep], num_rejected: int, turns: bool) -> TrainingStatus | None:
+    """Return how the minimization ends after the last step, None where it goes on.
+
+    Args:
+        steps: so far.
+        num_rejected: how many of the last ones were not accepted.
+        turns: whether another direction follows one that is not a descent direction.
+    """
+    last = steps[-1]
+    # After a rejected step the trust region is another one, and so is the damping after a direction
+    # that is not a descent direction; any other step would be repeated.
+    changes = last.status is TrainingStatus.REJECTED or (
+        last.status is TrainingStatus.NOT_DESCENT and turns
+    )
+    if num_rejected and not changes:
+        return last.status
+    if last.loss < -_UNBOUNDED * max(1.0, abs(steps[0].loss)):
+        return TrainingStatus.UNBOUNDED
+    return TrainingStatus.STALLED if num_rejected > _MOST_REJECTED else None
+
+
+def _loss_and_gradient_norm(operator: CurvatureOperator) -> tuple[float, float]:
     """Return the loss and the norm of the gradient, NaN where they are not finite."""
     loss = operator.loss()
     if not np.isfinite(loss):
