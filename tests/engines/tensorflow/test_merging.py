@@ -6,14 +6,14 @@ import pytest
 import tensorflow as tf
 
 import spectral_density as sd
-from spectral_density.curvature import merging
+from spectral_density.engines.tensorflow import merging
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.fixture(autouse=True)
 def small_datasets_too(monkeypatch):
-    monkeypatch.setattr("spectral_density.curvature.operator.MIN_EXAMPLES", 0)
+    monkeypatch.setattr("spectral_density.curvature.sweep.MIN_EXAMPLES", 0)
 
 
 def network(*middle, dtype="float64", **options):
@@ -36,7 +36,7 @@ def examples(sizes, *, weighted=False, dtype="float64"):
 def alone(monkeypatch, make):
     """Make an operator that keeps the batches it is given."""
     with monkeypatch.context() as patch:
-        patch.setattr("spectral_density.curvature.operator.MIN_EXAMPLES", 10**9)
+        patch.setattr("spectral_density.curvature.sweep.MIN_EXAMPLES", 10**9)
         return make()
 
 
@@ -358,5 +358,5 @@ def test_with_dataset_refuses_an_empty_one():
 def test_a_parcel_weighs_what_its_batches_weigh():
     # Losses that are known to be sums need no such weight, and whatever does shall find it.
     merged = sd.HessianOperator(network(), LOSS, examples([5, 5, 3]))
-    assert [float(weight) for _, weight in merged._weighted_batches()] == [13.0]
+    assert [float(at.weight) for at in merged.sweep.inputs()] == [13.0]
     assert merged.batches.num_examples == 13.0

@@ -11,7 +11,7 @@ import pytest
 
 from spectral_density.engines.tensorflow.replicas import checksum
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 SECONDS = 600  # it takes some 35 on two cores
 
 
