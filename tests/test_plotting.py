@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ from spectral_density.plotting import (
     plot_spectra,
     plot_stem,
 )
-from spectral_density.plotting._axes import SignedDecades, png_bytes, signed_log_grid
+from spectral_density.plotting._axes import SignedDecades, png_bytes, set_scale, signed_log_grid
 
 COLUMN = (3.3, 2.5)  # inches
 
@@ -203,7 +204,7 @@ def test_an_unknown_scale_names_the_known_ones(spectrum):
 def test_ticks_of_a_symlog_axis_are_few_decades_that_do_not_touch(low, high):
     ax = column_axes()
     ax.plot([low, high], [0.0, 1.0])
-    plotting._axes.set_scale(ax, "x", "symlog", 1e-4)
+    set_scale(ax, "x", "symlog", 1e-4)
     ax.figure.canvas.draw()
     labels = [label for label in ax.get_xticklabels() if label.get_text()]
     boxes = [label.get_window_extent() for label in labels]
@@ -280,11 +281,20 @@ def test_where_no_outlier_is_known_the_two_ends_are_marked():
     assert set(bars.lines[0].get_xdata()) == {ends.smallest, ends.largest}
 
 
-def test_the_legend_rounds_the_largest_bound_up():
-    assert plotting.densities._power(np.array([9.6e-5, 1e-7])) == r"$1 \times 10^{-4}$"
-    assert plotting.densities._power(np.array([3.1e-5])) == r"$4 \times 10^{-5}$"
-    assert plotting.densities._power(np.array([0.0])) == "0"
-    assert plotting.densities._power(np.array([2.0])) == "2"
+@pytest.mark.parametrize(
+    ("bounds", "shown"),
+    [
+        ([9.6e-5, 1e-7], r"$1 \times 10^{-4}$"),
+        ([3.1e-5, 0.0], r"$4 \times 10^{-5}$"),
+        ([0.0, 0.0], "0"),
+        ([2.0, 0.5], "2"),
+    ],
+)
+def test_the_legend_rounds_the_largest_bound_up(bounds, shown):
+    pairs = top_eigenpairs(np.diag([3.0, 2.0, 1.0]), 2)
+    ax = plot_outliers(replace(pairs, residuals=np.array(bounds)))
+    (bars,) = ax.containers
+    assert bars.get_label() == rf"2 eigenvalues $\pm$ {shown}"
 
 
 def test_outliers_do_not_move_the_limits_of_a_density(spectrum):

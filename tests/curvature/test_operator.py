@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import html_of
 from models import CASES, compiled
 
 import spectral_density as sd
@@ -69,7 +70,7 @@ def test_an_operator_shows_what_it_is_and_its_layers_and_computes_nothing():
     case = CASES["mlp"]
     operator = sd.GaussNewtonOperator(compiled(case), None, [case.data()])
     passes = operator.num_passes
-    html = operator._repr_html_()
+    html = html_of(operator)
     assert operator.num_passes == passes
     assert operator.num_traces == 0
     assert "<b>GaussNewtonOperator</b>" in html
@@ -83,7 +84,7 @@ def test_many_layers_are_counted_not_listed():
     stack = [keras.layers.Dense(2, name=f"layer_{i}") for i in range(9)]
     model = keras.Sequential([keras.Input((2,)), *stack])
     operator = sd.HessianOperator(model, "mse", [(np.ones((3, 2)), np.ones((3, 2)))])
-    html = operator._repr_html_()
+    html = html_of(operator)
     assert "layer_5 6, and 3 more" in html
     assert html.count("<rect") == 1 + 9
 
@@ -91,6 +92,6 @@ def test_many_layers_are_counted_not_listed():
 def test_names_cannot_break_the_page():
     variable = tf.Variable([1.0, 2.0], name="w")
     operator = sd.HessianOperator.from_function(lambda w: tf.reduce_sum(w**2), variable)
-    html = operator._repr_html_()
+    html = html_of(operator)
     assert "&lt;lambda&gt;" in html
     assert "<lambda>" not in html

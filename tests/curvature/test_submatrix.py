@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import html_of
 from keras import layers
 from models import (
     classification,
@@ -410,7 +411,7 @@ def test_a_variable_from_outside_the_model_is_a_block_of_its_own(name):
     assert sum(block.shape[0] for block in blocks.values()) == operator.shape[0]
     order = np.concatenate([block.rows for block in blocks.values()])
     np.testing.assert_array_equal(np.sort(order), np.arange(operator.shape[0]))
-    html = operator._repr_html_()
+    html = html_of(operator)
     assert all(shown in html for shown in names)
 
 
