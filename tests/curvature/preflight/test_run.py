@@ -495,8 +495,8 @@ def test_a_report_says_what_was_asked_and_found():
     report = preflight(hessian(mlp()))
     names = [check.name for check in report.checks]
     assert names == [
-        *("finite", "data", "repeatable", "split", "symmetric", "outputs", "surrogate"),
-        *("variables", "derivative", "gradient"),
+        *("finite", "data", "repeatable", "linearized", "split", "symmetric", "outputs"),
+        *("surrogate", "variables", "derivative", "gradient"),
     ]
     text = str(report)
     assert text.startswith("HessianOperator(SparseCategoricalCrossentropy, 31 parameters")
