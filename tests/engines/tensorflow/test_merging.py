@@ -33,23 +33,15 @@ def examples(sizes, *, weighted=False, dtype="float64"):
     return batches
 
 
-def alone(monkeypatch, make):
-    """Make an operator that keeps the batches it is given."""
-    with monkeypatch.context() as patch:
-        patch.setattr("spectral_density.curvature.sweep.MIN_EXAMPLES", 10**9)
-        return make()
-
-
 @pytest.mark.parametrize("memory_share", [0.25, 0.0], ids=["kept", "streamed"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("kind", [sd.HessianOperator, sd.GaussNewtonOperator])
-def test_merged_batches_give_the_matrix_of_the_batches(kind, weighted, memory_share, monkeypatch):
+def test_merged_batches_give_the_matrix_of_the_batches(kind, weighted, memory_share):
     model, data = network(), examples([5, 5, 3], weighted=weighted)
-
-    def make():
-        return kind(model, LOSS, data, memory_share=memory_share)
-
-    merged, split = make(), alone(monkeypatch, make)
+    merged, split = (
+        kind(model, LOSS, data, memory_share=memory_share, join_batches=join)
+        for join in (True, False)
+    )
     assert [len(op.batches.parcels) for op in (merged, split)] == [1, 3]
     assert len(merged.batches) == len(split.batches) == 3
     # On random vectors one wrong entry shows too, without a graph for each of 43 columns.
@@ -85,11 +77,11 @@ def sequences(sizes):
     ],
     ids=["LSTM", "GRU", "SimpleRNN", "attention"],
 )
-def test_merged_sequences_give_the_matrix_of_the_batches(layer, monkeypatch):
+def test_merged_sequences_give_the_matrix_of_the_batches(layer):
     model, data = sequence_network(layer), sequences([5, 5, 3])
     v = np.random.default_rng(2).normal(size=sum(w.numpy().size for w in model.trainable_weights))
     merged = sd.HessianOperator(model, LOSS, data)
-    split = alone(monkeypatch, lambda: sd.HessianOperator(model, LOSS, data))
+    split = sd.HessianOperator(model, LOSS, data, join_batches=False)
     assert [len(op.batches.parcels) for op in (merged, split)] == [1, 3]
     np.testing.assert_allclose(merged @ v, split @ v, rtol=0, atol=1e-14)
 
