@@ -118,7 +118,7 @@ def stream(rounds: int = 5) -> None:
     from lanczos_step import LOSS, mlp
 
     import spectral_density as sd
-    from spectral_density.curvature.data import PREFETCH
+    from spectral_density.engines.tensorflow.batches import PREFETCH
 
     keras.utils.set_random_seed(0)
     model, (features,), _, batch = mlp()

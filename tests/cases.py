@@ -95,3 +95,8 @@ def midpoint_ks_distance(nodes, weights, eigenvalues):
         axis=0,
     )
     return max(np.abs(cdf - np.arange(n) / n).max(), np.abs(cdf - np.arange(1, n + 1) / n).max())
+
+
+def html_of(result):
+    """What a notebook shows of an object: the name of the method is IPython's."""
+    return result._repr_html_()

@@ -300,16 +300,18 @@ def with_patch(function, **options):
 def beside_a_worker(patch, failed=0):
     """Multiply while there should be a second worker, which adds nothing but that it failed."""
     operator = mirrored()
-    replicas = operator._replicas
-    add = replicas._add
+    replicas = operator.sweep.replicas
+    extended = replicas.strategy.extended
+    add = extended.reduce_to
     replicas.num_workers = 2
 
-    def added(parts, failure):
-        total = add(parts, failure)
+    def added(*arguments):
+        (total,) = replicas.strategy.experimental_local_results(add(*arguments))
+        total = total.numpy()
         total[-3] = failed  # the first of the three notes of the last worker
-        return total
+        return tf.constant(total)
 
-    patch.setattr(replicas, "_add", added)
+    patch.setattr(extended, "reduce_to", added)
     product(operator)
 
 
@@ -320,7 +322,7 @@ def without_an_answer(patch, error):
     def reduce_to(*arguments, **options):
         raise error(None, None, "the connection was reset")
 
-    patch.setattr(operator._replicas.strategy.extended, "reduce_to", reduce_to)
+    patch.setattr(operator.sweep.replicas.strategy.extended, "reduce_to", reduce_to)
     product(operator)
 
 

@@ -186,15 +186,12 @@ class Ours(Implementation):
         operator = self.operator
         vector = np.random.default_rng(0).standard_normal(operator.shape[0])
         operator @ vector
-        rows = operator._rows(vector[None])
+        rows = tf.constant(vector[None], operator.parameters.dtype)
         zeros = tf.zeros(rows.shape, tf.float64)
         calls = []
-        for number, (batch, weight) in enumerate(operator._weighted_batches()):
-            fixed = batch, weight, operator._scales
-            graph = operator._products.whole(1)
-            cut = operator._products._linearized(graph, *fixed, rows, zeros)
-            kept = operator._residuals.kept(number, 1)[1]
-            calls.append(partial(cut.products, kept, fixed, rows))
+        for number, at in enumerate(operator.sweep.inputs()):
+            cut, kept = operator.sweep.cache.kept(number, 1)
+            calls.append(partial(cut.products, kept, at, rows))
 
         def loop() -> np.ndarray:
             total = zeros

@@ -11,12 +11,9 @@ from models import (
     CASES,
     NUM_EXAMPLES,
     SPLIT,
-    attention,
     classes,
     classification,
-    cnn,
     compiled,
-    embedding,
     flat_gradient,
     floatx,
     jacobian_hessian,
@@ -28,19 +25,19 @@ from models import (
     set_random_weights,
     split,
     tf_variables,
-    tokens,
     vectors,
-    weights_of_examples,
 )
 
 from spectral_density.curvature import HessianOperator
-from spectral_density.curvature.gauss_newton import GaussNewtonOperator, jacobian_products
-from spectral_density.curvature.operator import MAX_WIDTH
-from spectral_density.engines.tensorflow.output_loss import closed_form
+from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.engines.tensorflow.compiled_products import MAX_WIDTH
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ADDED = "regularizers and add_loss"
+ONE_HOT = np.eye(3)[classes(NUM_EXAMPLES)]
+SMOOTH = np.random.default_rng(9).dirichlet(np.ones(3), NUM_EXAMPLES)
+BITS = np.random.default_rng(9).integers(0, 2, (NUM_EXAMPLES, 3))
 
 
 # The truth: Keras's objective as a function of the outputs, and the outputs' Jacobian, densely ----
@@ -200,74 +197,6 @@ def test_half_precision_is_near():
         ggn = small(policy, sizes=(NUM_EXAMPLES,))
         v = vectors(ggn.shape[0])[:, 0]
         assert relative_error(ggn @ v, truth("mlp").matrix @ v) <= tolerance
-
-
-# The parts of the chain --------------------------------------------------------------------------
-
-LABELS = classes(NUM_EXAMPLES)
-ONE_HOT = np.eye(3)[LABELS]
-SMOOTH = np.random.default_rng(9).dirichlet(np.ones(3), NUM_EXAMPLES)
-BITS = np.random.default_rng(9).integers(0, 2, (NUM_EXAMPLES, 3))
-CLOSED = {
-    "sparse labels": ("categorical", SPARSE, LABELS),
-    "dense labels": (
-        "categorical",
-        keras.losses.CategoricalCrossentropy(from_logits=True),
-        SMOOTH,
-    ),
-    "smoothed labels": (
-        "categorical",
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
-        ONE_HOT,
-    ),
-    "sigmoid": ("bernoulli", keras.losses.BinaryCrossentropy(from_logits=True), BITS),
-    "smoothed sigmoid": (
-        "bernoulli",
-        keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.2),
-        BITS,
-    ),
-    "squared error": ("normal", keras.losses.MeanSquaredError(), normals(NUM_EXAMPLES, 3)),
-}
-
-
-@pytest.mark.parametrize("name", CLOSED)
-def test_closed_forms_are_what_autodiff_says(name):
-    distribution, loss, y = CLOSED[name]
-    z = tf.constant(3 * normals(NUM_EXAMPLES, 3, seed=6), tf.float64)
-    weights = tf.constant(weights_of_examples(), tf.float64)
-    with floatx("float64"):
-        y = tf.cast(y, tf.float64)
-        hessian = output_hessian(lambda zs: tf.reduce_sum(weights * loss.call(y, zs[0])), [z])
-    u = vectors(NUM_EXAMPLES * 3)[:, 0]
-    (product,) = closed_form(distribution, z, weights, [tf.reshape(u, z.shape)])
-    assert relative_error(np.ravel(product), hessian @ u) <= 1e-13
-
-
-def test_closed_forms_hold_where_probabilities_have_rounded_to_one():
-    z = tf.constant([[60.0, 0.0], [-60.0, 0.0]], tf.float64)
-    u = tf.constant([[1.0, 0.0], [1.0, 0.0]], tf.float64)
-    weights = tf.ones([2], tf.float64)
-    tail = np.exp(-60)
-    (product,) = closed_form("bernoulli", z, weights, [u])
-    np.testing.assert_allclose(product, [[tail / 2, 0], [tail / 2, 0]], rtol=1e-12)
-    (product,) = closed_form("categorical", z, weights, [u])
-    assert np.isfinite(product).all() and abs(product[1, 0] / tail - 1) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("build", "shape"), [(mlp, (3,)), (cnn, (8, 8, 1)), (attention, (3, 2)), (embedding, (3,))]
-)
-def test_jacobian_products_are_those_of_forward_mode(build, shape):
-    model = build("float64")
-    variables = tf_variables(model)
-    x = tokens() if build is embedding else normals(NUM_EXAMPLES, *shape)
-    tangents = [tf.constant(normals(*v.shape, seed=5), v.dtype) for v in variables]
-    with tf.GradientTape(persistent=True) as tape:
-        z = model(x)
-    ((found,),) = jacobian_products(tape, [z], variables, [tangents])
-    with tf.autodiff.ForwardAccumulator(variables, tangents) as forward:
-        z = model(x)
-    assert relative_error(found.numpy(), forward.jvp(z).numpy()) <= 1e-14
 
 
 # G and H -----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from models import (
 from scipy.sparse.linalg import eigsh
 
 from spectral_density.curvature import HessianOperator
-from spectral_density.curvature.operator import MAX_WIDTH
+from spectral_density.engines.tensorflow.compiled_products import MAX_WIDTH
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

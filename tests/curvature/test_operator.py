@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import html_of
+from models import CASES, compiled
 
 import spectral_density as sd
 
@@ -59,3 +61,37 @@ def test_a_few_shapes_are_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sd.HessianOperator(network(), "mse", sequences([3, 4, 5, 6] * 4))
+
+
+# In notebooks ------------------------------------------------------------------------------------
+
+
+def test_an_operator_shows_what_it_is_and_its_layers_and_computes_nothing():
+    case = CASES["mlp"]
+    operator = sd.GaussNewtonOperator(compiled(case), None, [case.data()])
+    passes = operator.num_passes
+    html = html_of(operator)
+    assert operator.num_passes == passes
+    assert operator.num_traces == 0
+    assert "<b>GaussNewtonOperator</b>" in html
+    assert "hidden 16, logits 15" in html
+    assert "31 x 31" in html
+    assert "float32" in html
+    assert html.count("<rect") == 1 + 2
+
+
+def test_many_layers_are_counted_not_listed():
+    stack = [keras.layers.Dense(2, name=f"layer_{i}") for i in range(9)]
+    model = keras.Sequential([keras.Input((2,)), *stack])
+    operator = sd.HessianOperator(model, "mse", [(np.ones((3, 2)), np.ones((3, 2)))])
+    html = html_of(operator)
+    assert "layer_5 6, and 3 more" in html
+    assert html.count("<rect") == 1 + 9
+
+
+def test_names_cannot_break_the_page():
+    variable = tf.Variable([1.0, 2.0], name="w")
+    operator = sd.HessianOperator.from_function(lambda w: tf.reduce_sum(w**2), variable)
+    html = html_of(operator)
+    assert "&lt;lambda&gt;" in html
+    assert "<lambda>" not in html

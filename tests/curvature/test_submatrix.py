@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import html_of
 from keras import layers
 from models import (
     classification,
@@ -183,14 +184,14 @@ def test_names_choose_what_they_choose_in_variables(rows, where):
     np.testing.assert_array_equal(block.rows, number)
     assert relative_error(block.to_dense(), truth("mlp").hessian[np.ix_(number, number)]) < 1e-10
     chosen = HessianOperator(
-        hessian.objective.model, SPARSE, split(classification()), variables=rows
+        hessian.derivatives.objective.model, SPARSE, split(classification()), variables=rows
     )
     assert chosen.shape == block.shape
 
 
 def test_layers_and_variables_themselves_choose_their_rows():
     hessian = unchanged()
-    model = hessian.objective.model
+    model = hessian.derivatives.objective.model
     for rows in (model.layers[1], list(model.layers[1].trainable_variables)):
         np.testing.assert_array_equal(SubmatrixOperator(hessian, rows).rows, np.arange(16, 31))
     kernel = model.layers[0].kernel
@@ -234,7 +235,7 @@ def test_an_unknown_name_lists_those_there_are():
     with pytest.raises(ValueError, match=r"no variable matches 'gamma'. There are"):
         SubmatrixOperator(hessian, re.compile("gamma"))
     with pytest.raises(ValueError, match=r"hidden has none of the operator's variables. There"):
-        SubmatrixOperator(hessian, hessian.objective.model.layers[0])
+        SubmatrixOperator(hessian, hessian.derivatives.objective.model.layers[0])
     with pytest.raises(ValueError, match="none of the operator's variables"):
         SubmatrixOperator(hessian, "hidden")
     with pytest.raises(ValueError, match="none of the operator's variables"):
@@ -247,7 +248,7 @@ def test_blocks_follow_the_weights():
     hessian = small()
     block = SubmatrixOperator(hessian, "logits")
     before = block.to_dense()
-    hessian.objective.model.layers[1].bias.assign([1.0, -2.0, 0.5])
+    hessian.derivatives.objective.model.layers[1].bias.assign([1.0, -2.0, 0.5])
     assert relative_error(block.to_dense(), before) > 1e-2
 
 
@@ -410,7 +411,7 @@ def test_a_variable_from_outside_the_model_is_a_block_of_its_own(name):
     assert sum(block.shape[0] for block in blocks.values()) == operator.shape[0]
     order = np.concatenate([block.rows for block in blocks.values()])
     np.testing.assert_array_equal(np.sort(order), np.arange(operator.shape[0]))
-    html = operator._repr_html_()
+    html = html_of(operator)
     assert all(shown in html for shown in names)
 
 
@@ -419,7 +420,7 @@ def test_a_variable_outside_can_be_selected_by_its_name():
     block = SubmatrixOperator(operator, "scale")
     np.testing.assert_array_equal(block.rows, [6])
     # The loss is (s m(x))^2 on average, in s: 2 mean m^2.
-    outputs = np.asarray(operator.objective.model(normals(4, 2)))
+    outputs = np.asarray(operator.derivatives.objective.model(normals(4, 2)))
     assert block.to_dense()[0, 0] == pytest.approx(2 * np.mean(outputs**2), rel=1e-5)
 
 

@@ -46,10 +46,14 @@ def network(package=keras, seed=0):
     return model
 
 
-def callback(**options):
+def probe():
     x, y = data()
+    return [(x[:24], y[:24]), (x[24:], y[24:])]
+
+
+def callback(**options):
     options = {"num_eigenvalues": 2, "order": 8, "num_draws": 2, **options}
-    return SpectrumCallback([(x[:24], y[:24]), (x[24:], y[24:])], **options)
+    return SpectrumCallback(probe(), **options)
 
 
 def fit(model, *callbacks, epochs=4, verbose=0, **options):
@@ -70,7 +74,7 @@ def test_the_values_are_those_of_the_dense_matrix_in_logs_and_records():
     # Two draws: with other seeds an eigenvalue near zero may keep its random weight.
     model, watched = network(), callback(order=68, seed=1)
     history = fit(model, watched, epochs=2).history
-    exact = dense_eigenvalues(model, watched._dataset)
+    exact = dense_eigenvalues(model, probe())
     last = watched.records[-1]
     assert last.epoch == 2
     assert last.step == 12
@@ -84,7 +88,7 @@ def test_the_values_are_those_of_the_dense_matrix_in_logs_and_records():
 def test_eigenvalues_are_within_their_bounds_though_not_converged():
     model, watched = network(), callback(order=4, num_draws=3, num_eigenvalues=3)
     fit(model, watched, epochs=1)
-    exact = dense_eigenvalues(model, watched._dataset)
+    exact = dense_eigenvalues(model, probe())
     (record,) = watched.records
     distances = np.abs(np.subtract.outer(record.eigenvalues, exact)).min(axis=1)
     assert (distances <= record.bounds).all()
@@ -218,10 +222,10 @@ class Failing:
     def __call__(self, model, loss, dataset, **options):
         operator = HessianOperator(model, loss, dataset, **options)
 
-        def fail(block):
+        def fail(*arguments):
             raise self.error
 
-        operator._matmat = operator._matvec = fail
+        operator.sweep.products = fail
         return operator
 
 
@@ -385,7 +389,8 @@ def test_draws_that_do_not_fit_at_once_still_need_one_product(monkeypatch):
     monkeypatch.setattr(spectrum_probe, "default_draws_at_once", lambda size, order: 4)
     watched = callback(num_draws=6, every_steps=1)
     fit(network(), watched, epochs=1)
-    assert watched._shape() == (8, 3)
+    # Twice three draws, eight steps each: four and two would take a second graph.
+    assert watched.operator.num_passes == 2 * 8 * len(watched.records) == 96
     assert watched.operator.num_traces == 1
 
 
@@ -543,12 +548,16 @@ class FakeTime:
             def __init__(self, *arguments, **options):
                 super().__init__(*arguments, **options)
                 clock.now += survey
-                self.compiled = False
+                self.seconds = product
+                compiled = []
+                multiply = self.sweep.products
 
-            def _sweep(self, block, with_gradient=False):
-                clock.now += product if self.compiled else graph + product
-                self.compiled = True
-                return super()._sweep(block, with_gradient)
+                def slowly(*of):
+                    clock.now += self.seconds if compiled else graph + self.seconds
+                    compiled.append(True)
+                    return multiply(*of)
+
+                self.sweep.products = slowly
 
         return Slow
 
@@ -596,14 +605,14 @@ def test_the_budget_holds_at_every_moment_and_is_used(monkeypatch, when, product
         assert watched.share > 0.1 - 1.3 * 8 * product / (clock.now - 100.0)
 
 
-def test_a_training_too_short_for_the_budget_is_not_measured(monkeypatch):
+def test_a_training_too_short_for_the_budget_is_not_measured(monkeypatch, capsys):
     clock = FakeTime(monkeypatch)
-    watched = small(budget=0.1, operator=clock.operator(0.1, 1.0, 0.4))
+    watched = small(budget=0.1, verbose=1, operator=clock.operator(0.1, 1.0, 0.4))
     for _ in clock.train(watched, epochs=1, steps=10):
         assert watched.share <= 0.1
     assert not watched.records
     assert watched.num_skipped == 1
-    assert "0 measurements (1 left out to stay in the budget)" in watched._summary()
+    assert "0 measurements (1 left out to stay in the budget)" in capsys.readouterr().out
 
 
 def test_a_slow_measurement_is_paid_back_before_the_next(monkeypatch):
@@ -612,15 +621,10 @@ def test_a_slow_measurement_is_paid_back_before_the_next(monkeypatch):
     training = clock.train(watched)
     while not watched.records:
         next(training)
-    watched.operator._sweep = partial(slow_sweep, clock, watched.operator)
+    watched.operator.seconds = 0.2
     over = [watched.share > 0.1 for _ in training]
     assert any(over)
     assert not over[-1]
-
-
-def slow_sweep(clock, operator, block, with_gradient=False):
-    clock.now += 0.2
-    return HessianOperator._sweep(operator, block, with_gradient)
 
 
 def test_without_a_budget_everything_due_is_measured(monkeypatch):
@@ -655,7 +659,7 @@ def test_a_tf_keras_model_is_watched_all_the_same():
     model, watched = network(tf_keras), callback()
     history = fit(model, watched, epochs=2).history
     assert set(KEYS) < set(history)
-    exact = dense_eigenvalues(model, watched._dataset)
+    exact = dense_eigenvalues(model, probe())
     assert watched.records[-1].eigenvalues[0] == pytest.approx(exact[-1], rel=1e-3)
     for old, new in zip(plain.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)

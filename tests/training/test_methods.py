@@ -15,6 +15,7 @@ from spectral_density.training import (
     NewtonMINRES,
     TrainingStatus,
     TrustRegion,
+    newton_krylov,
 )
 from spectral_density.training.problem import OperatorProblem
 
@@ -33,6 +34,39 @@ def problem(values=VALUES, start=START):
 def saddle_free(**options):
     defaults = {"rank": 5, "oversampling": 0, "refresh": 1, "globalization": "fixed"}
     return LowRankSaddleFreeNewton(**(defaults | options))
+
+
+class Seen(FixedStep):
+    """A fixed step that keeps what the method said of its direction."""
+
+    def choose(self, ray):
+        self.ray = ray
+        return super().choose(ray)
+
+
+class Within(FixedStep):
+    """A fixed step of at most a length."""
+
+    def __init__(self, radius):
+        super().__init__()
+        self.longest = radius
+
+    @property
+    def radius(self):
+        return self.longest
+
+
+@pytest.fixture
+def solved(monkeypatch):
+    """The options that each Newton system is solved with."""
+    options, whole = [], newton_krylov.solve
+
+    def solve(*system, **given):
+        options.append(given)
+        return whole(*system, **given)
+
+    monkeypatch.setattr(newton_krylov, "solve", solve)
+    return options
 
 
 # Saddle-free Newton ------------------------------------------------------------------------------
@@ -70,12 +104,11 @@ def test_beyond_its_rank_the_saddle_free_step_is_the_gradients_over_gamma():
 
 
 def test_the_model_of_a_saddle_free_step_has_the_magnitudes_of_the_curvature():
-    method = saddle_free(damping=0.3, damping_relative_to="absolute")
-    task, _ = problem()
-    loss, gradient = task.loss_and_gradient()
-    direction = method._direction(task, loss, gradient)
-    d = direction.vector
-    assert direction.curvature == pytest.approx(np.sum((np.abs(VALUES) + 0.3) * d * d))
+    seen = Seen()
+    task, x = problem()
+    saddle_free(damping=0.3, damping_relative_to="absolute", globalization=seen).step(task)
+    d = (x.numpy() - START) / seen.ray.first
+    assert seen.ray.curvature == pytest.approx(np.sum((np.abs(VALUES) + 0.3) * d * d))
 
 
 def test_eigenpairs_are_refreshed_after_10_20_40_steps_and_then_every_so_many():
@@ -137,21 +170,26 @@ def test_tracked_eigenpairs_are_in_single_precision_where_products_are():
 # Newton-Krylov -----------------------------------------------------------------------------------
 
 
-def test_the_forcing_term_is_the_second_choice_of_eisenstat_and_walker():
+def test_the_forcing_term_is_the_second_choice_of_eisenstat_and_walker(solved):
     power = (1 + 5**0.5) / 2
-    method = NewtonCG(max_forcing=0.5)
-    assert method._next_forcing(10.0) == 0.5
+    method = NewtonCG(max_forcing=0.5, globalization="fixed", warm_start=0)
+
+    def forcing(norm):
+        method.step(problem(np.ones(1), [norm])[0])  # whose gradient has this norm
+        return solved[-1]["rtol"]
+
+    assert forcing(10.0) == 0.5
     # Where the safeguard is above 0.1 the term falls no faster than it.
-    second = method._next_forcing(1.0)
+    second = forcing(1.0)
     assert second == pytest.approx(0.9 * 0.5**power)
-    assert method._next_forcing(0.5) == pytest.approx(0.9 * 0.5**power)
-    fourth = method._next_forcing(0.05)
+    assert forcing(0.5) == pytest.approx(0.9 * 0.5**power)
+    fourth = forcing(0.05)
     assert fourth == pytest.approx(0.9 * second**power)
     assert 0.9 * fourth**power < 0.1
-    assert method._next_forcing(0.005) == pytest.approx(0.9 * 0.1**power)
-    assert method._next_forcing(5.0) == 0.5  # at most max_forcing
+    assert forcing(0.005) == pytest.approx(0.9 * 0.1**power)
+    assert forcing(5.0) == 0.5  # at most max_forcing
     method.reset()
-    assert method._next_forcing(3.0) == 0.5
+    assert forcing(3.0) == 0.5
 
 
 def test_the_forcing_term_is_what_the_system_is_solved_to():
@@ -192,43 +230,44 @@ def test_along_negative_curvature_the_step_goes_down_by_the_slope_over_its_magni
 def test_the_model_of_a_step_along_negative_curvature_is_that_of_the_matrix():
     # CG makes one step, then meets negative curvature: a base, and a direction conjugate to it.
     values, start = np.array([4.0, 1.0, -0.1]), np.array([1.0, 1.0, 1.0])
-    method = NewtonCG(globalization="fixed", max_iterations=3, max_forcing=1e-6)
-    task, _ = problem(values, start)
-    loss, gradient = task.loss_and_gradient()
-    direction = method._direction(task, loss, gradient)
-    assert direction.status is TrainingStatus.NEGATIVE_CURVATURE
-    d = direction.vector
-    assert gradient @ d < 0
-    assert direction.curvature == pytest.approx(np.sum(values * d * d), rel=1e-8)
+    seen = Seen()
+    task, x = problem(values, start)
+    step = NewtonCG(globalization=seen, max_iterations=3, max_forcing=1e-6).step(task)
+    assert step.status is TrainingStatus.NEGATIVE_CURVATURE
+    d = (x.numpy() - start) / seen.ray.first
+    assert values * start @ d < 0
+    assert seen.ray.curvature == pytest.approx(np.sum(values * d * d), rel=1e-8)
     # Further along it than the base goes: the last part of it is along the negative curvature.
     assert d[2] > 0
 
 
 @pytest.mark.parametrize("make", [NewtonCG, NewtonMINRES, NewtonGMRES])
 def test_the_model_of_a_solution_is_that_of_the_damped_matrix(make):
-    values = np.array([3.0, 2.0, 0.5])
-    task, _ = problem(values, [1.0, -1.0, 2.0])
-    method = make(damping=0.25, globalization="fixed", max_iterations=2)
-    loss, gradient = task.loss_and_gradient()
-    direction = method._direction(task, loss, gradient)
-    d = direction.vector
-    assert direction.curvature == pytest.approx(np.sum((values + 0.25) * d * d), rel=1e-8)
+    values, start, seen = np.array([3.0, 2.0, 0.5]), np.array([1.0, -1.0, 2.0]), Seen()
+    task, x = problem(values, start)
+    make(damping=0.25, globalization=seen, max_iterations=2).step(task)
+    d = (x.numpy() - start) / seen.ray.first
+    assert seen.ray.curvature == pytest.approx(np.sum((values + 0.25) * d * d), rel=1e-8)
 
 
-def test_cg_starts_from_a_part_of_the_last_direction_until_a_step_is_rejected():
+def test_cg_starts_from_a_part_of_the_last_direction_until_a_step_is_rejected(solved):
     values = np.linspace(1.0, 50.0, 20)
     method = NewtonCG(globalization="fixed", learning_rate=0.1, warm_start=0.5)
-    task, _ = problem(values, np.ones(20))
-    assert method._start(None) is None
+    task, x = problem(values, np.ones(20))
     method.step(task)
-    first = method._last.copy()
-    np.testing.assert_allclose(method._start(None), 0.5 * first)
+    assert solved[-1]["x0"] is None
+    first = (x.numpy() - 1) / 0.1
+    method.step(task)
+    np.testing.assert_allclose(solved[-1]["x0"], 0.5 * first)
     # Within a trust region it lies inside.
-    inside = method._start(0.1 * np.linalg.norm(first))
-    assert np.linalg.norm(inside) == pytest.approx(0.09 * np.linalg.norm(first))
+    last = (x.numpy() - 1 - 0.1 * first) / 0.1
+    method.globalization = Within(0.1 * np.linalg.norm(last))
+    method.step(task)
+    assert np.linalg.norm(solved[-1]["x0"]) == pytest.approx(0.09 * np.linalg.norm(last))
     refused = NewtonCG(globalization=TrustRegion(accept_above=2, shrink_below=2, grow_above=2))
-    refused.step(problem(values, np.ones(20))[0])
-    assert refused._last is None
+    for _ in range(2):
+        refused.step(problem(values, np.ones(20))[0])
+    assert solved[-1]["x0"] is None
 
 
 def test_a_gradient_without_curvature_is_followed_itself():

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.sparse.linalg import aslinearoperator
-from spectral_density.curvature.parameters import Parameters
 
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.engines.tensorflow.variables import Variables
 from spectral_density.training.problem import (
     BLOCK_WIDTH,
     CountedOperator,
@@ -34,7 +34,7 @@ def bits(found):
 
 def test_weights_are_put_back_bit_for_bit_whatever_their_dtypes():
     found = variables()
-    weights = Weights(Parameters(found))
+    weights = Weights(Variables(found))
     before, held = bits(found), weights.hold()
     for displacement in (np.ones(8), -3.0 * np.arange(8)):
         weights.move(held, displacement)
@@ -45,7 +45,7 @@ def test_weights_are_put_back_bit_for_bit_whatever_their_dtypes():
 
 def test_what_is_held_does_not_change_when_the_variables_do():
     variable = tf.Variable(tf.ones([3]))
-    weights = Weights(Parameters([variable]))
+    weights = Weights(Variables([variable]))
     held = weights.hold()
     variable.assign_add(tf.ones([3]))
     variable.scatter_nd_add([[0]], [5.0])
@@ -65,7 +65,7 @@ def test_what_is_held_does_not_change_when_the_variables_do():
 
 def test_weights_move_from_what_was_held_by_a_sum_that_is_rounded_once():
     variable = tf.Variable(np.array([1.0, 1e8], "float32"))
-    weights = Weights(Parameters([variable]))
+    weights = Weights(Variables([variable]))
     held = weights.hold()
     weights.move(held, np.array([1.0, 1.0]))
     weights.move(held, np.array([0.25, 7.0]))
@@ -77,7 +77,7 @@ def test_mirrored_weights_move_on_every_replica():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
         variable = tf.Variable([1.0, 2.0])
-    weights = Weights(Parameters([variable]))
+    weights = Weights(Variables([variable]))
     held = weights.hold()
     weights.move(held, np.ones(2))
     np.testing.assert_array_equal(variable.values[0], [2.0, 3.0])

@@ -15,16 +15,9 @@ from keras import layers
 from models import CASES, classes, compiled, mlp, normals, set_random_weights, split
 
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
-from spectral_density.curvature.preflight import PreflightError, differences, preflight
-from spectral_density.curvature.preflight.derivative import (
-    Accuracy,
-    Pair,
-    Quotients,
-    judge_product,
-    last_wrong_layer,
-)
-
-DOUBLE = Accuracy("float64")
+from spectral_density.curvature.preflight import PreflightError, preflight
+from spectral_density.engines.tensorflow import inspection
+from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 
 
 def of_logits(dtype="float32"):
@@ -531,14 +524,12 @@ def test_a_wrong_matrix_at_the_outputs_fails():
 def test_six_gradients_and_one_product_of_the_first_batch(monkeypatch):
     made_of = []
 
-    class Counted(differences.BatchOfProducts):
+    class Counted(TracedBesideWeights):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             made_of.append(self)
 
-    from spectral_density.curvature.preflight import examination
-
-    monkeypatch.setattr(examination, "BatchOfProducts", Counted)
+    monkeypatch.setattr(inspection, "TracedBesideWeights", Counted)
     for operator in (made("relu CNN"), KINDS["empirical"](*through_outputs())):
         with_it, without = (preflight(operator, derivative=d).num_products for d in (True, False))
         assert with_it - without == pytest.approx(1 / 2)
@@ -563,14 +554,14 @@ def test_weights_and_state_are_restored_bit_for_bit(error, monkeypatch):
     before = [variable.numpy().copy() for variable in model.variables]
     if error is not None:
         gradients = itertools.count()
-        whole = differences.BatchOfProducts.at
+        whole = TracedBesideWeights.at
 
         def gradient(self, displacement):
             if next(gradients) == 3:
                 raise error
             return whole(self, displacement)
 
-        monkeypatch.setattr(differences.BatchOfProducts, "at", gradient)
+        monkeypatch.setattr(TracedBesideWeights, "at", gradient)
         with pytest.raises(error):
             preflight(operator)
     else:
@@ -583,47 +574,3 @@ def test_the_penalty_on_weights_is_no_part_of_it():
     case = CASES["regularizers and add_loss"]
     operator = HessianOperator(compiled(case), None, split(case.data(), (6, 3, 3)))
     assert statuses(preflight(operator)) == ("passed", "passed")
-
-
-# The comparison alone ----------------------------------------------------------------------------
-
-
-def quotients(function, start, direction, steps=(1e-5, 4e-5)):
-    pairs = [
-        Pair(h, function(start + h * direction), function(start - h * direction)) for h in steps
-    ]
-    return Quotients.of(function(start), pairs, DOUBLE.eps())
-
-
-def test_a_small_part_that_is_all_wrong_is_found():
-    """Of the norm of the whole it is 1e-3, and all of its layer."""
-    rng = np.random.default_rng(0)
-    matrix = np.diag([1e3] * 5 + [1.0] * 5)
-    u = rng.normal(size=10)
-    slopes = quotients(lambda w: matrix @ w + w**3, rng.normal(size=10), u)
-    product = slopes.near.copy()
-    parts = {"large": slice(0, 5), "small": slice(5, 10)}
-    assert judge_product(product, slopes, parts, DOUBLE).status == "passed"
-    product[5:] = 0
-    found = judge_product(product, slopes, parts, DOUBLE)
-    assert (found.status, found.message) == ("failed", "small")
-    assert found.figure == pytest.approx(1.0)
-
-
-def test_quotients_that_do_not_settle_are_not_judged():
-    slopes = quotients(lambda w: np.sign(w) * np.abs(w) ** 0.5, np.zeros(4), np.ones(4))
-    assert judge_product(np.ones(4), slopes, {"w": slice(None)}, DOUBLE).status == "skipped"
-
-
-@pytest.mark.parametrize("before", [{0}, {3}, {0, 1, 2}, {0, 2, 5}, {0, 1, 6, 7}, set(range(8))])
-def test_the_last_layer_before_what_is_wrong_is_found_by_bisection(before):
-    """Layers beside a wrong operation, in another branch of the model, are none of these."""
-    names = list("abcdefgh")
-    asked = []
-
-    def is_wrong(some):
-        asked.append(some)
-        return any(names.index(name) in before for name in some)
-
-    assert last_wrong_layer(names, is_wrong) == names[max(before)]
-    assert len(asked) <= 3

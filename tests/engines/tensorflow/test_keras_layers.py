@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from curvature.against_differences import judge
+from engines.tensorflow.against_differences import judge
 from models import default_dtype, tf_variables
 
 from spectral_density import HessianOperator

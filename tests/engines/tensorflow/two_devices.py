@@ -169,9 +169,8 @@ class Figures:
         self.found["spectrum repeats"] = bool((again.alpha == spectra[1].alpha).all())
         pairs = [top_eigenpairs(each, 3).values for each in (one, two)]
         self.errors["eigenvalues"] = [relative_error(pairs[1], pairs[0])]
-        of = [
-            approximate_hessian(each.objective.model, mean_loss, PLAIN, 5)[1] for each in (one, two)
-        ]
+        models = [each.derivatives.objective.model for each in (one, two)]
+        of = [approximate_hessian(model, mean_loss, PLAIN, 5)[1] for model in models]
         self.errors["approximate_hessian"] = [relative_error(of[1].numpy(), of[0].numpy())]
         self.errors["dense"] = [relative_error(two.to_dense(), one.to_dense())]
         self.found["fingerprints agree"] = one.fingerprint() == two.fingerprint()
@@ -219,20 +218,15 @@ class Figures:
         devices, threads = set(), set()
         model = self.mirrored(mlp, "float64")
         hessian = HessianOperator(model, LOSS, PLAIN)
-        compiled = hessian._product_fn
+        multiply = hessian.matrix.add_on
 
         def watched(*arguments):
-            multiply = compiled(*arguments)
+            sums = multiply(*arguments)
+            devices.add(sums[0][0].device[-5:])
+            threads.add(threading.get_ident())
+            return sums
 
-            def call(*arguments):
-                sums = multiply(*arguments)
-                devices.add(sums[0].device[-5:])
-                threads.add(threading.get_ident())
-                return sums
-
-            return call
-
-        hessian._product_fn = watched
+        hessian.matrix.add_on = watched
         hessian @ np.ones(31)
         self.found["devices"] = sorted(devices)
         self.found["threads"] = len(threads)

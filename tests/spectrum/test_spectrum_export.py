@@ -5,7 +5,7 @@ from types import ModuleType
 import matplotlib as mpl
 import numpy as np
 import pytest
-from cases import diagonal_operator, semicircle_with_outliers
+from cases import diagonal_operator, html_of, semicircle_with_outliers
 
 mpl.use("Agg")
 
@@ -35,7 +35,7 @@ def absent(monkeypatch):
 
 
 def test_a_spectrum_shows_its_summary_and_a_picture_in_a_notebook(spectrum):
-    html = spectrum._repr_html_()
+    html = html_of(spectrum)
     for line in str(spectrum).splitlines()[1:]:
         name, text = line.strip().split("  ", 1)
         assert f">{name}<" in html
@@ -48,7 +48,7 @@ def test_a_spectrum_shows_its_summary_and_a_picture_in_a_notebook(spectrum):
 def test_a_description_cannot_break_the_page(spectrum):
     from dataclasses import replace
 
-    html = replace(spectrum, description="<script>alert(1)</script>")._repr_html_()
+    html = html_of(replace(spectrum, description="<script>alert(1)</script>"))
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import spectral_density as sd
-from spectral_density.curvature import linearization, products
+from spectral_density.engines.tensorflow import compiled_products, linearization
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIZES = (5, 5, 3)
@@ -81,16 +81,15 @@ def dense_truth(model, data):
 
 
 @pytest.mark.parametrize("kind", [sd.HessianOperator, sd.GaussNewtonOperator])
-def test_both_parts_give_the_bits_of_the_whole(kind, monkeypatch):
+def test_both_parts_give_the_product_of_the_whole(kind):
     model, v = network(), np.random.default_rng(2).normal(size=43)
     cut = kind(model, LOSS, batches())
     found = [cut @ v, cut @ v]
-    assert len(cut._residuals) == len(SIZES)
-    monkeypatch.setattr(products, "linearize", lambda traced: None)
-    whole = kind(model, LOSS, batches())
+    assert len(cut.sweep.cache) == len(SIZES)
+    whole = kind(model, LOSS, batches(), linearize=False)
     for product in found:
         np.testing.assert_allclose(product, whole @ v, rtol=1e-14, atol=1e-15)
-    assert not whole._residuals
+    assert whole.sweep.cache is None
 
 
 def test_the_forward_pass_is_computed_once():
@@ -110,10 +109,9 @@ def test_blocks_share_what_single_vectors_left_behind():
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-14)
 
 
-def test_blocks_wider_than_a_graph_compute_it_once_though_nothing_is_kept(monkeypatch):
-    monkeypatch.setattr(products, "_MAX_OPERATIONS", 1)
+def test_blocks_wider_than_a_graph_compute_it_once_though_nothing_is_kept():
     _, loss, hessian = counted(memory_share=0)
-    assert hessian._width == 1
+    hessian.derivatives.width = 1
     hessian @ np.eye(hessian.shape[0], 4)
     assert loss.count == len(SIZES)
 
@@ -177,11 +175,15 @@ def test_other_data_are_counted_without_a_forward_pass():
 def test_graphs_are_looked_for_once_for_each_batch_and_width(least, monkeypatch):
     monkeypatch.setattr(linearization, "MIN_BATCH_BYTES", least)
     hessian = sd.HessianOperator(network(), LOSS, batches())
-    asked, look = [], hessian._products._linearized
-    monkeypatch.setattr(
-        hessian._products, "_linearized", lambda *of: asked.append(len(of)) or look(*of)
-    )
-    wide = np.random.default_rng(0).normal(size=(hessian.shape[0], products.MAX_WIDTH + 2))
+    asked, kept = [], hessian.sweep.cache.kept
+
+    def counted_kept(*place):
+        found = kept(*place)
+        asked.extend([place] if found[0] is None else [])
+        return found
+
+    monkeypatch.setattr(hessian.sweep.cache, "kept", counted_kept)
+    wide = np.random.default_rng(0).normal(size=(hessian.shape[0], compiled_products.MAX_WIDTH + 2))
     first = hessian @ wide
     assert len(asked) == 2 * len(SIZES)
     np.testing.assert_array_equal(hessian @ wide, first)
@@ -222,7 +224,7 @@ def asserting(model, batch):
 def test_graphs_with_side_effects_are_run_whole(loss):
     hessian = sd.HessianOperator(network(), loss, batches())
     hessian @ np.ones(hessian.shape[0])
-    assert not hessian._residuals
+    assert not hessian.sweep.cache
 
 
 def test_noise_is_drawn_anew_for_each_product():
@@ -245,23 +247,24 @@ def test_outside_of_the_limits_nothing_is_kept(room, limit, monkeypatch):
     _, loss, hessian = counted()
     hessian @ np.ones(hessian.shape[0])
     assert loss.count == len(SIZES)
-    assert not hessian._residuals
+    assert not hessian.sweep.cache
 
 
 def test_what_is_kept_stays_within_its_room_though_later_batches_are_larger(monkeypatch):
     small, large = [(np.ones((n, 4)), np.zeros(n, int)) for n in (2, 50)]
     hessian = sd.HessianOperator(network(), Counted(), [small, *[large] * 6])
     hessian @ np.ones(hessian.shape[0])
-    assert len(hessian._residuals) == 7
-    room = hessian._residuals.nbytes // 2
-    monkeypatch.setattr(products, "MAX_BYTES", room)
+    assert len(hessian.sweep.cache) == 7
+    room = hessian.sweep.cache.nbytes // 2
+    monkeypatch.setattr(compiled_products, "MAX_BYTES", room)
     hessian = hessian.with_dataset([small, *[large] * 6])
     v = np.random.default_rng(0).normal(size=hessian.shape[0])
     found = hessian @ v
-    assert 0 < hessian._residuals.nbytes <= room
-    assert 1 < len(hessian._residuals) < 7
-    held = [t for _, kept in hessian._residuals._of_batches.values() for t in kept]
-    assert sum(t.dtype.size * t.shape.num_elements() for t in held) == hessian._residuals.nbytes
+    cache = hessian.sweep.cache
+    assert 0 < cache.nbytes <= room
+    assert 1 < len(cache) < 7
+    held = [t for number in range(7) for t in cache.kept(number, 1)[1] or []]
+    assert sum(t.dtype.size * t.shape.num_elements() for t in held) == cache.nbytes
     np.testing.assert_array_equal(hessian @ v, found)
 
 
@@ -273,36 +276,49 @@ def test_an_interrupted_first_product_can_be_made_again(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(products, "linearize", interrupted)
+        patch.setattr(compiled_products, "linearize", interrupted)
         with pytest.raises(KeyboardInterrupt):
             hessian @ v
-    expected = dense_truth(hessian.objective.model, batches()) @ v
+    expected = dense_truth(hessian.derivatives.objective.model, batches()) @ v
     np.testing.assert_allclose(hessian @ v, expected, rtol=0, atol=1e-14)
-    assert len(hessian._residuals) == len(SIZES)
+    assert len(hessian.sweep.cache) == len(SIZES)
 
 
-def test_few_vectors_share_a_graph_where_the_forward_pass_is_large(monkeypatch):
+def test_few_vectors_share_a_graph_where_the_forward_pass_is_large():
+    def width(size):
+        spec = tf.TensorSpec([size], tf.float32)
+        graph = tf.function(lambda x: tf.reduce_sum(tf.sin(x))).get_concrete_function(spec).graph
+        return compiled_products.width_of_chunks(graph)
+
+    # Traced, and never computed: a quarter of the bytes that vectors in one graph may take.
+    assert width(10) == compiled_products.MAX_WIDTH
+    assert width(2**24) == 4
+    assert width(2**30) == 1
+
+
+def test_blocks_are_cut_into_graphs_of_as_many_vectors():
     expected = counted()[2] @ np.eye(43)
-    monkeypatch.setattr(products, "_MAX_UNROLLED_BYTES", 5000)
     hessian = counted()[2]
-    assert 1 < hessian._width < 16
+    hessian.derivatives.width = 5
+    before = hessian.num_passes
     np.testing.assert_allclose(hessian @ np.eye(43), expected, rtol=0, atol=1e-15)
+    assert hessian.num_passes == before + 1
 
 
 def test_threads_may_share_an_operator(monkeypatch):
-    linearize = products.linearize
+    linearize = compiled_products.linearize
 
     def slowly(traced):
         time.sleep(0.2)
         return linearize(traced)
 
-    monkeypatch.setattr(products, "linearize", slowly)
+    monkeypatch.setattr(compiled_products, "linearize", slowly)
     hessian = sd.HessianOperator(network(), cross_entropy_of, batches())
     operators = [hessian, hessian, hessian.with_dataset(batches())]
     v = np.ones(hessian.shape[0])
     with ThreadPoolExecutor(len(operators)) as pool:
         found = list(pool.map(lambda operator: operator @ v, operators))
-    expected = dense_truth(hessian.objective.model, batches()) @ v
+    expected = dense_truth(hessian.derivatives.objective.model, batches()) @ v
     for product in found:
         np.testing.assert_allclose(product, expected, rtol=0, atol=1e-14)
 
@@ -326,7 +342,7 @@ def test_recurrent_layers_are_written_out_and_put_back(kind):
     v = np.random.default_rng(0).normal(size=operators[0].shape[0])
     first, second = (operator @ v for operator in operators)
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-14)
-    assert [bool(operator._residuals) for operator in operators] == [True, False]
+    assert [bool(operator.sweep.cache) for operator in operators] == [True, False]
     assert not model.layers[0].unroll
 
 
@@ -334,4 +350,4 @@ def test_long_sequences_stay_loops(monkeypatch):
     monkeypatch.setattr("spectral_density.engines.tensorflow.keras_internals._MAX_STEPS", 2)
     hessian = sd.HessianOperator(recurrent(keras.layers.GRU), LOSS, sequences())
     hessian @ np.ones(hessian.shape[0])
-    assert not hessian._residuals
+    assert not hessian.sweep.cache

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from curvature.against_differences import is_fault, judge
-from curvature.operations import CATALOGUE, NOT_RIGHT, Operation, missing
+from engines.tensorflow.against_differences import is_fault, judge
+from engines.tensorflow.operations import CATALOGUE, NOT_RIGHT, Operation, missing
 from models import default_dtype
 
 from spectral_density import HessianOperator, PreflightError
@@ -137,8 +137,8 @@ def test_no_operation_is_wrong_and_sound_and_none_ends_in_a_raw_error(module, do
 @pytest.mark.parametrize("name", sorted(DANGEROUS))
 def test_an_operation_that_can_end_the_process_is_refused(name):
     code = (
-        "from curvature.operations import CATALOGUE; "
-        "from curvature.test_operation_sweep import judged; "
+        "from engines.tensorflow.operations import CATALOGUE; "
+        "from engines.tensorflow.test_operation_sweep import judged; "
         f"print(judged(CATALOGUE[{name!r}])[0])"
     )
     ended = subprocess.run(

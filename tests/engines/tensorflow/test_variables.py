@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from models import sequential
-from spectral_density.curvature.parameters import Parameters, select
+
+from spectral_density.engines.tensorflow.variables import Variables, select
 
 
 def model():
@@ -98,32 +98,17 @@ def test_what_names_no_variable(choice, error, message):
 def test_a_variable_twice_is_an_error():
     variable = tf.Variable(1.0)
     with pytest.raises(ValueError, match="twice"):
-        Parameters([variable, variable])
+        Variables([variable, variable])
 
 
 def test_the_widest_dtype_holds_them_all():
     narrow, wide = tf.Variable([1.0]), tf.Variable([2.0], dtype=tf.float64)
-    parameters = Parameters([narrow, wide])
+    parameters = Variables([narrow, wide])
     assert parameters.dtype == np.float64
     assert [t.dtype for t in parameters.split(tf.ones(2, tf.float64))] == [tf.float32, tf.float64]
 
 
 def test_join_takes_missing_and_indexed_gradients():
-    parameters = Parameters([tf.Variable(tf.zeros([3, 2])), tf.Variable([0.0])])
+    parameters = Variables([tf.Variable(tf.zeros([3, 2])), tf.Variable([0.0])])
     rows = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([1, 1]), tf.constant([3, 2]))
     np.testing.assert_array_equal(parameters.join([rows, None]), [0, 0, 2, 2, 0, 0, 0])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda p: p.flatten([np.ones((3, 2))]), "expected 2 tensors"),
-        (lambda p: p.flatten([np.ones((2, 3)), np.ones(2)]), r"has shape \(3, 2\)"),
-        (lambda p: p.unflatten(np.ones(9)), r"shape \(8,\)"),
-        (lambda p: p.unflatten(np.ones((8, 1))), r"shape \(8,\)"),
-    ],
-)
-def test_wrong_shapes(call, message):
-    parameters = select(sequential(layers.Dense(2)))
-    with pytest.raises(ValueError, match=message):
-        call(parameters)

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from models import relative_error
-from spectral_density.curvature.half_precision import compute_dtype, scaled_product
 
 from spectral_density import estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
+from spectral_density.curvature.scaling import scaled_product
 from spectral_density.linalg import product_precision
 
 RNG = np.random.default_rng(100)
@@ -175,10 +175,6 @@ def test_full_precision_is_not_scaled(dtype):
     )
 
 
-def graph_of(function, *arguments):
-    return tf.function(function).get_concrete_function(*arguments).graph
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("curvature", [HessianOperator, GaussNewtonOperator])
 def test_in_full_precision_no_vector_is_too_small_or_large(curvature, dtype):
@@ -189,16 +185,6 @@ def test_in_full_precision_no_vector_is_too_small_or_large(curvature, dtype):
     for product, length in zip(products.T[:-1], lengths[:-1], strict=True):
         assert relative_error(product / length, products[:, 0]) < 1e-5
     assert not products[:, -1].any()
-
-
-def test_data_in_half_precision_do_not_make_a_computation_one():
-    x, w = tf.ones([3, 2], tf.float16), tf.Variable([1.0, 2.0])
-    stored = graph_of(lambda x: tf.reduce_sum(tf.cast(x, tf.float32) * w), x)
-    assert compute_dtype(stored, [w]) == np.float32
-    used = graph_of(lambda x: tf.reduce_sum(x * tf.cast(w, tf.float16)), x)
-    assert compute_dtype(used, [w]) == np.float16
-    compared = graph_of(lambda x: tf.reduce_sum(w * tf.cast(tf.cast(w > 1, x.dtype), w.dtype)), x)
-    assert compute_dtype(compared, [w]) == np.float32
 
 
 def test_only_columns_that_overflow_are_made_again():

@@ -1,0 +1,268 @@
+from dataclasses import replace
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from cases import diagonal_operator, log_uniform_bulk, semicircle_with_outliers
+from plotting.pictures import column_axes
+from scipy.integrate import trapezoid
+
+from spectral_density import estimate_spectrum, top_eigenpairs
+from spectral_density.plotting import (
+    plot_density,
+    plot_evolution,
+    plot_layers,
+    plot_log_density,
+    plot_outliers,
+    plot_ridge,
+    plot_spectra,
+    plot_stem,
+)
+
+# One density -------------------------------------------------------------------------------------
+
+
+def test_the_density_is_drawn_with_its_band_over_named_axes(spectrum):
+    ax = spectrum.plot()
+    density = spectrum.density()
+    (line,) = ax.lines
+    np.testing.assert_array_equal(line.get_xdata(), density.grid)
+    np.testing.assert_array_equal(line.get_ydata(), density.values)
+    assert len(ax.collections) == 1
+    assert ax.get_yscale() == "log"
+    assert ax.get_xlabel() == "eigenvalue"
+    assert "density" in ax.get_ylabel()
+    ax.figure.canvas.draw()
+
+
+def test_the_band_can_be_left_out(spectrum):
+    assert not plot_density(spectrum, band=False).collections
+
+
+def test_the_whole_curve_is_within_the_limits_but_for_its_tails(spectrum):
+    ax = spectrum.plot()
+    bottom, top = ax.get_ylim()
+    values = spectrum.density().values
+    assert 0 < bottom < np.quantile(values, 0.5)
+    assert top > spectrum.density().upper.max()
+
+
+def test_a_second_spectrum_joins_the_first_on_the_same_axes(spectrum):
+    other = estimate_spectrum(diagonal_operator(1e-3 * log_uniform_bulk(300)), 30, 4)
+    ax = spectrum.plot(label="before")
+    assert other.plot(ax, label="after", linestyle="--") is ax
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
+    assert ax.lines[1].get_linestyle() == "--"
+    bottom, top = ax.get_ylim()
+    assert top > max(s.density().upper.max() for s in (spectrum, other))
+    assert bottom < min(s.density().values.max() for s in (spectrum, other))
+
+
+def test_a_line_that_was_there_before_keeps_the_limits_positive(spectrum):
+    _, ax = plt.subplots()
+    ax.axvline(0.0)
+    ax.plot([], [])
+    bottom, top = plot_density(spectrum, ax).get_ylim()
+    assert 0 < bottom < top
+
+
+def test_sigma_and_deflation_reach_the_density(spectrum):
+    ax = plot_density(spectrum, sigma=0.5, deflate=False)
+    expected = spectrum.density(sigma=0.5, deflate=False)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), expected.values)
+
+
+def test_the_stems_are_the_nodes_and_their_weights(spectrum):
+    ax = spectrum.plot(kind="stem")
+    (markers,) = ax.lines
+    np.testing.assert_array_equal(markers.get_xdata(), spectrum.nodes.ravel())
+    np.testing.assert_array_equal(markers.get_ydata(), spectrum.weights.ravel())
+    assert ax.get_ylim()[0] > 0
+    ax.figure.canvas.draw()
+
+
+def test_stems_can_show_the_known_weights(spectrum):
+    heights = plot_stem(spectrum, deflate=True, color="red").lines[0].get_ydata()
+    np.testing.assert_array_equal(heights, spectrum.deflated_weights.ravel())
+    assert np.isclose(heights, 1 / 300, rtol=1e-9).sum() >= 40
+
+
+def test_stems_join_without_cutting_off_what_was_there(spectrum):
+    other = estimate_spectrum(diagonal_operator([0.0, 1.0] * 20), 2, 2)
+    ax = spectrum.plot(kind="stem")
+    before = ax.get_ylim()[0]
+    other.plot(ax, kind="stem")
+    assert ax.get_ylim()[0] <= before
+
+
+def test_nodes_without_weight_are_not_drawn():
+    spectrum = estimate_spectrum(diagonal_operator([0.0, 3.0, 5.0] * 20), 30, 2)
+    drawn = spectrum.plot(kind="stem").lines[0].get_xdata()
+    assert np.abs(np.subtract.outer(drawn, [0.0, 3.0, 5.0])).min(axis=1).max() < 1e-12
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0])
+@pytest.mark.parametrize("kind", ["density", "stem"])
+def test_a_spectrum_of_one_value_can_be_drawn(value, kind):
+    spectrum = estimate_spectrum(diagonal_operator(np.full(20, value)), 3, 2)
+    spectrum.plot(kind=kind).figure.canvas.draw()
+
+
+def test_the_style_and_the_current_axes_are_left_alone(spectrum):
+    _, (first, second) = plt.subplots(1, 2)
+    plt.sca(second)
+    before = dict(mpl.rcParams)
+    spectrum.plot(first)
+    assert plt.gca() is second
+    assert dict(mpl.rcParams) == before
+
+
+def test_an_unknown_kind_names_the_known_ones(spectrum):
+    with pytest.raises(ValueError, match="kind must be one of"):
+        spectrum.plot(kind="pie")
+
+
+def test_a_symlog_density_resolves_zero_and_keeps_every_outlier(spectrum):
+    ax = plot_density(spectrum, column_axes(), xscale="symlog")
+    assert ax.get_xscale() == "symlog"
+    grid, values = ax.lines[0].get_data()
+    sigma = spectrum.default_sigma
+    # Points within a tenth of the kernel next to zero, and no gap in which an outlier gets lost.
+    assert np.diff(grid)[np.abs(grid[1:]) < sigma / 2].max() < sigma / 10
+    assert np.diff(grid).max() < sigma / 3
+    np.testing.assert_allclose(values, spectrum.density(grid).values, rtol=1e-12)
+
+
+def test_symlog_is_linear_within_the_smallest_kernel_of_all_curves(spectra):
+    ax = plot_density(spectra[2], sigma=0.5, xscale="symlog")
+    plot_density(spectra[0], ax, sigma=0.1, xscale="symlog")
+    plot_density(spectra[1], ax, sigma=0.3, xscale="symlog")
+    assert ax.xaxis.get_transform().linthresh == 0.1
+
+
+def test_an_unknown_scale_names_the_known_ones(spectrum):
+    with pytest.raises(ValueError, match=r'xscale must be "linear" or "symlog", got .log.'):
+        plot_density(spectrum, xscale="log")
+
+
+def test_the_log_density_has_both_signs_on_their_sides():
+    values = np.concatenate([-(10.0 ** np.linspace(-3, -1, 30)), 10.0 ** np.linspace(-4, 1, 90)])
+    # Of fewer steps the signs of the smallest are not known yet.
+    spectrum = estimate_spectrum(diagonal_operator(values), 120, 2)
+    ax = plot_log_density(spectrum)
+    x, y = ax.lines[0].get_data()
+    assert ax.get_xscale() == "symlog"
+    assert np.nanmin(np.diff(x)) >= 0
+    assert np.isnan(y[x == 0]).all()
+    # The area over d ln|lambda| is the share of the eigenvalues: 30 of 120 are negative.
+    negative = (x < 0) & np.isfinite(y)
+    share = trapezoid(y[negative], -np.log(-x[negative]))
+    assert share == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_a_log_density_of_one_value_can_be_drawn(value):
+    spectrum = estimate_spectrum(diagonal_operator(np.full(20, value)), 3, 2)
+    plot_log_density(spectrum).figure.canvas.draw()
+
+
+# Outliers ----------------------------------------------------------------------------------------
+
+
+def test_outliers_are_marked_where_they_are_with_their_bounds(spectrum):
+    ax = plot_outliers(spectrum, plot_density(spectrum, column_axes()))
+    (bars,) = ax.containers
+    marked = np.sort(bars.lines[0].get_xdata())
+    np.testing.assert_array_equal(marked, np.sort(spectrum.nodes[0][spectrum.simple[0]]))
+    exact = semicircle_with_outliers(300)
+    lengths = [segment[1, 0] - segment[0, 0] for segment in bars.lines[2][0].get_segments()]
+    assert np.abs(np.subtract.outer(marked, exact)).min(axis=1).max() <= max(lengths) / 2
+    (text,) = (entry.get_text() for entry in ax.get_legend().get_texts())
+    assert text.startswith(f"{len(marked)} eigenvalues")
+
+
+def test_eigenpairs_are_marked_with_their_residuals():
+    pairs = top_eigenpairs(diagonal_operator(semicircle_with_outliers(300)), 3, tolerance=1e-3)
+    ax = plot_outliers(pairs, count=2, label="top")
+    (bars,) = ax.containers
+    np.testing.assert_array_equal(bars.lines[0].get_xdata(), pairs.values[:2])
+    half = [np.ptp(segment[:, 0]) / 2 for segment in bars.lines[2][0].get_segments()]
+    np.testing.assert_allclose(half, pairs.residuals[:2], rtol=1e-6, atol=1e-14)
+
+
+def test_where_no_outlier_is_known_the_two_ends_are_marked():
+    spectrum = estimate_spectrum(diagonal_operator(semicircle_with_outliers(300)), 30, 1)
+    (bars,) = plot_outliers(spectrum).containers
+    ends = spectrum.extreme_eigenvalues
+    assert set(bars.lines[0].get_xdata()) == {ends.smallest, ends.largest}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "shown"),
+    [
+        ([9.6e-5, 1e-7], r"$1 \times 10^{-4}$"),
+        ([3.1e-5, 0.0], r"$4 \times 10^{-5}$"),
+        ([0.0, 0.0], "0"),
+        ([2.0, 0.5], "2"),
+    ],
+)
+def test_the_legend_rounds_the_largest_bound_up(bounds, shown):
+    pairs = top_eigenpairs(np.diag([3.0, 2.0, 1.0]), 2)
+    ax = plot_outliers(replace(pairs, residuals=np.array(bounds)))
+    (bars,) = ax.containers
+    assert bars.get_label() == rf"2 eigenvalues $\pm$ {shown}"
+
+
+def test_outliers_do_not_move_the_limits_of_a_density(spectrum):
+    ax = plot_density(spectrum)
+    before = ax.get_ylim()
+    plot_outliers(spectrum, ax)
+    assert ax.get_ylim() == before
+
+
+# Several -----------------------------------------------------------------------------------------
+
+
+def test_several_spectra_share_one_kernel_and_differ_without_colour(spectra):
+    named = {f"epoch {t}": s for t, s in spectra.items()}
+    ax = plot_spectra(named, column_axes())
+    sigma = max(s.default_sigma for s in spectra.values())
+    for line, spectrum in zip(ax.lines, spectra.values(), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), spectrum.density(sigma=sigma).values)
+    assert len({line.get_linestyle() for line in ax.lines}) == 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(named)
+
+
+def test_several_spectra_get_axes_of_their_own_and_options(spectra):
+    ax = plot_spectra({"a": spectra[0]}, sigma=0.5, band=False, xscale="symlog", linewidth=3)
+    assert not ax.collections
+    assert ax.lines[0].get_linewidth() == 3
+    assert ax.get_xscale() == "symlog"
+
+
+@pytest.mark.parametrize("plot", [plot_spectra, plot_layers, plot_ridge, plot_evolution])
+def test_no_spectrum_is_an_error(plot):
+    with pytest.raises(ValueError, match="no spectrum to draw"):
+        plot({})
+
+
+def test_layers_have_panels_with_their_names_over_the_same_eigenvalues(spectra):
+    named = {f"layer_{t}": s for t, s in spectra.items()}
+    panels = plot_layers(named, columns=2)
+    assert panels.shape == (3,)
+    assert [panel.get_title() for panel in panels] == list(named)
+    assert len({panel.get_xlim() for panel in panels}) == 1
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    assert len(panels[0].figure.axes) == 3
+    low = min(panel.lines[0].get_xdata()[0] for panel in panels)
+    assert panels[0].get_xlim()[0] <= low
+    panels[0].figure.canvas.draw()
+
+
+def test_layers_can_be_drawn_on_axes_of_the_caller(spectra):
+    _, axes = plt.subplots(1, 3)
+    panels = plot_layers({str(t): s for t, s in spectra.items()}, axes, xscale="linear")
+    assert list(panels) == list(axes)
+    with pytest.raises(ValueError, match="3 spectra and 2 axes"):
+        plot_layers({str(t): s for t, s in spectra.items()}, axes[:2])

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from plotting.pictures import column_axes, landscape
+
+from spectral_density.plotting import plot_loss_line, plot_loss_surface
+
+
+def test_the_loss_line_has_the_loss_the_weights_and_the_quadratic_model():
+    line = landscape(1)
+    ax = plot_loss_line(line, column_axes())
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), line.losses)
+    assert (ax.lines[1].get_xdata()[0], ax.lines[1].get_ydata()[0]) == (0.0, 1.0)
+    assert ax.lines[2].get_linestyle() == "--"
+    assert "2" in ax.get_legend().get_texts()[1].get_text()
+    assert len(plot_loss_line(line, quadratic=False).lines) == 2
+
+
+def test_the_limits_of_the_loss_line_are_the_losses_own():
+    line = landscape(1)
+    line.quadratic_model = lambda: 1e6 * line.losses
+    assert plot_loss_line(line).get_ylim()[1] < 10
+
+
+def test_the_surface_has_its_first_direction_across():
+    plane = landscape(2)
+    ax = plot_loss_surface(plane, column_axes(), quadratic=True)
+    assert ax.get_aspect() == 1.0
+    # The loss is steeper along the second: its contours are wider than high.
+    contour = ax.collections[1].get_paths()[2].vertices
+    assert np.ptp(contour[:, 0]) > 1.5 * np.ptp(contour[:, 1])
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("spoil", ["huge", "infinite", "constant", "negative"])
+def test_every_surface_can_be_drawn(spoil):
+    plane = landscape(2)
+    if spoil == "huge":
+        plane.losses = plane.losses**30
+    elif spoil == "infinite":
+        plane.losses[0, 0] = np.inf
+    elif spoil == "constant":
+        plane.losses[:] = 1.0
+    else:
+        plane.losses -= 5.0
+    plot_loss_surface(plane).figure.canvas.draw()
+
+
+def test_a_landscape_of_the_other_kind_names_the_other_picture():
+    with pytest.raises(ValueError, match="use plot_loss_surface"):
+        plot_loss_line(landscape(2))
+    with pytest.raises(ValueError, match="use plot_loss_line"):
+        plot_loss_surface(landscape(1))
