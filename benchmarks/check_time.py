@@ -16,12 +16,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = ("mlp", "transformer", "resnet")
 STEPS = ("construct", "check", "product", "product again")
+
+Measures = dict[str, Callable[[], None]]
 
 
 def resnet() -> tuple[Any, Any, Any]:
@@ -57,57 +61,78 @@ def measure(name: str) -> None:
     import spectral_density as sd
 
     arguments = resnet() if name == "resnet" else of_speed(name)
-    seconds = []
-    start = time.perf_counter()
-
-    def lap() -> None:
-        nonlocal start
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
-
+    clock = Clock()
     operator = sd.HessianOperator(*arguments)
-    lap()
+    clock.lap()
     verdict = operator.check().verdict
-    lap()
+    clock.lap()
     vector = np.random.default_rng(0).standard_normal(operator.shape[0])
     for _ in range(2):
         operator @ vector
-        lap()
-    print(json.dumps({"seconds": seconds, "verdict": verdict}))
+        clock.lap()
+    clock.report(verdict)
 
 
-def child(name: str, checkout: Path) -> dict[str, Any]:
+class Clock:
+    """Measures steps one after another, in a process of their own."""
+
+    def __init__(self) -> None:
+        """Begin the first step."""
+        self.seconds: list[float] = []
+        self._start = time.perf_counter()
+
+    def lap(self) -> None:
+        """End a step, and begin the next."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._start)
+        self._start = now
+
+    def report(self, verdict: str) -> None:
+        """Print the steps for `compare`."""
+        print(json.dumps({"seconds": self.seconds, "verdict": verdict}))
+
+
+def child(script: str, name: str, checkout: Path) -> dict[str, Any]:
+    """Return what `script --measure name` prints with the package of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-W", "ignore", __file__, "--measure", name]
+    command = [sys.executable, "-W", "ignore", script, "--measure", name]
     output = subprocess.run(
         command, env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     return json.loads(output.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), metavar="NETWORK")
+def compare(script: str, description: str, networks: Measures, steps: tuple[str, ...]) -> None:
+    """Run a script that measures networks: this checkout and another in turn, as a table.
+
+    Args:
+        script: its `__file__`.
+        description: its first line.
+        networks: what prints the measurement of each network, see `Clock`.
+        steps: what is measured, in order.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("networks", nargs="*", default=list(networks), metavar="NETWORK")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, help="another checkout of this package")
-    parser.add_argument("--measure", choices=NETWORKS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=networks, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure)
+        networks[options.measure]()
         return
-    unknown = set(options.networks) - set(NETWORKS)
+    unknown = set(options.networks) - set(networks)
     if unknown:
-        parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {NETWORKS}")
+        parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {list(networks)}")
     checkouts = {"this": HERE.parent}
     if options.against is not None:
         checkouts["other"] = options.against.resolve()
-    print(f"| network | checkout | verdict | {' | '.join(STEPS)} |")
-    print(f"|---|---|---|{'---|' * len(STEPS)}")
+    print(f"| network | checkout | verdict | {' | '.join(steps)} |")
+    print(f"|---|---|---|{'---|' * len(steps)}")
     for name in options.networks:
         results: dict[str, list[dict[str, Any]]] = {which: [] for which in checkouts}
         for _ in range(options.rounds):
             for which, path in checkouts.items():
-                results[which].append(child(name, path))
+                results[which].append(child(script, name, path))
         for which, found in results.items():
             medians = [
                 statistics.median(times)
@@ -118,4 +143,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare(
+        __file__,
+        (__doc__ or "").splitlines()[0],
+        {name: partial(measure, name) for name in NETWORKS},
+        STEPS,
+    )
