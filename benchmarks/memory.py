@@ -149,14 +149,17 @@ def stream(rounds: int = 5) -> None:
         v /= np.linalg.norm(v)
         hessian @ v
         first = peak()
-        multiply, rows = hessian._product_fn(1), hessian._rows(v[None])
+        multiply = hessian.matrix.whole(1)
+        rows = tf.constant(v[None], tf.float32)
+        fixed = next(hessian.sweep.inputs())
 
         def bare(batches: Any) -> float:
             start = time.perf_counter()
             total = tf.zeros(rows.shape, tf.float64)
             for entry in batches:
                 weight = tf.constant(float(len(entry[1])), tf.float64)
-                total = multiply(entry, weight, hessian._scales, rows, total)[0]
+                at = fixed._replace(batch=entry, weight=weight)
+                total = multiply(at, rows, total)[0]
             np.asarray(total)
             return time.perf_counter() - start
 

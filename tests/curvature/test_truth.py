@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from curvature.against_differences import slope
+from engines.tensorflow.against_differences import slope
 from models import CASES, compiled, relative_error, split, tf_variables
 
 from spectral_density import HessianOperator

@@ -16,7 +16,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import custom_gradient, nn_fused_batch_norm_grad, nn_impl
 
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 
 layers = keras.layers
 

@@ -347,7 +347,7 @@ def test_recurrent_layers_are_written_out_and_put_back(kind):
 
 
 def test_long_sequences_stay_loops(monkeypatch):
-    monkeypatch.setattr("spectral_density.engines.tensorflow.keras_internals._MAX_STEPS", 2)
+    monkeypatch.setattr("spectral_density.engines.tensorflow.keras_internals.patches._MAX_STEPS", 2)
     hessian = sd.HessianOperator(recurrent(keras.layers.GRU), LOSS, sequences())
     hessian @ np.ones(hessian.shape[0])
     assert not hessian.sweep.cache
