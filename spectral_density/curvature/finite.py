@@ -7,29 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spectral_density.curvature.scaling import is_half
+from spectral_density.curvature.symmetric import is_half
 from spectral_density.engines.data import BatchInput
 
 if TYPE_CHECKING:
     from spectral_density.curvature.sweep import Sweep
 
 
-def check_finite(
-    sweep: Sweep, total: np.ndarray, what: str, function: Callable[[BatchInput, int], np.ndarray]
+def raise_not_finite(
+    sweep: Sweep, what: str, function: Callable[[BatchInput, int], np.ndarray]
 ) -> None:
-    """Raise and name the batch if `total` holds a NaN or infinity.
+    """Raise for a sum over the dataset that holds NaN or infinity, naming the batch.
 
     Args:
         sweep: over the dataset.
-        total: a sum over the dataset.
-        what: it is of.
+        what: the sum is of.
         function: what a batch adds to it.
 
     Raises:
         FloatingPointError: naming the batch, and the cause.
     """
-    if np.isfinite(total).all():
-        return
     in_half = ""
     dtype = sweep.derivatives.product_dtype
     if is_half(dtype):

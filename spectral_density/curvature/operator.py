@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spectral_density.curvature.finite import check_penalty
-from spectral_density.curvature.scaling import is_half, moderated_product, scaled_product
 from spectral_density.curvature.sweep import Sweep, SweepOptions
-from spectral_density.curvature.symmetric import SymmetricOperator
+from spectral_density.curvature.symmetric import (
+    SymmetricOperator,
+    is_half,
+    moderated_product,
+    scaled_product,
+)
 from spectral_density.engines.data import Replicas
 from spectral_density.engines.engine import BatchVerbs, Block, Derivatives, Needs
 

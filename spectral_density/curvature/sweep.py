@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from spectral_density.curvature.data import Batches
-from spectral_density.curvature.finite import check_finite, check_penalty
+from spectral_density.curvature.finite import check_penalty, raise_not_finite
 from spectral_density.engines.data import BatchInput, Replicas
 from spectral_density.engines.engine import BatchProducts, Derivatives
 
@@ -192,9 +192,10 @@ class Sweep:
     @contextmanager
     def one_pass(self) -> Iterator[None]:
         """Count a pass over the data, and restore what it writes to the model."""
-        self.derivatives.tensors.check_context()
+        self.matrix.check_context()
         self.num_passes += 1
-        with self.derivatives.state.unchanged():
+        state = self.derivatives.state
+        with state.unchanged() if state.is_written or self.replicas else nullcontext():
             yield
 
     # Sums ----------------------------------------------------------------------------------------
@@ -224,7 +225,8 @@ class Sweep:
 
         (total,) = self._summed(begin, [(n,)], "gradient")
         self.check_dependence()
-        check_finite(self, total, "gradient", self.derivatives.gradient)
+        if not np.isfinite(total).all():
+            raise_not_finite(self, "gradient", self.derivatives.gradient)
         total /= self.divisor
         return total
 
@@ -241,12 +243,8 @@ class Sweep:
             finite: whether an error is raised where a product is not finite.
         """
         derivatives = self.derivatives
-        n, width = block.shape[0], derivatives.width
-        dtype = derivatives.parameters.dtype
-        chunks = [
-            derivatives.tensors.to_rows(block[:, start : start + width].T, dtype)
-            for start in range(0, block.shape[1], width)
-        ]
+        n = block.shape[0]
+        chunks = self.matrix.rows(block, derivatives.width)
 
         def begin(local: int) -> Adding:
             # Copied to the device of the replica.
@@ -391,9 +389,13 @@ class Sweep:
 
     def check_product(self, total: np.ndarray, rows: Any) -> None:
         """Raise and name the batch if products with vectors hold a NaN or infinity."""
-        check_finite(
-            self, total, "product", lambda at, local: self.matrix.of_batch(at, rows, local)
-        )
+        if np.isfinite(total).all():
+            return
+
+        def products(at: BatchInput, local: int) -> np.ndarray:
+            return self.matrix.of_batch(at, rows, local)
+
+        raise_not_finite(self, "product", products)
 
 
 def _flat(sums: list[Any]) -> list[Any]:

@@ -74,9 +74,6 @@ class BatchFunctions(Protocol):
 class Tensors(Protocol):
     """Numbers and vectors of a framework."""
 
-    def check_context(self) -> None:
-        """Raise where nothing can be computed: while a graph is being traced."""
-
     def number(self, value: float, /) -> Any:
         """Return a float64 scalar of the framework."""
 

@@ -99,6 +99,17 @@ class BatchProducts(ABC):
         """Return room, in bytes, for what products leave behind that no vector touches."""
 
     @abstractmethod
+    def check_context(self) -> None:
+        """Raise where nothing can be computed: while a graph is being traced."""
+
+    @abstractmethod
+    def rows(self, block: np.ndarray, width: int) -> list[Any]:
+        """Return vectors, (num_params, k), as rows of the framework, at most `width` together.
+
+        In the dtype of the variables.
+        """
+
+    @abstractmethod
     def zeros(self, rows: Sequence[Any], with_gradient: bool) -> list[Any]:
         """Return sums to begin with, one for each chunk of vectors, and one of the gradient."""
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BatchProducts
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
+from spectral_density.engines.tensorflow.frameworks import check_eager
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.linearization import (
     Linearization,
@@ -67,15 +68,17 @@ class CompiledProducts(BatchProducts):
         depends: whether a gradient reaches any variable; found out when one is built.
     """
 
-    def __init__(self, add: Callable[..., list[tf.Tensor]], objective: Objective):
+    def __init__(self, add: Callable[..., list[tf.Tensor]], objective: Objective, dtype: np.dtype):
         """Build nothing yet.
 
         Args:
             add: what to trace: `(at, rows, *sums)`, with a row for each vector; returns the sums
                 with the products, and the gradient, of the batch.
             objective: what is differentiated.
+            dtype: of the variables.
         """
         self._add = add
+        self._dtype = dtype
         self._objective = objective
         self._whole: dict[tuple[int, int], Any] = {}
         self._traced: dict[int, TracedProducts] = {}
@@ -151,6 +154,18 @@ class CompiledProducts(BatchProducts):
         """See `BatchProducts`."""
         zeros = tf.zeros(rows.shape, tf.float64)
         return np.asarray(self.whole(rows.shape[0], local)(at, rows, zeros)[0])
+
+    def check_context(self) -> None:
+        """See `BatchProducts`."""
+        if not tf.executing_eagerly():
+            check_eager()
+
+    def rows(self, block: np.ndarray, width: int) -> list[tf.Tensor]:
+        """See `BatchProducts`."""
+        parts = (block[:, start : start + width] for start in range(0, block.shape[1], width))
+        return [
+            tf.convert_to_tensor(np.ascontiguousarray(part.T, dtype=self._dtype)) for part in parts
+        ]
 
     def zeros(self, rows: Sequence[tf.Tensor], with_gradient: bool) -> list[list[tf.Tensor]]:
         """See `BatchProducts`."""

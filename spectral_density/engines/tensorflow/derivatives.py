@@ -169,7 +169,7 @@ class TensorFlowDerivatives(Derivatives):
             pairs = zip(sums, added, strict=False)
             return [total + tf.cast(new, tf.float64) for total, new in pairs]
 
-        found = CompiledProducts(traced, self.objective)
+        found = CompiledProducts(traced, self.objective, self.parameters.dtype)
         return found
 
     def evaluate(self, function: Callable[[BatchVerbs], Any]) -> Callable[[BatchInput], Any]:

@@ -34,11 +34,7 @@ class TensorFlowState(State):
         self._parameters = parameters
         self._replicas = replicas
         self._written: list[Any] = []
-
-    @property
-    def is_written(self) -> bool:  # type: ignore[override]
-        """See `State`."""
-        return bool(self._written)
+        self.is_written = False
 
     def add(self, graph: Any) -> None:
         """Look into a traced graph, before anything of it has run.
@@ -51,6 +47,7 @@ class TensorFlowState(State):
         if self._written and self._replicas is not None:
             # The handles are those of one replica, and the model's variables those of all.
             self._written = [*self._objective.state(), *self.graphs.written_elsewhere()]
+        self.is_written = bool(self._written)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -8,13 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.frameworks import check_eager
-
-
-def check_context() -> None:
-    """Raise where nothing can be computed: while a graph is being traced."""
-    check_eager()
-
 
 def number(value: float) -> tf.Tensor:
     """Return a float64 scalar."""

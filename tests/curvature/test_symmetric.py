@@ -9,7 +9,7 @@ from models import relative_error
 
 from spectral_density import estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
-from spectral_density.curvature.scaling import scaled_product
+from spectral_density.curvature.symmetric import scaled_product
 from spectral_density.linalg import product_precision
 
 RNG = np.random.default_rng(100)
