@@ -49,6 +49,9 @@ _HASHED = {
     "start": "start vectors",
 }
 
+# The format of an operator's fingerprint.
+_OPERATOR_FORMAT = "operator format"
+
 # With equal hashes of the examples, these differ by the order of the examples only.
 _EXAMPLES = "operator examples"
 _ORDERED = ("operator data", "operator batch weights")
@@ -425,6 +428,13 @@ def _compare(path: Path, recorded: Mapping[str, Any], problem: Mapping[str, Any]
     """
     old, new = _flat(recorded), _flat(problem)
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if _OPERATOR_FORMAT in names:
+        raise CheckpointError(
+            f"the checkpoint {path} describes its operator in format "
+            f"{old.get(_OPERATOR_FORMAT, 'none')}, and this version in format "
+            f"{new.get(_OPERATOR_FORMAT, 'none')}: whether they are the same cannot be told. Finish "
+            "the run with the version that began it, or begin again elsewhere."
+        )
     reordered = False
     if _EXAMPLES in names and "operator data" in names:
         names.remove(_EXAMPLES)  # implied by the data

@@ -359,6 +359,13 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, other):
         lanczos(matrix(), 4, checkpoint=tmp_path)
 
 
+@pytest.mark.parametrize("other", [{}, {"format": 2, "weights": "other"}], ids=["none", "later"])
+def test_an_operator_described_in_another_format_is_refused(tmp_path, other):
+    RunDirectory(tmp_path, {"operator": {"format": 1}}).__exit__(None, None, None)
+    with pytest.raises(CheckpointError, match="describes its operator in format 1, and this"):
+        RunDirectory(tmp_path, {"operator": other})
+
+
 def test_two_runs_do_not_share_a_directory(tmp_path):
     with RunDirectory(tmp_path, {}), pytest.raises(CheckpointError, match="in use"):
         RunDirectory(tmp_path, {})
