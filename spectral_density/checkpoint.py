@@ -432,7 +432,7 @@ def _compare(path: Path, recorded: Mapping[str, Any], problem: Mapping[str, Any]
         raise CheckpointError(
             f"the checkpoint {path} describes its operator in format "
             f"{old.get(_OPERATOR_FORMAT, 'none')}, and this version in format "
-            f"{new.get(_OPERATOR_FORMAT, 'none')}: whether they are the same cannot be told. Finish "
+            f"{new.get(_OPERATOR_FORMAT, 'none')}: whether they are the same is not known. Finish "
             "the run with the version that began it, or begin again elsewhere."
         )
     reordered = False
