@@ -262,9 +262,9 @@ def _num_outputs(outputs: Any) -> int | None:
 
 def _with_rescaling_note(dataset: Examples, model: Any) -> Examples:
     """Add a note to scaled images where the model has a layer that scales them."""
-    layers = [
-        layer.name for layer in model._flatten_layers() if "Rescaling" in type(layer).__name__
-    ]
+    from spectral_density.engines.tensorflow.keras_internals import all_layers
+
+    layers = [layer.name for layer in all_layers(model) if "Rescaling" in type(layer).__name__]
     if layers and any("scaled to" in note for note in dataset.notes):
         return dataset.with_note(
             f"the model rescales by itself (layer {layers[0]!r}): if it was trained on [0, 255], "

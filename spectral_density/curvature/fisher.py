@@ -53,6 +53,8 @@ class FisherOperator(CurvatureOperator):
         Limitations of the empirical Fisher approximation, arXiv 1905.12558.
     """
 
+    definition = "outputs"
+
     def __init__(
         self,
         model: Any,

@@ -41,6 +41,7 @@ class GaussNewtonOperator(CurvatureOperator):
     """
 
     needs = Needs(outputs=True, logits=True)
+    definition = "outputs"
 
     def __init__(
         self,

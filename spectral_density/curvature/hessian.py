@@ -26,6 +26,8 @@ class HessianOperator(CurvatureOperator):
         >>> scipy.sparse.linalg.eigsh(hessian, k=3)                     # doctest: +SKIP
     """
 
+    definition = "hessian"
+
     def __init__(
         self,
         model: Any,

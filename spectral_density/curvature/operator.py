@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,10 +47,13 @@ class CurvatureOperator(SymmetricOperator):
         matrix: the compiled products.
         needs: what the matrix needs of a loss.
         numbers_examples: whether the matrix depends on the places of examples in the dataset.
+        definition: what the preflight compares products with: "hessian" for differences of the
+            gradient, "outputs" for J'BJ with differences of outputs and loss, None for nothing.
     """
 
     needs: Needs = Needs()
     numbers_examples = False
+    definition: Literal["hessian", "outputs"] | None = None
 
     def __init__(self, derivatives: Derivatives, dataset: Any, options: SweepOptions):
         """Pass once over the dataset: count it, check it, keep it where it fits.
@@ -218,6 +221,8 @@ class CurvatureOperator(SymmetricOperator):
             "other variables": derivatives.state.hash_of_other_variables(),
             "graph": derivatives.state.hash_of_graph(),
             "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
+            "linearize": self._options.linearize,
+            "join_batches": self._options.join_batches,
             "batches": len(self.batches),
             "data": functions.batch_hash([data for _, data, _, _ in hashed]),
             "batch weights": functions.batch_hash([weight for _, _, weight, _ in hashed]),

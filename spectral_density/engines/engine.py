@@ -121,6 +121,13 @@ class BatchProducts(ABC):
         """Add the products of a batch on a replica, whose device is current, to the sums."""
 
     @abstractmethod
+    def linearized(self, cache: Any, at: BatchInput, rows: Any) -> np.ndarray | None:
+        """Return the products of the first batch, (width, num_params), from what is kept of it.
+
+        None where nothing is: where the graph runs as a whole each time.
+        """
+
+    @abstractmethod
     def of_batch(self, at: BatchInput, rows: Any, local: int = 0) -> np.ndarray:
         """Return the products of one batch with vectors, (width, num_params), float64."""
 

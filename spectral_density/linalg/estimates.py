@@ -32,7 +32,8 @@ class Estimate:
         half = _t_factor(level, self.degrees_of_freedom) * self.standard_error
         return self.value - half, self.value + half
 
-    def _scaled(self, factor: float) -> Estimate:
+    def scaled(self, factor: float) -> Estimate:
+        """Return the estimate of so many times the value."""
         return replace(self, value=factor * self.value, standard_error=factor * self.standard_error)
 
     @property
@@ -67,7 +68,8 @@ class DiagonalEstimate:
         half = _t_factor(level, self.degrees_of_freedom) * self.standard_errors
         return self.values - half, self.values + half
 
-    def _scaled(self, factor: float) -> DiagonalEstimate:
+    def scaled(self, factor: float) -> DiagonalEstimate:
+        """Return the estimate of so many times the diagonal."""
         return replace(
             self, values=factor * self.values, standard_errors=factor * self.standard_errors
         )

@@ -144,7 +144,7 @@ def _result(sampler: Sampler[_Result], size: int) -> _Result:
 
 
 def _judged(result: _Result, scale: float, plan: Plan) -> _Result:
-    result = result._scaled(scale)
+    result = result.scaled(scale)
     if plan.tolerance is None:
         return result
     return replace(result, converged=bool(result.relative_error <= plan.tolerance))

@@ -17,7 +17,7 @@ from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
 from spectral_density.engines.tensorflow.batches import count_examples, form_of, join
 from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.state import TensorFlowState

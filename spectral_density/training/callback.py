@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import keras
-from keras.src.utils.io_utils import print_msg
 
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.engines.tensorflow.keras_internals import print_message
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training import time_budget
@@ -401,7 +401,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             verbose = int(bool((self.params or {}).get("verbose", 0)))
         if verbose >= level:
             # The progress bar leaves the cursor at the end of its line.
-            print_msg(f"\n{message}" if level > 1 else message)
+            print_message(f"\n{message}" if level > 1 else message)
 
 
 def _checked_budget(budget: float | None) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.frameworks import check_backend
+from spectral_density.engines.tensorflow.keras_internals import compiled_loss, loss_tracker
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.own_code import own_training_method
@@ -377,9 +378,10 @@ class _FitState:
         """Update the metrics with a batch, in the graph of its gradient, and return them."""
         trainer = self.trainer
         x, y, sample_weight = batch
-        trainer._loss_tracker.update_state(loss, sample_weight=count)
-        if trainer._compile_loss is not None:
-            trainer._compile_loss(y, outputs, sample_weight)  # the losses of several outputs
+        loss_tracker(trainer).update_state(loss, sample_weight=count)
+        update_losses = compiled_loss(trainer)
+        if update_losses is not None:
+            update_losses(y, outputs, sample_weight)  # those of several outputs
         return trainer.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     def validated(self, epoch: int, logs: dict[str, Any]) -> None:

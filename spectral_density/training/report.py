@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils.io_utils import print_msg
 
+from spectral_density.engines.tensorflow.keras_internals import print_message
 from spectral_density.training.event_file import EventFile
 from spectral_density.training.metrics import first_accuracy
 from spectral_density.training.model import SecondOrderModel
@@ -97,7 +97,7 @@ class TrainingReport(keras.callbacks.Callback):
         if self._tensorboard_path is not None:
             self._events = EventFile(self._tensorboard_path)
         if self._table:
-            print_msg(" ".join(heading.rjust(_WIDTH) for _, heading, _ in _COLUMNS))
+            print_message(" ".join(heading.rjust(_WIDTH) for _, heading, _ in _COLUMNS))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record the epoch."""
@@ -192,7 +192,7 @@ class TrainingReport(keras.callbacks.Callback):
             self._print_row(row)
 
     def _print_row(self, row: dict[str, Any]) -> None:
-        print_msg(" ".join(_cell(row[key], form) for key, _, form in _COLUMNS))
+        print_message(" ".join(_cell(row[key], form) for key, _, form in _COLUMNS))
 
 
 def _cell(value: Any, form: str) -> str:

@@ -227,16 +227,22 @@ def test_half_precision_is_not_judged(name, recwarn):
 
 # Networks of keras.applications ------------------------------------------------------------------
 
-# By their name: how they are made, the pixels, an activation, and the layer before it.
+# By their name: how they are made, the pixels, an activation, and the layers before it, of which
+# the last may be wrong by less than differences resolve.
 APPLICATIONS = {
     "MobileNetV2": (
         lambda **options: keras.applications.MobileNetV2(alpha=0.35, **options),
         32,
         "block_6_expand_relu",
-        "block_6_expand_BN",
+        ("block_6_expand_BN",),
     ),
-    "ResNet50": (keras.applications.ResNet50, 32, "conv3_block2_1_relu", "conv3_block2_1_bn"),
-    "InceptionV3": (keras.applications.InceptionV3, 75, "activation_30", "batch_normalization_30"),
+    "ResNet50": (keras.applications.ResNet50, 32, "conv3_block2_1_relu", ("conv3_block2_1_bn",)),
+    "InceptionV3": (
+        keras.applications.InceptionV3,
+        75,
+        "activation_30",
+        ("batch_normalization_30", "conv2d_30"),
+    ),
 }
 
 
@@ -290,13 +296,22 @@ def test_every_right_application_passes(name, dtype, trained):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
-@pytest.mark.parametrize("fault", ["half a second derivative", "normalization"])
 @pytest.mark.parametrize("name", APPLICATIONS)
-def test_every_application_with_a_wrong_operation_fails(name, fault, trained):
-    function = {**FAULTS, "normalization": wrongly_normalized}[fault]
-    report = preflight(application(name, fault=function, trained=trained))
+def test_every_application_with_a_wrong_operation_fails(name, trained):
+    report = preflight(application(name, fault=without_second_derivative, trained=trained))
     assert report["derivative"].status == "failed", report
-    assert f"'{APPLICATIONS[name][-1]}'" in report["derivative"].message
+    message = report["derivative"].message
+    assert any(f"'{layer}'" in message for layer in APPLICATIONS[name][-1]), message
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_application_with_a_wrong_normalization_fails(name):
+    """It is 4e-5 of the product in MobileNetV2, less than trained networks lose by rounding."""
+    report = preflight(application(name, fault=wrongly_normalized))
+    assert report["derivative"].status == "failed", report
+    message = report["derivative"].message
+    assert any(f"'{layer}'" in message for layer in APPLICATIONS[name][-1]), message
 
 
 @pytest.mark.exhaustive
@@ -600,10 +615,15 @@ def test_quotients_that_do_not_settle_are_not_judged():
     assert judge_product(np.ones(4), slopes, {"w": slice(None)}, DOUBLE).status == "skipped"
 
 
-@pytest.mark.parametrize("wrong", range(8))
-def test_the_last_wrong_layer_is_found_by_bisection(wrong):
+@pytest.mark.parametrize("before", [{0}, {3}, {0, 1, 2}, {0, 2, 5}, {0, 1, 6, 7}, set(range(8))])
+def test_the_last_layer_before_what_is_wrong_is_found_by_bisection(before):
+    """Layers beside a wrong operation, in another branch of the model, are none of these."""
     names = list("abcdefgh")
     asked = []
-    found = last_wrong_layer(names, lambda n: asked.append(n) or names.index(n) < wrong)
-    assert found == (names[wrong - 1] if wrong else None)
-    assert len(asked) <= 4
+
+    def is_wrong(some):
+        asked.append(some)
+        return any(names.index(name) in before for name in some)
+
+    assert last_wrong_layer(names, is_wrong) == names[max(before)]
+    assert len(asked) <= 3

@@ -44,10 +44,6 @@ _SHORTER = 16.0
 _DECIDABLE = 0.5
 
 
-# A layer's own block is wrong if it is so by this share of what the worst layer is.
-_OF_WORST = 0.1
-
-
 class Finding(NamedTuple):
     """What a comparison says."""
 
@@ -328,32 +324,21 @@ class _Part(NamedTuple):
         return accuracy.tolerance() * self.scale + errors
 
 
-def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[str], bool]) -> str | None:
-    """Return the last of the layers whose own block is wrong, by bisection; None for none.
+def last_wrong_layer(names: Sequence[str], is_wrong: Callable[[Sequence[str]], bool]) -> str:
+    """Return the last of the layers that lie before what is wrong, by bisection.
 
-    What lies before a wrong operation has a wrong block of its own, what lies behind has not.
+    The block of the matrix that belongs to some layers is wrong where any of them lies before a
+    wrong operation, whatever lies beside it or behind.
 
     Args:
-        names: of the layers, in the order of the model.
-        is_wrong: tells whether the block of a layer is.
+        names: of the layers, in the order of the model; the block of all of them is wrong.
+        is_wrong: tells whether the block of some layers is.
     """
     start, stop = 0, len(names)
-    while start < stop:
+    while stop - start > 1:
         middle = (start + stop) // 2
-        if is_wrong(names[middle]):
-            start = middle + 1
+        if is_wrong(names[middle:]):
+            start = middle
         else:
             stop = middle
-    return names[start - 1] if start else None
-
-
-def block_is_wrong(
-    product: np.ndarray,
-    slopes: Quotients,
-    where: Any,
-    accuracy: Accuracy,
-    figure: float,
-) -> bool:
-    """Tell whether a layer's own block is, given that some layer is wrong by a figure."""
-    found = judge_product(product, slopes, {"": where}, accuracy)
-    return found.status == "failed" and (found.figure or 0.0) > _OF_WORST * figure
+    return names[start]

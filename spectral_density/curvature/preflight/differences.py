@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from spectral_density.curvature.preflight.derivative import (
     Pair,
     Quotients,
     Slopes,
-    block_is_wrong,
     judge_gradient,
     judge_product,
     last_wrong_layer,
@@ -61,7 +60,7 @@ def compare_hessian(
         if not _settled(batch.at, slopes, direction, where, accuracy):
             return _unsettled(found, of_loss)
     if found.status == "failed":
-        layer = _layer_before(found, batch, slopes, direction, layers, accuracy, product)
+        layer = _layer_before(batch, slopes, direction, layers, accuracy, product)
         found = _wrong(found, layer, "gradient")
     return {"derivative": found, "gradient": of_loss}
 
@@ -94,9 +93,7 @@ def compare_through_outputs(
         def tangent_of(part: np.ndarray) -> np.ndarray:
             return np.concatenate([np.zeros(n), _joined(batch.product(rows(part))[1])])
 
-        layer = _layer_before(
-            found, batch, slopes, direction, layers, accuracy, tangent_of, at_outputs
-        )
+        layer = _layer_before(batch, slopes, direction, layers, accuracy, tangent_of, at_outputs)
         found = _wrong(found, layer, "outputs")
     elif found.status == "passed":
         outputs = slopes.gradient[n:]
@@ -106,6 +103,16 @@ def compare_through_outputs(
         )
         found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, at_loss))
     return {"derivative": found, "gradient": of_loss}
+
+
+def compare_gradient(
+    batch: BesideWeights, direction: np.ndarray, accuracy: Accuracy
+) -> dict[str, Finding]:
+    """Compare the gradient alone with differences of the loss."""
+    slopes = slopes_along(batch.at, direction, accuracy)
+    of_loss = judge_gradient(_of_weights(slopes, len(direction)), direction, accuracy)
+    why = "not judged: the matrix does not say what it is the derivative of."
+    return {"derivative": Finding("skipped", None, why), "gradient": of_loss}
 
 
 def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> Finding:
@@ -120,7 +127,6 @@ def _within_rounding(found: Finding, product: np.ndarray, exact: np.ndarray) -> 
 
 
 def _layer_before(
-    found: Finding,
     batch: BesideWeights,
     slopes: Slopes,
     direction: np.ndarray,
@@ -128,25 +134,26 @@ def _layer_before(
     accuracy: Accuracy,
     product: Callable[[np.ndarray], np.ndarray],
     where: slice | None = None,
-) -> str | None:
-    """Return the layer before what is wrong, from its own block, or from what it does elsewhere.
+) -> str:
+    """Return the layer before what is wrong, from the blocks of layers that follow each other.
 
     Args:
-        found: what failed, of all layers together.
         batch: what is compared.
         slopes: along the direction.
         direction: in all layers.
         layers: the indices of each, by its name.
         accuracy: of products and differences.
-        product: with the part of the direction in one layer.
-        where: products are compared, None for the layer itself.
+        product: with the part of the direction in some layers.
+        where: products are compared, None for these layers themselves.
     """
 
-    def is_wrong(name: str) -> bool:
-        part = _only(direction, layers[name])
+    def is_wrong(names: Sequence[str]) -> bool:
+        part = np.zeros(len(direction))
+        for name in names:
+            part[layers[name]] = direction[layers[name]]
         own = slopes_along(batch.at, part, accuracy, known=slopes).quotients(accuracy)
-        at = layers[name] if where is None else where
-        return block_is_wrong(product(part), own, at, accuracy, found.figure or 0.0)
+        compared = {name: layers[name] for name in names} if where is None else {"": where}
+        return judge_product(product(part), own, compared, accuracy).status == "failed"
 
     return last_wrong_layer(list(layers), is_wrong)
 
@@ -270,12 +277,11 @@ def direction_of(
     return found
 
 
-def _wrong(found: Finding, layer: str | None, what: str) -> Finding:
+def _wrong(found: Finding, layer: str, what: str) -> Finding:
     """Say which layer a wrong operation is behind."""
-    name = found.message if layer is None else layer
     return found._replace(
         message=f"the product is {found.figure:.2g} off the differences of the {what}: in layer "
-        f"{name!r}, or between it and the next, an operation has a second derivative that is "
+        f"{layer!r}, or between it and the next, an operation has a second derivative that is "
         "wrong or missing. Look for tf.custom_gradient, py_function, interpolation of images, or "
         "normalization that is not Keras's."
     )
@@ -287,12 +293,6 @@ def _worse(first: Finding, second: Finding) -> Finding:
     if first.status != second.status:
         return max(first, second, key=lambda finding: order.index(finding.status))
     return max(first, second, key=lambda finding: finding.figure or 0.0)
-
-
-def _only(vector: np.ndarray, where: Any) -> np.ndarray:
-    found = np.zeros(len(vector))
-    found[where] = vector[where]
-    return found
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

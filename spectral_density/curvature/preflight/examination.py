@@ -72,6 +72,7 @@ class Examination:
             figure = max(figure, passes.unrepeated())
         repeats = self._repeats = figure <= passes.rounding
         self._judge_repeat(figure, random, writers)
+        self._judge_linearized(repeats)
         self._judge_split(split_figure, repeats, random, writers)
         self._judge_data(repeats)
         self._judge_symmetry(repeats)
@@ -140,6 +141,24 @@ class Examination:
                 "enable_op_determinism)."
             )
         self._add("repeatable", status, figure, message)
+
+    def _judge_linearized(self, repeats: bool) -> None:
+        """Compare the product with that from what is kept between products."""
+        linearized = self.passes.linearized() if repeats else None
+        if linearized is None:
+            why = "nothing is kept between products" if repeats else "the product does not repeat"
+            self._add("linearized", "skipped", None, f"not judged: {why}.")
+            return
+        figure = difference(linearized, self.passes.first)
+        if figure <= self.passes.rounding:
+            message = "the product from what is kept of a batch is the same."
+            self._add("linearized", "passed", figure, message)
+            return
+        message = (
+            f"what is kept of a batch between products gives another product, {figure:.2g} off: "
+            "pass linearize=False, and report the model."
+        )
+        self._add("linearized", "failed", figure, message)
 
     def _judge_split(
         self, figure: float, repeats: bool, random: list[str], writers: list[str]

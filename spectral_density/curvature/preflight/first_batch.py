@@ -9,6 +9,7 @@ import numpy as np
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.derivative import Accuracy, Finding
 from spectral_density.curvature.preflight.differences import (
+    compare_gradient,
     compare_hessian,
     compare_through_outputs,
     direction_of,
@@ -56,7 +57,9 @@ def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str
         direction = direction_of(derivatives.state.read(), gradient, first, noise, layers)
         # A vector that products take as it is.
         direction = direction.astype(dtype).astype(np.float64)
-        if derivatives.needs.outputs:
+        if operator.definition is None:
+            return compare_gradient(batch, direction, accuracy)
+        if operator.definition == "outputs":
             passes.num_products += 1 / len(passes.sweep.batches.parcels)
             return compare_through_outputs(batch, rows, direction, layers, accuracy)
 

@@ -161,6 +161,18 @@ class Passes:
         rows = sweep.derivatives.tensors.to_rows(vectors, vectors.dtype)
         return sweep.matrix.of_batch(at, rows, sweep.local)
 
+    def linearized(self) -> np.ndarray | None:
+        """Return the product of the first batch with u from what is kept of it, if anything is."""
+        sweep = self.sweep
+        if sweep.derivatives.replicas is not None:
+            return None
+        rows = sweep.derivatives.tensors.to_rows(self.u, self.u.dtype)
+        with sweep.derivatives.state.unchanged():
+            found = sweep.matrix.linearized(sweep.cache, self.at, rows)
+        if found is not None:
+            self.num_products += 1 / len(sweep.batches.parcels)
+        return found
+
     def measure_rounding(self) -> None:
         """Take what does not scale with the vector for rounding: two columns of one graph."""
         vectors = np.concatenate([self.u, self.u / self.u.dtype.type(3)], axis=0)

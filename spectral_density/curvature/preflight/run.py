@@ -53,6 +53,8 @@ def preflight(
       in memory is fixed all the same, and another one for the next operator: a doubt. Where they
       stream it fails, unless the product is the same: a doubt too.
     - repeatable: the second pass has the product of the first.
+    - linearized: the product is the same with and without what is kept from one product to the
+      next.
     - split: the first batch has the product that its two halves have together.
     - symmetric: u'Av = v'Au on a part of the first batch; the figure estimates
       ||A - A'||_F / ||A||_F, which is sqrt(n) times the gap relative to ||Au|| ||v||.

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from spectral_density.engines.tensorflow.float64 import in_float64, of_weight, widen
 from spectral_density.engines.tensorflow.graph_walk import is_deliberate_stop
+from spectral_density.engines.tensorflow.keras_internals import body_of, made_again
 from spectral_density.engines.tensorflow.pieces import PIECES
-from spectral_density.engines.tensorflow.tf_graphs import body_of, made_again
 
 # A list of tensors for each operation that is held: its inputs or its outputs at the point.
 Held = list[tf.Tensor]

@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.keras_internals import (
+    is_unordered,
+    reshuffles,
+    stages_before,
+)
+
 PREFETCH = 2
 """Batches of a `tf.data` pipeline that are made while others are computed with.
 
@@ -242,12 +248,11 @@ def unsteady_stages(dataset: Any) -> tuple[str, ...]:
         if not isinstance(stage, tf.data.Dataset):
             continue
         kind = type(stage).__name__.strip("_").removesuffix("Dataset")
-        # What a stage was given is not public: where these names are not there, nothing is said.
-        if getattr(stage, "_reshuffle_each_iteration", False):
+        if reshuffles(stage):
             found.append("shuffle without reshuffle_each_iteration=False")
-        if getattr(stage, "_deterministic", None) == "false":
+        if is_unordered(stage):
             found.append(f"{kind} with deterministic=False")
-        stages += stage._inputs()
+        stages += stages_before(stage)
     if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
         found.append("options().deterministic = False")
     return tuple(dict.fromkeys(found))

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BatchProducts
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.linearization import (
     Linearization,
@@ -38,7 +38,7 @@ MAX_BYTES = 2**30
 
 
 def compiled(method: Callable[..., Any], objective: Objective) -> Any:
-    """Return a function of tensors as a graph, to be differentiated: see `keras_internals`."""
+    """Return a function of tensors as a graph, to be differentiated: see `exact_gradients`."""
 
     # TensorFlow counts retracing by code object, so that several operators, each with a trace per
     # batch signature, would be warned of; a partial has no code object and is counted by itself.
@@ -136,6 +136,16 @@ class CompiledProducts(BatchProducts):
             self.whole(part.shape[0], local)(at, part, *before)
             for part, before in zip(rows, sums, strict=True)
         ]
+
+    def linearized(
+        self, cache: Residuals | None, at: BatchInput, rows: tf.Tensor
+    ) -> np.ndarray | None:
+        """See `BatchProducts`."""
+        sums = self.zeros([rows], with_gradient=False)
+        if cache is None or not self._linearized(self.whole(len(rows)), at, rows, *sums[0]).names:
+            return None
+        cache.refresh()
+        return np.asarray(self.add(cache, at, 0, [rows], sums)[0][0])
 
     def of_batch(self, at: BatchInput, rows: tf.Tensor, local: int = 0) -> np.ndarray:
         """See `BatchProducts`."""

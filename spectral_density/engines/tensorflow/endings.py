@@ -7,6 +7,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.keras_internals import (
+    is_of_keras,
+    is_of_tf_keras,
+    loss_arguments,
+    marked_logits,
+)
 from spectral_density.engines.tensorflow.terms import OutputTerm, term_values
 
 # The distribution that a loss is the negative log-likelihood of, up to averages and constants: its
@@ -19,8 +25,6 @@ _DISTRIBUTIONS = {
 }
 ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
 _ACTIVATION_OF = {"categorical": "Softmax", "bernoulli": "Sigmoid", "normal": None}
-
-_KERAS = ("keras.src.losses", "tf_keras.src.losses")
 
 _OTHER_MATRIX = (
     "G at probabilities is another matrix than G at logits (for softmax cross-entropy it is the "
@@ -44,18 +48,20 @@ def activation_of(output: tf.Tensor) -> tuple[str | None, tf.Tensor]:
     name = getattr(getattr(output, "op", None), "type", None)
     if name not in ACTIVATIONS:
         return None, output
-    return name, getattr(output, "_keras_logits", output.op.inputs[0])
+    marked = marked_logits(output)
+    return name, output.op.inputs[0] if marked is None else marked
 
 
 def logits_of(output: tf.Tensor) -> tf.Tensor:
     """Return the argument of the softmax or sigmoid that an output is."""
     name, logits = activation_of(output)
-    if name is None and not hasattr(output, "_keras_logits"):
+    marked = marked_logits(output)
+    if name is None and marked is None:
         raise RuntimeError(
             "the output is a softmax or sigmoid whose argument is known in a graph only: products "
             "cannot run under tf.config.run_functions_eagerly(True)."
         )
-    return getattr(output, "_keras_logits", logits)
+    return logits if marked is None else marked
 
 
 def ending_of(part: OutputTerm, warn: bool) -> Ending:
@@ -88,11 +94,11 @@ def ending_of(part: OutputTerm, warn: bool) -> Ending:
 
 def standard_loss(loss: Any) -> tuple[str | None, dict[str, Any]]:
     """Return the name and options of one of Keras's own losses, or None for anybody else's."""
-    function, options = getattr(loss, "fn", loss), getattr(loss, "_fn_kwargs", {})
+    function = getattr(loss, "fn", loss)
     for part in {id(loss): type(loss), id(function): function}.values():
-        if not (getattr(part, "__module__", None) or "").startswith(_KERAS):
+        if not is_of_keras(part, "losses") and not is_of_tf_keras(part, "losses"):
             return None, {}
-    return getattr(function, "__name__", None), dict(options)
+    return getattr(function, "__name__", None), dict(loss_arguments(loss))
 
 
 def is_of_probabilities(name: str | None) -> bool:

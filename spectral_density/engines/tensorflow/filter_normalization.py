@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable
+from spectral_density.engines.tensorflow.keras_internals import all_layers, graph_calls
 
 
 @dataclass(frozen=True)
@@ -194,17 +195,17 @@ def _collect_calls(
             _collect_calls(operation, module, calls, seen)
         else:
             # Nothing to normalize inside; but what it may call is called once more than it seems.
-            calls += [(part, []) for part in operation._flatten_layers(include_self=False)]
+            calls += [(part, []) for part in all_layers(operation, include_self=False)]
 
 
 def _has_graph(model: Any, module: Any) -> bool:
     """Tell whether what a model computes is written in its layers: Keras's own `call` of them."""
-    known = isinstance(model, module.Sequential) or hasattr(model, "_nodes_by_depth")
+    known = isinstance(model, module.Sequential) or graph_calls(model) is not None
     return known and type(model).call.__module__.startswith(f"{module.__name__}.")
 
 
 def _holds_batch_norm(layer: Any, module: Any) -> bool:
-    inside = layer._flatten_layers(include_self=False)
+    inside = all_layers(layer, include_self=False)
     return any(isinstance(part, module.layers.BatchNormalization) for part in inside)
 
 
@@ -215,32 +216,23 @@ def _sequence(model: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _graph(model: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Read the calls off a functional model's own nodes: a layer's may be in other models too."""
-    nodes = [node for same in model._nodes_by_depth.values() for node in same]
+    """Read off the calls of a functional model's own graph where the outputs of each go."""
+    calls = graph_calls(model) or []
     consumers: dict[int, list[Any]] = {}
-    for node in nodes:
-        for tensor in _flat(getattr(node, "keras_inputs", None) or node.input_tensors):
-            consumers.setdefault(id(tensor), []).append(_operation(node))
-    for tensor in _flat(model.outputs):
+    for call in calls:
+        for tensor in call.inputs:
+            consumers.setdefault(id(tensor), []).append(call.operation)
+    for tensor in tf.nest.flatten(model.outputs):
         consumers.setdefault(id(tensor), []).append(None)
-    for node in reversed(nodes):
-        made = _flat(node.outputs)
-        yield _operation(node), [c for tensor in made for c in consumers.get(id(tensor), [])]
-
-
-def _operation(node: Any) -> Any:
-    return node.operation if hasattr(node, "operation") else node.layer
-
-
-def _flat(structure: Any) -> list[Any]:
-    return tf.nest.flatten(structure)
+    for call in reversed(calls):
+        yield call.operation, [c for made in call.outputs for c in consumers.get(id(made), [])]
 
 
 def _owners(model: Any) -> Counter[int]:
     """Count the layers that hold each variable as their own."""
     owners: Counter[int] = Counter()
-    for layer in {id(part): part for part in model._flatten_layers()}.values():
-        parts = layer._flatten_layers(include_self=False)
+    for layer in {id(part): part for part in all_layers(model)}.values():
+        parts = all_layers(layer, include_self=False)
         inside = {id(tf_variable(v)) for part in parts for v in part.variables}
         owners.update({id(tf_variable(v)) for v in layer.variables} - inside)
     return owners
@@ -278,7 +270,7 @@ def _named_pairs(model: Any, module: Any, pairs: Iterable[Any]) -> list[_Pair]:
 
 
 def _layer(model: Any, given: Any) -> Any:
-    layers = {id(part): part for part in model._flatten_layers(include_self=False)}
+    layers = {id(part): part for part in all_layers(model, include_self=False)}
     if not isinstance(given, str):
         if id(given) not in layers:
             raise ValueError(f"{getattr(given, 'name', given)!r} is no layer of {model.name!r}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.tf_graphs import attributes_of, made_again, runs_with
+from spectral_density.engines.tensorflow.keras_internals import attributes_of, made_again, runs_with
 
 _SINGLE, _DOUBLE = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
 

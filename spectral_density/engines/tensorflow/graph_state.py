@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from spectral_density.engines.tensorflow.batches import batch_hash
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
+from spectral_density.engines.tensorflow.keras_internals import all_layers
 
 # What leaves a variable as it is.
 _READING = frozenset(
@@ -281,7 +282,7 @@ def _layers_with(model: Any, name: str) -> str:
         return ""
     layers = [
         layer
-        for layer in model._flatten_layers(include_self=False)
+        for layer in all_layers(model, include_self=False)
         if any(variable_name(variable) == name for variable in layer.variables)
     ]
     layers.sort(key=lambda layer: -len(layer.variables))

@@ -14,14 +14,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.scopes import place_of
-from spectral_density.engines.tensorflow.tf_graphs import (
+from spectral_density.engines.tensorflow.keras_internals import (
     body_of,
-    calls,
     captured,
     handles_of,
     has_custom_gradient,
+    user_stopped_gradient,
 )
+from spectral_density.engines.tensorflow.scopes import place_of
 
 _ZERO_DERIVATIVE = """
     ZerosLike OnesLike Sign Floor Ceil Round Rint FloorDiv TruncateDiv EditDistance
@@ -314,23 +314,6 @@ def _takes_derivatives(tensor: tf.Tensor) -> bool:
     return dtype.is_floating or dtype.is_complex or dtype in (tf.variant, tf.resource)
 
 
-# Who stopped a gradient --------------------------------------------------------------------------
-
-# Functions of TensorFlow and Keras between a call of `stop_gradient` and the operation it makes.
-_MAKING = """
-    from_node_def _create_op_internal create_op_internal _apply_op_helper apply_op stop_gradient
-    op_dispatch_handler error_handler wrapper
-"""
-_LIBRARIES = ("tensorflow", "keras", "tf_keras", "spectral_density")
-
-# Files of Keras that call a function because a model was made with it, and importers of graphs.
-_ON_BEHALF = (
-    "/keras/src/ops/core.py",
-    "/layers/core/tf_op_layer.py",
-    "/tensorflow/python/framework/importer.py",
-)
-
-
 def is_deliberate_stop(operation: Any, counts_own: bool = False) -> bool:
     """Tell whether an operation is a `stop_gradient` that no function of a library called.
 
@@ -340,25 +323,4 @@ def is_deliberate_stop(operation: Any, counts_own: bool = False) -> bool:
         operation: of any type.
         counts_own: whether those of this package count (labels that a Fisher matrix draws).
     """
-    if operation.type != STOP:
-        return False
-    for path, function in calls(operation):
-        if counts_own and "/spectral_density/" in path:
-            return True
-        if not path.startswith(_ROOTS) or path.endswith(_ON_BEHALF):
-            return True
-        if function not in _MAKING.split():
-            return False
-    return True
-
-
-def _roots() -> tuple[str, ...]:
-    import importlib.util
-    from pathlib import Path
-
-    specs = [importlib.util.find_spec(name) for name in _LIBRARIES]
-    places = [place for spec in specs if spec for place in spec.submodule_search_locations or ()]
-    return tuple(f"{Path(place).as_posix()}/" for place in places)
-
-
-_ROOTS = _roots()
+    return operation.type == STOP and user_stopped_gradient(operation, counts_own)

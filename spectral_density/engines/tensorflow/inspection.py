@@ -13,10 +13,10 @@ from spectral_density.engines.engine import BesideWeights, Inspection
 from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
 from spectral_density.engines.tensorflow.endings import is_of_probabilities, standard_loss
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.finite import all_finite, cause
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
 from spectral_density.engines.tensorflow.graph_walk import deliberate_stops
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layers import positions_named, positions_of_layers
 from spectral_density.engines.tensorflow.objectives import TRACING_ERRORS

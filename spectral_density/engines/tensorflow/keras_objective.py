@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.frameworks import is_keras_loss, keras_module, tf_variable
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.keras_internals import (
+    all_layers,
+    loss_arguments,
+    penalty_functions,
+)
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.objectives import (
     Objective,
@@ -231,8 +236,7 @@ def _options(loss: Any) -> str:
     """Return what a Keras loss was made with, but for the name, which Keras may have numbered."""
     if not hasattr(loss, "get_config"):
         return describe(loss)
-    arguments = getattr(loss, "_fn_kwargs", None) or {}
-    named = {"config": loss.get_config(), "arguments": arguments}
+    named = {"config": loss.get_config(), "arguments": loss_arguments(loss)}
     return str({key: {k: v for k, v in part.items() if k != "name"} for key, part in named.items()})
 
 
@@ -269,7 +273,7 @@ def _weight_penalties(model: Any) -> list[tf.Tensor]:
             for v in model.trainable_variables
             if v.regularizer is not None
         ]
-    return [term() for layer in model._flatten_layers() for term in layer._callable_losses]
+    return [term() for layer in all_layers(model) for term in penalty_functions(layer)]
 
 
 def _l2_factor(model: Any) -> float:

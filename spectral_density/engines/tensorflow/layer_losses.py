@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import keras
-
-from spectral_density.engines.tensorflow.keras_internals import CLEARED_LOSSES
+from spectral_density.engines.tensorflow.frameworks import keras_module
+from spectral_density.engines.tensorflow.keras_internals import (
+    CLEARED_LOSSES,
+    all_layers,
+    losses_held,
+    set_losses_held,
+)
 
 
 class _Held:
@@ -19,20 +23,13 @@ class _Held:
 
     def keep(self, layer: Any) -> None:
         """Remember what a layer, and those within, hold; nothing new of one known already."""
-        for part in layer._flatten_layers():
+        for part in all_layers(layer):
             if id(part) not in self._of_layers:
-                copies = [container.copy() for container in _containers(part)]
-                self._of_layers[id(part)] = part, copies
+                self._of_layers[id(part)] = part, losses_held(part)
 
     def restore(self) -> None:
         for layer, copies in self._of_layers.values():
-            if not isinstance(layer, keras.layers.Layer):
-                layer._eager_losses = copies[0]
-                continue
-            for container, contents in zip(_containers(layer), copies, strict=True):
-                container.clear()
-                add = container.extend if isinstance(container, list) else container.update
-                add(contents)
+            set_losses_held(layer, copies)
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def losses_put_back(model: Any) -> Iterator[None]:
     `exact_second_derivatives`, where one thread is at a time.
     """
     held = _Held()
-    if hasattr(model, "_flatten_layers"):
+    if keras_module(model) is not None:
         held.keep(model)
     CLEARED_LOSSES.add(held.keep)
     try:
@@ -52,9 +49,3 @@ def losses_put_back(model: Any) -> Iterator[None]:
     finally:
         CLEARED_LOSSES.remove(held.keep)
         held.restore()
-
-
-def _containers(layer: Any) -> list[Any]:
-    if isinstance(layer, keras.layers.Layer):
-        return [layer._losses, layer._loss_ids]
-    return [layer._eager_losses]

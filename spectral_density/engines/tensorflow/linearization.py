@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.keras_internals import clear_colocation
+
 # What one batch leaves behind. With less or more than this the graph is run as a whole: computing
 # so little again takes no time, and keeping so much takes too much memory.
 MIN_BATCH_BYTES, MAX_BATCH_BYTES = 2**16, 2**28
@@ -250,9 +252,7 @@ class _Part:
                 data = [name for name in node.input if not name.startswith("^")]
                 del copied.input[:]
                 copied.input.extend(data)
-                # Says with which operations it shares a device: they may be in the other part.
-                if "_class" in copied.attr:
-                    del copied.attr["_class"]
+                clear_colocation(copied)
         used = {_full(name) for node in self._definition.node for name in node.input}
         self._used = {name for name in used if name.rsplit(":", 1)[0] not in names}
         captured = {inside.name: outside for outside, inside in graph.captures}

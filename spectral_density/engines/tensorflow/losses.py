@@ -8,8 +8,13 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.batches import first_batch
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.frameworks import is_keras_loss, trainable_variables
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.keras_internals import (
+    compiled_loss_weights,
+    is_of_keras,
+    is_of_tf_keras,
+)
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.objectives import (
@@ -159,8 +164,7 @@ def _compiled_loss(model: Any) -> tuple[Any, Any]:
             "Pass loss=, or call model.compile(loss=...) first."
         )
     refuse_own_training(model)
-    container = getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
-    return loss, getattr(container, "_user_loss_weights", None)
+    return loss, compiled_loss_weights(model)
 
 
 def _is_per_example(loss: Any) -> bool:
@@ -169,8 +173,7 @@ def _is_per_example(loss: Any) -> bool:
         return True
     if not callable(loss):
         return False
-    module = getattr(loss, "__module__", None) or ""
-    if module.startswith(("keras.src.losses", "tf_keras.src.losses")):
+    if is_of_keras(loss, "losses") or is_of_tf_keras(loss, "losses"):
         return True
     return _first_parameter(loss) == "y_true"
 

@@ -14,6 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.keras_internals import (
+    LayerCall,
+    attention_axes,
+    inbound_calls,
+    is_of_keras,
+    operations_of,
+)
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.objectives import Objective
 
@@ -78,7 +85,7 @@ def examples_are_separate(objective: Objective) -> bool:
         return False
     # Functional models hold operations that are no layers (keras.ops, arithmetic), and any of them
     # may go along the axis of the examples.
-    operations = getattr(getattr(model, "_functional", None) or model, "operations", None)
+    operations = operations_of(model)
     if not operations:
         return False
     # A method replaced on the model or a layer itself does whatever it does.
@@ -129,7 +136,7 @@ def _is_separate(layer: Any) -> bool:
         return False
     if getattr(layer, "quantization_mode", None) is not None:
         return False
-    if not all(_treats_examples_alone(layer, node) for node in layer._inbound_nodes):
+    if not all(_treats_examples_alone(layer, call) for call in inbound_calls(layer)):
         return False
     activations = [getattr(layer, name, None) for name in ("activation", "recurrent_activation")]
     return all(map(_is_activation, filter(None, activations)))
@@ -141,11 +148,11 @@ def _is_elementwise(operation: Any) -> bool:
     Of equal ranks, with a first axis of unknown size each, none is broadcast over the examples.
     """
     kind = type(operation)
-    if kind.__name__ not in _ELEMENTWISE.split() or not kind.__module__.startswith("keras.src.ops"):
+    if kind.__name__ not in _ELEMENTWISE.split() or not is_of_keras(kind, "ops"):
         return False
-    for node in operation._inbound_nodes:
-        shapes = [part.shape for part in node.input_tensors]
-        given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    for call in inbound_calls(operation):
+        shapes = [part.shape for part in call.inputs]
+        given = keras.tree.flatten((call.args, call.kwargs))
         if not all(isinstance(part, (keras.KerasTensor, int, float, str)) for part in given):
             return False
         if len({len(shape) for shape in shapes}) != 1 or any(
@@ -155,19 +162,19 @@ def _is_elementwise(operation: Any) -> bool:
     return True
 
 
-def _treats_examples_alone(layer: Any, node: Any) -> bool:
+def _treats_examples_alone(layer: Any, call: LayerCall) -> bool:
     """Tell whether a call of a layer goes along no axis of the examples."""
     # In training mode BatchNormalization takes the mean over the batch.
-    if node.arguments.kwargs.get("training"):
+    if call.kwargs.get("training"):
         return False
-    ranks = [len(part.shape) for part in node.input_tensors]
+    ranks = [len(part.shape) for part in call.inputs]
     if ranks and min(ranks) < 2 and type(layer).__name__ not in _OF_SCALARS.split():
         return False
     equation = getattr(layer, "equation", None)
     if equation is not None and not _keeps_first_letter(equation):
         return False
     # An axis of 0 is that of the examples, and so is -2 of a matrix.
-    axes = getattr(layer, "axis", -1), getattr(layer, "_attention_axes", None) or -1
+    axes = getattr(layer, "axis", -1), attention_axes(layer) or -1
     along = {int(axis) for group in axes for axis in np.ravel(group)}
     return not any(axis == 0 or -axis in ranks for axis in along)
 
@@ -183,21 +190,15 @@ def _is_activation(activation: Any) -> bool:
     """Tell whether an activation is one of `keras.activations`, or a layer known to be separate."""
     if isinstance(activation, keras.layers.Layer):
         return _is_separate(activation)
-    module = getattr(activation, "__module__", None) or ""
-    return module.startswith("keras.src.activations.") and not hasattr(activation, "keywords")
+    return is_of_keras(activation, "activations") and not hasattr(activation, "keywords")
 
 
 def _is_sum(loss: Any) -> bool:
     named = loss if hasattr(loss, "__name__") else type(loss)
     return (
-        named.__name__ in _LOSSES.split() and _is_kerass(named) and getattr(loss, "axis", -1) == -1
+        named.__name__ in _LOSSES.split() and is_of_keras(named) and getattr(loss, "axis", -1) == -1
     )
 
 
 def _is_one_of(kind: type, names: str) -> bool:
-    return kind.__name__ in names.split() and _is_kerass(kind)
-
-
-def _is_kerass(thing: Any) -> bool:
-    module = getattr(thing, "__module__", None) or type(thing).__module__
-    return module.startswith("keras.src.")
+    return kind.__name__ in names.split() and is_of_keras(kind)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from spectral_density.engines.engine import Needs
 from spectral_density.engines.tensorflow.compiled_products import compiled
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
 from spectral_density.engines.tensorflow.objectives import Objective, PairObjective
 from spectral_density.engines.tensorflow.output_loss import OutputLoss

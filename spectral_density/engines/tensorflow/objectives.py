@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.autograph.impl.api import StagingError
 
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable
-from spectral_density.engines.tensorflow.keras_internals import exact_second_derivatives
+from spectral_density.engines.tensorflow.keras_internals import AUTOGRAPH_ERROR, all_layers
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 
 # What tracing a user's function raises where it is called with things it does not expect.
 TRACING_ERRORS = (
     *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
-    *(NameError, RuntimeError, StagingError, tf.errors.OpError),
+    *(NameError, RuntimeError, AUTOGRAPH_ERROR, tf.errors.OpError),
 )
 
 
@@ -188,8 +188,7 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
     try:
         with exact_second_derivatives(), losses_put_back(None):
             value = tf.function(function).get_concrete_function(batch).structured_outputs
-    except StagingError as error:
-        # In place of errors that AutoGraph cannot make anew, such as an IndexError: the user's own.
+    except AUTOGRAPH_ERROR as error:  # in place of the user's own
         raise error.__context__ or error from None
     if not (hasattr(value, "shape") and hasattr(value, "dtype")) or not value.dtype.is_floating:
         found = getattr(value, "dtype", type(value).__name__)
@@ -222,8 +221,7 @@ def _recurrent_states(model: Any) -> list[Any]:
     """Return the states that stateful recurrent layers keep, which no model lists as its own."""
     if keras_module(model) is None:
         return []
-    layers = model._flatten_layers()
-    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
+    stateful = [layer for layer in all_layers(model) if getattr(layer, "stateful", False)]
     states = [state for layer in stateful for state in tf.nest.flatten(layer.states)]
     return [state for state in states if state is not None]
 

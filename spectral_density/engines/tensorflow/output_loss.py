@@ -17,6 +17,12 @@ from spectral_density.engines.tensorflow.endings import (
     logits_of,
     warn_unmoved,
 )
+from spectral_density.engines.tensorflow.keras_internals import (
+    mark_logits,
+    marked_logits,
+    mask_of,
+    set_mask,
+)
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
 from spectral_density.engines.tensorflow.objectives import Objective, PairObjective
 from spectral_density.engines.tensorflow.reverse_mode import hessian_products
@@ -334,17 +340,17 @@ def _rebuilt(old: tf.Tensor, tensor: tf.Tensor, activation: str | None) -> tf.Te
         output = tf.identity(tensor)
     else:
         output = ACTIVATIONS[activation](tensor)
-        if hasattr(old, "_keras_logits"):
+        if marked_logits(old) is not None:
             # Where Keras's losses look for the logits themselves.
-            output._keras_logits = tensor
+            mark_logits(output, tensor)
     _copy_mask(old, output)
     return output
 
 
 def _copy_mask(old: tf.Tensor, new: tf.Tensor) -> None:
-    mask = getattr(old, "_keras_mask", None)
+    mask = mask_of(old)
     if mask is not None:
-        new._keras_mask = mask
+        set_mask(new, mask)
 
 
 def _is_real(part: Any) -> bool:

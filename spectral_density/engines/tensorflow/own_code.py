@@ -7,12 +7,14 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.frameworks import is_keras_loss, keras_module
-
-# What decides, in `fit`, which function of the weights is minimized.
-_OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
+from spectral_density.engines.tensorflow.keras_internals import (
+    is_of_keras,
+    is_of_tf_keras,
+    training_methods,
+)
 
 # `SecondOrderModel` steps by methods of its own, and minimizes the loss it was compiled with.
-_KNOWN = ("keras.src.", "tf_keras.src.", "spectral_density.")
+_PACKAGE = "spectral_density."
 
 
 def own_training_method(model: Any) -> tuple[str, str] | None:
@@ -22,9 +24,8 @@ def own_training_method(model: Any) -> tuple[str, str] | None:
     """
     if keras_module(model) is None:
         return None
-    for name in _OF_TRAINING:
-        method = getattr(model, name, None)
-        if method is not None and not _is_known(method):
+    for name, method in training_methods(model).items():
+        if not _is_known(method):
             return type(model).__name__, name
     return own_training_method(model.model) if is_second_order_model(model) else None
 
@@ -32,7 +33,7 @@ def own_training_method(model: Any) -> tuple[str, str] | None:
 def is_second_order_model(model: Any) -> bool:
     """Tell whether a model is this package's own around a user's model."""
     return keras_module(model) is not None and any(
-        kind.__module__.startswith("spectral_density.") for kind in type(model).__mro__
+        kind.__module__.startswith(_PACKAGE) for kind in type(model).__mro__
     )
 
 
@@ -72,5 +73,6 @@ def refuse_own_call(losses: Any) -> None:
 
 def _is_known(method: Any) -> bool:
     function = getattr(method, "__func__", method)
-    module = getattr(function, "__module__", None) or ""
-    return module.startswith(_KNOWN)
+    if is_of_keras(function) or is_of_tf_keras(function):
+        return True
+    return (getattr(function, "__module__", None) or "").startswith(_PACKAGE)

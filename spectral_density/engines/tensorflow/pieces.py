@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.tf_graphs import attributes_of
+from spectral_density.engines.tensorflow.keras_internals import attributes_of
 
 _raw = tf.raw_ops
 

@@ -7,25 +7,23 @@ others, and gives quantized models the gradient of another function.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from traceback import walk_tb
 from typing import Any
 
 import tensorflow as tf
 
 from spectral_density.engines.tensorflow.graph_walk import CALLS, Node, differentiated
-from spectral_density.engines.tensorflow.scopes import place_of
-from spectral_density.engines.tensorflow.tf_graphs import (
+from spectral_density.engines.tensorflow.keras_internals import (
     Derivative,
-    author_of_gradient,
-    calls,
     derivative_of,
-    derivative_of_type,
-    has_custom_gradient,
+    gradient_type,
+    is_custom_gradient_of_ctc,
+    is_straight_through,
+    raised_in_gradient_function,
     unchanged_by_autograph,
 )
+from spectral_density.engines.tensorflow.scopes import place_of
 
 # Gradients of operations, by the inputs that they are with respect to: None for any. Those that the
 # registry knows no derivative of, or one of zero, leave the operation without a second derivative.
@@ -74,20 +72,9 @@ _PREVENTED = frozenset({"PreventGradient", "SparseDenseCwiseAdd"})
 _PREVENTED |= {"SparseSparseMaximum", "SparseSparseMinimum"}
 _LEAST_SQUARES = "MatrixSolveLs"
 
-# Functions that give results another gradient than theirs, by the end of the file they are in.
-_CTC_FILE = "/tensorflow/python/ops/ctc_ops.py"
-_QUANTIZED_CALLS = (
-    *("_int8_call", "_int4_call", "_float8_call"),
-    "fake_quant_with_min_max_vars",
-)
-_PASSED_THROUGH = "grad_pass_through."
-
 # Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
 # and functions that were written for one derivative only.
 _RAW = (LookupError, NotImplementedError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
-
-# Where the gradient functions of operations are.
-_GRADIENT_FUNCTIONS = re.compile(r"/tensorflow/python/ops/\w+_grad\.py$")
 
 _ANOTHER = "choose variables that come after it with variables=, or replace it"
 
@@ -144,7 +131,7 @@ def gradients_explained() -> Iterator[None]:
     try:
         yield
     except (*_RAW, TypeError, ValueError) as error:
-        if not isinstance(error, _RAW) and not _is_of_a_gradient_function(error):
+        if not isinstance(error, _RAW) and not raised_in_gradient_function(error):
             raise
         found = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         raise unchanged_by_autograph(
@@ -156,21 +143,12 @@ def gradients_explained() -> Iterator[None]:
         ) from error
 
 
-def _is_of_a_gradient_function(error: Exception) -> bool:
-    """Tell whether an error was raised in one of TensorFlow's gradients of operations."""
-    paths = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
-    return any(_GRADIENT_FUNCTIONS.search(path.replace("\\", "/")) for path in paths)
-
-
 # What is wrong with a node, or None: a text with a place for its name ----------------------------
 
 
 def _of_ctc(node: Node) -> str | None:
     operation = node.operation
-    dense = has_custom_gradient(operation) and any(
-        path.endswith(_CTC_FILE) for path, _ in calls(operation)
-    )
-    if operation.type not in _CTC and not dense:
+    if operation.type not in _CTC and not is_custom_gradient_of_ctc(operation):
         return None
     return (
         "the CTC loss has no second derivative in TensorFlow: {operation} computes its gradient "
@@ -193,14 +171,7 @@ def _of_python(node: Node) -> str | None:
 
 def _of_quantization(node: Node) -> str | None:
     operation = node.operation
-    through = operation.type.startswith(_QUANTIZED) or (
-        has_custom_gradient(operation)
-        and (
-            author_of_gradient(operation).startswith(_PASSED_THROUGH)
-            or any(name in _QUANTIZED_CALLS for _, name in calls(operation))
-        )
-    )
-    if not through:
+    if not operation.type.startswith(_QUANTIZED) and not is_straight_through(operation):
         return None
     return (
         "{operation} is a straight-through estimator: it rounds, and its gradient is that of a "
@@ -218,7 +189,7 @@ def _of_first(node: Node) -> str | None:
     elif operation.type in CALLS:
         return None
     else:
-        found = derivative_of(operation)
+        found = derivative_of(gradient_type(operation))
     if found is Derivative.REGISTERED:
         return None
     what = (
@@ -236,7 +207,7 @@ def _of_second(node: Node) -> str | None:
     for gradient, inputs in _gradients_of(node.operation):
         if inputs is not None and not set(inputs) & set(node.inputs):
             continue
-        found = derivative_of_type(gradient)
+        found = derivative_of(gradient)
         if found is Derivative.REGISTERED:
             continue
         what = "is unknown" if found is Derivative.MISSING else "is taken for zero"

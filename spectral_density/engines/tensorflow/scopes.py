@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from spectral_density.engines.tensorflow.frameworks import keras_module
+from spectral_density.engines.tensorflow.keras_internals import all_layers
 
 
 def layers_of(model: Any) -> list[Any]:
     """Return the layers of a model, or its submodules; none where there is no model."""
     if keras_module(model) is not None:
-        return list(model._flatten_layers())
+        return all_layers(model)
     return [model, *getattr(model, "submodules", ())] if model is not None else []
 
 

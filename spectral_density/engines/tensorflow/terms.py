@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from spectral_density.engines.tensorflow.keras_internals import mask_of
+
 
 class Term(NamedTuple):
     """One output's loss: values per example, how they reduce, and its weight."""
@@ -57,7 +59,7 @@ def term_weights(part: OutputTerm, values: tf.Tensor) -> tuple[tf.Tensor | None,
     """
     dtype = values.dtype
     # The output's mask says which steps are padding, that of the values which labels are ignored.
-    found = [getattr(tensor, "_keras_mask", None) for tensor in (part.output, values)]
+    found = [mask_of(tensor) for tensor in (part.output, values)]
     masks = [tf.cast(mask, tf.bool) for mask in found if mask is not None]
     denominator = tf.cast(tf.size(values), dtype)
     weights = None

@@ -15,6 +15,7 @@ from spectral_density.engines.tensorflow.frameworks import (
     trainable_variables,
     variable_name,
 )
+from spectral_density.engines.tensorflow.keras_internals import all_layers
 
 
 class Variables(Parameters):
@@ -101,7 +102,7 @@ def layer_named(model: Any, name: Any) -> Any:
     """
     if keras_module(model) is None or not isinstance(name, str):
         return None
-    layers = [layer for layer in model._flatten_layers(include_self=False) if layer.name == name]
+    layers = [layer for layer in all_layers(model, include_self=False) if layer.name == name]
     return layers[0] if len(layers) == 1 else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density._progress import leave_to_the_chief
+from spectral_density.engines.tensorflow.keras_internals import communication_timeout
 
 T = TypeVar("T")
 
@@ -56,8 +57,7 @@ class Workers:
         self.worker = ids[0] // len(ids)
         with tf.Graph().as_default():  # in which no strategy is entered
             self._default = tf.distribute.get_strategy()
-        options = getattr(strategy.extended, "_communication_options", None)
-        self.timeout = getattr(options, "timeout_seconds", None) or TIMEOUT
+        self.timeout = communication_timeout(strategy) or TIMEOUT
         if not self.is_chief:
             leave_to_the_chief()
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
 from spectral_density.engines.tensorflow.exact_gradients.registry import by_autodiff, gradient_of
-from spectral_density.engines.tensorflow.tf_graphs import attributes_of
+from spectral_density.engines.tensorflow.keras_internals import attributes_of, registered_gradient
 
 # TensorFlow's own.
-_SOFTMAX_CROSS_ENTROPY = ops.gradient_registry.lookup("SoftmaxCrossEntropyWithLogits")
-_POWER = ops.gradient_registry.lookup("Pow")
+_SOFTMAX_CROSS_ENTROPY = registered_gradient("SoftmaxCrossEntropyWithLogits")
+_POWER = registered_gradient("Pow")
 
 
 @gradient_of("SoftsignGrad")

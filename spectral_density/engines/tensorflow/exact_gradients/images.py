@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.exact_gradients.registry import gradient_of, linear
-from spectral_density.engines.tensorflow.tf_graphs import attributes_of
+from spectral_density.engines.tensorflow.exact_gradients.registry import gradient_of
+from spectral_density.engines.tensorflow.keras_internals import attributes_of, linear
 
 
 @gradient_of("ResizeBilinear")

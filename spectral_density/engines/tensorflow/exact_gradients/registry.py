@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record
 
 EXACT: dict[str, Callable[..., Any]] = {}
 """Gradient functions by the name of the operation that they differentiate."""
@@ -20,19 +19,6 @@ def gradient_of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         return function
 
     return register
-
-
-def linear(
-    compute: Callable[[], Any], inputs: Sequence[tf.Tensor], adjoint: Callable[..., Any], name: str
-) -> Any:
-    """Return `compute()`, a linear function of `inputs`, recorded with its adjoint.
-
-    For operations registered as not differentiable: tapes keep none of their inputs.
-    """
-    with record.stop_recording():
-        outputs = compute()
-    record.record_operation(name, tf.nest.flatten(outputs), list(inputs), adjoint)
-    return outputs
 
 
 def by_autodiff(

@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.exact_gradients.registry import gradient_of, linear
+from spectral_density.engines.tensorflow.exact_gradients.registry import gradient_of
+from spectral_density.engines.tensorflow.keras_internals import linear
 
 _SPARSE_SEGMENTS: dict[str, Any] = {
     "SparseSegmentSum": tf.raw_ops.SparseSegmentSumWithNumSegments,

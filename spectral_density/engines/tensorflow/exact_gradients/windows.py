@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
 
 from spectral_density.engines.tensorflow.exact_gradients.registry import (
     by_autodiff,
     gradient_of,
 )
-from spectral_density.engines.tensorflow.tf_graphs import attributes_of
+from spectral_density.engines.tensorflow.keras_internals import attributes_of, registered_gradient
 
 # TensorFlow's own.
-_CONVOLUTION = ops.gradient_registry.lookup("Conv2D")
+_CONVOLUTION = registered_gradient("Conv2D")
 
 
 @gradient_of("Conv2D")

@@ -1,17 +1,12 @@
-"""Second derivatives that TensorFlow and Keras lack or get wrong, made right in traced graphs.
+"""Patches of TensorFlow and Keras: what is replaced for the whole process, and restored.
 
-TensorFlow differentiates an operation by a function registered under its name, and a second time by
-the function registered for the operations that the first one built. Where none is registered the
-second derivative is an error; where it is registered as not differentiable it is silently zero.
-Everything that this package replaces in another package while it traces is in this file; the
-gradient functions that it registers are those of `exact_gradients`. Values stay the framework's
-own, first derivatives too or to rounding; what was replaced is restored.
+See the docstring of the package for what other threads see of them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from threading import RLock, local
 from typing import Any
@@ -23,8 +18,8 @@ from tensorflow.python.framework import ops
 from tensorflow.python.framework.smart_cond import smart_constant_value
 from tensorflow.python.ops import custom_gradient, nn_fused_batch_norm_grad, nn_impl
 
-from spectral_density.engines.tensorflow.exact_gradients import EXACT
 from spectral_density.engines.tensorflow.frameworks import keras_module
+from spectral_density.engines.tensorflow.keras_internals.attributes import all_layers
 
 # Tracing takes some hundredths of a second a step.
 _MAX_STEPS = 64
@@ -35,36 +30,39 @@ _TRACED_ALONE = RLock()
 
 
 @contextmanager
-def exact_second_derivatives(model: Any = None) -> Iterator[None]:
-    """Make second derivatives exact in whatever is traced, or differentiated, in this context.
+def patched_frameworks(
+    gradients: Mapping[str, Callable[..., Any]], model: Any = None
+) -> Iterator[None]:
+    """Replace what TensorFlow and Keras would differentiate wrongly or not at all a second time.
 
     One thread is in it at a time.
 
     Args:
+        gradients: gradient functions by the type of the operations that they differentiate.
         model: whose recurrent layers are unrolled where their steps are few.
     """
     with _TRACED_ALONE, ExitStack() as stack:
-        stack.enter_context(exact_gradient_functions())
-        stack.enter_context(moments_of_exact_curvature())
+        stack.enter_context(registered_gradients(gradients))
+        stack.enter_context(differentiable_moments())
         stack.enter_context(known_conditions_decided())
         stack.enter_context(no_recomputation())
         stack.enter_context(no_cudnn_recurrences())
-        stack.enter_context(recurrences_written_out(model))
+        stack.enter_context(unrolled_recurrences(model))
         yield
 
 
-# Patches of the frameworks -------------------------------------------------------------------
-
-
 @contextmanager
-def exact_gradient_functions() -> Iterator[None]:
-    """Register the functions of `exact_gradients` in TensorFlow's registry of gradients.
+def registered_gradients(gradients: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Register gradient functions in TensorFlow's registry, in place of those that are there.
 
     Both `GradientTape` and the gradients of nested functions look them up there.
+
+    Args:
+        gradients: by the type of the operations that they differentiate.
     """
     registry = ops.gradient_registry._registry
-    before = {name: registry.get(name) for name in EXACT}
-    registry.update({name: {"type": f, "location": None} for name, f in EXACT.items()})
+    before = {name: registry.get(name) for name in gradients}
+    registry.update({name: {"type": f, "location": None} for name, f in gradients.items()})
     try:
         yield
     finally:
@@ -76,7 +74,7 @@ def exact_gradient_functions() -> Iterator[None]:
 
 
 @contextmanager
-def moments_of_exact_curvature() -> Iterator[None]:
+def differentiable_moments() -> Iterator[None]:
     """Let the gradient through the mean inside TensorFlow's variances.
 
     `tf.nn.moments`, under all of its names, and the gradient of the fused batch normalization stop
@@ -206,8 +204,8 @@ class _AlwaysFalse:
 
 
 @contextmanager
-def recurrences_written_out(model: Any) -> Iterator[None]:
-    """Write out the steps of Keras's recurrent layers, where they are known to be few.
+def unrolled_recurrences(model: Any) -> Iterator[None]:
+    """Unroll the steps of Keras's recurrent layers, where they are known to be few.
 
     The layers compute the same with `unroll=True`. A loop in a graph keeps a list of every tensor
     of its steps for each reverse pass; without one a product takes half the time or less.
@@ -215,7 +213,7 @@ def recurrences_written_out(model: Any) -> Iterator[None]:
     module = keras_module(model)
     layers = [
         layer
-        for layer in (model._flatten_layers() if module is keras else ())
+        for layer in (all_layers(model) if module is keras else ())
         if isinstance(layer, keras.layers.RNN) and not layer.unroll and _has_few_steps(layer)
     ]
     for layer in layers:

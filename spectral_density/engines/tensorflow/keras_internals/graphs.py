@@ -1,19 +1,23 @@
-"""What TensorFlow does not say in public about its graphs: bodies of functions, gradients of types.
-
-The one file of the graph walk that uses private names of TensorFlow.
-"""
+"""Private names of TensorFlow's graphs: bodies of functions, registered gradients, kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from inspect import getclosurevars, isfunction
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.autograph.impl.api import StagingError
+from tensorflow.python.eager import record
 from tensorflow.python.framework import kernels, ops
 
+AUTOGRAPH_ERROR: type[Exception] = StagingError
+"""What AutoGraph raises in place of an error that it cannot make anew, such as an `IndexError`."""
+
 _CUSTOM_GRADIENT = "_gradient_op_type"
+
+# Says with which other operations one shares a device.
+_COLOCATION = "_class"
 
 
 class Derivative(Enum):
@@ -58,49 +62,55 @@ def has_custom_gradient(operation: Any) -> bool:
     return _CUSTOM_GRADIENT in operation.node_def.attr
 
 
-def author_of_gradient(operation: Any) -> str:
-    """Return the qualified name of the function that `tf.custom_gradient` takes a gradient from."""
-    kind = tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
-    try:
-        function = ops.gradient_registry.lookup(kind)
-    except LookupError:
-        return ""
-    # The function that was registered calls one that calls the one that was written.
-    for name in ("tape_grad_fn", "grad_fn"):
-        function = getclosurevars(function).nonlocals.get(name) if isfunction(function) else None
-    return getattr(function, "__qualname__", "")
-
-
-def derivative_of(operation: Any) -> Derivative:
-    """Return what the registry of gradients says of an operation."""
-    kind = operation.type
+def gradient_type(operation: Any) -> str:
+    """Return the name under which the gradient function of an operation is registered."""
     if has_custom_gradient(operation):
-        kind = tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
-    return derivative_of_type(kind)
+        return tf.compat.as_str(operation.get_attr(_CUSTOM_GRADIENT))
+    return operation.type
 
 
-def derivative_of_type(kind: str) -> Derivative:
+def registered_gradient(kind: str) -> Any:
+    """Return the gradient function of a type of operations, None if it is not differentiable.
+
+    Raises:
+        LookupError: if the registry does not know the type.
+    """
+    return ops.gradient_registry.lookup(kind)
+
+
+def derivative_of(kind: str) -> Derivative:
     """Return what the registry of gradients says of a type of operations."""
     try:
-        function = ops.gradient_registry.lookup(kind)
+        function = registered_gradient(kind)
     except LookupError:
         return Derivative.MISSING
     return Derivative.NONE if function is None else Derivative.REGISTERED
+
+
+def linear(
+    compute: Callable[[], Any], inputs: Sequence[tf.Tensor], adjoint: Callable[..., Any], name: str
+) -> Any:
+    """Return `compute()`, a linear function of `inputs`, recorded on tapes with its adjoint.
+
+    For operations registered as not differentiable: tapes keep none of their inputs.
+
+    Args:
+        compute: makes the operations, of which tapes record none.
+        inputs: what it is linear in.
+        adjoint: takes the gradients with respect to what `compute` returns, and returns those with
+            respect to the inputs.
+        name: of the operation.
+    """
+    with record.stop_recording():
+        outputs = compute()
+    record.record_operation(name, tf.nest.flatten(outputs), list(inputs), adjoint)
+    return outputs
 
 
 def unchanged_by_autograph(error: Exception) -> Exception:
     """Return an error that leaves a function which AutoGraph converted with its type and text."""
     error.ag_pass_through = True  # type: ignore[attr-defined]
     return error
-
-
-def calls(operation: Any) -> list[tuple[str, str]]:
-    """Return the file and the function of each call that led to an operation, the last first.
-
-    There are none where a graph was loaded from a file.
-    """
-    frames = reversed(operation.traceback or ())
-    return [(frame.filename.replace("\\", "/"), frame.name) for frame in frames]
 
 
 def attributes_of(operation: Any, *names: str) -> dict[str, Any]:
@@ -123,11 +133,16 @@ def made_again(
     made = tf.compat.v1.get_default_graph().create_op(
         operation.type,
         list(inputs),
-        # The class says with which operations of the other graph it shares a device.
-        attrs={name: taken[name] for name in taken if name != "_class"},
+        attrs={name: taken[name] for name in taken if name != _COLOCATION},
         op_def=operation.op_def,
     )
     return list(made.outputs)
+
+
+def clear_colocation(node: Any) -> None:
+    """Let a `NodeDef` share a device with no other: that may be in another graph."""
+    if _COLOCATION in node.attr:
+        del node.attr[_COLOCATION]
 
 
 def runs_with(kind: str, types: Mapping[str, int]) -> bool:

@@ -1,0 +1,211 @@
+"""Private attributes of Keras, tf_keras and TensorFlow that are read or set, one a function.
+
+Those of models and layers, of tensors, of losses, of `tf.data` and of strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras.src.utils.io_utils import print_msg
+
+# Models and layers -------------------------------------------------------------------------------
+
+# What decides, in `fit`, which function of the weights is minimized.
+_OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
+
+
+class LayerCall(NamedTuple):
+    """A call of a layer, or of an operation of `keras.ops`, in a functional model."""
+
+    operation: Any
+    inputs: list[Any]  # Keras tensors
+    outputs: list[Any]  # Keras tensors
+    args: Any
+    kwargs: dict[str, Any]
+
+
+def all_layers(model: Any, include_self: bool = True) -> list[Any]:
+    """Return a Keras layer or model with all the layers in it, however deep.
+
+    Args:
+        model: layer or model of Keras 3 or tf_keras.
+        include_self: whether it counts itself.
+    """
+    return list(model._flatten_layers(include_self=include_self))
+
+
+def graph_calls(model: Any) -> list[LayerCall] | None:
+    """Return the calls that a functional model is made of, outputs first; None for others.
+
+    Other calls of the same layers, in other models, are not among them.
+    """
+    if not hasattr(model, "_nodes_by_depth"):
+        return None
+    return [_layer_call(node) for same in model._nodes_by_depth.values() for node in same]
+
+
+def inbound_calls(operation: Any) -> list[LayerCall]:
+    """Return all calls of a layer or operation with Keras tensors, in whatever model."""
+    return [_layer_call(node) for node in operation._inbound_nodes]
+
+
+def _layer_call(node: Any) -> LayerCall:
+    outputs = tf.nest.flatten(node.outputs)
+    if hasattr(node, "operation"):
+        arguments = node.arguments
+        return LayerCall(
+            node.operation, list(node.input_tensors), outputs, arguments.args, arguments.kwargs
+        )
+    # Of tf_keras.
+    return LayerCall(node.layer, list(node.keras_inputs), outputs, node.call_args, node.call_kwargs)
+
+
+def operations_of(model: Any) -> list[Any] | None:
+    """Return the layers and operations of a sequential or functional Keras 3 model.
+
+    None for any other model, and for a sequential one that was never built.
+    """
+    return getattr(getattr(model, "_functional", None) or model, "operations", None)
+
+
+def attention_axes(layer: Any) -> tuple[int, ...] | None:
+    """Return the axes that a `MultiHeadAttention` attends along; None for others."""
+    return getattr(layer, "_attention_axes", None)
+
+
+def training_methods(model: Any) -> dict[str, Any]:
+    """Return the methods of a Keras model that decide what `fit` minimizes, by name."""
+    methods = {name: getattr(model, name, None) for name in _OF_TRAINING}
+    return {name: method for name, method in methods.items() if method is not None}
+
+
+def is_of_keras(thing: Any, part: str = "") -> bool:
+    """Tell whether a class or function is defined in the source of Keras 3.
+
+    Args:
+        thing: class, function or object.
+        part: of the source, such as "losses"; "" for any.
+    """
+    return _module(thing).startswith(f"keras.src.{part}")
+
+
+def is_of_tf_keras(thing: Any, part: str = "") -> bool:
+    """Tell whether a class or function is defined in the source of tf_keras: see `is_of_keras`."""
+    return _module(thing).startswith(f"tf_keras.src.{part}")
+
+
+def _module(thing: Any) -> str:
+    return getattr(thing, "__module__", None) or ""
+
+
+# Tensors -----------------------------------------------------------------------------------------
+
+
+def mask_of(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Return the mask that a Keras layer or loss left at a tensor, None for none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: tf.Tensor, mask: tf.Tensor) -> None:
+    """Give a tensor a mask, where Keras's losses look for it."""
+    tensor._keras_mask = mask
+
+
+def marked_logits(tensor: tf.Tensor) -> tf.Tensor | None:
+    """Return the logits that Keras's softmax or sigmoid left at its output, None for none."""
+    return getattr(tensor, "_keras_logits", None)
+
+
+def mark_logits(tensor: tf.Tensor, logits: tf.Tensor) -> None:
+    """Leave logits at a tensor, where Keras's cross-entropies look for them."""
+    tensor._keras_logits = logits
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Return the keyword arguments that a Keras loss calls its function with."""
+    return getattr(loss, "_fn_kwargs", None) or {}
+
+
+def compiled_loss(model: Any) -> Any | None:
+    """Return what a compiled Keras model calls with labels and outputs for its loss.
+
+    None where the model is not compiled with a loss, or is no model.
+    """
+    if hasattr(model, "_compile_loss"):
+        return model._compile_loss
+    return getattr(model, "compiled_loss", None)  # of tf_keras
+
+
+def compiled_loss_weights(model: Any) -> Any | None:
+    """Return the `loss_weights` that a Keras model was compiled with, None for none."""
+    return getattr(compiled_loss(model), "_user_loss_weights", None)
+
+
+def loss_tracker(model: Any) -> Any:
+    """Return the metric that averages the loss of a Keras 3 model over an epoch."""
+    return model._loss_tracker
+
+
+def penalty_functions(layer: Any) -> list[Callable[[], tf.Tensor]]:
+    """Return the functions that compute the weight regularization of a tf_keras layer alone."""
+    return list(layer._callable_losses)
+
+
+def losses_held(layer: Any) -> list[Any]:
+    """Return copies of what a layer holds, itself alone, of the losses added in its calls."""
+    return [container.copy() for container in _loss_containers(layer)]
+
+
+def set_losses_held(layer: Any, copies: list[Any]) -> None:
+    """Let a layer hold what `losses_held` returned."""
+    if not isinstance(layer, keras.layers.Layer):
+        layer._eager_losses = copies[0]
+        return
+    for container, contents in zip(_loss_containers(layer), copies, strict=True):
+        container.clear()
+        add = container.extend if isinstance(container, list) else container.update
+        add(contents)
+
+
+def _loss_containers(layer: Any) -> list[Any]:
+    if isinstance(layer, keras.layers.Layer):
+        return [layer._losses, layer._loss_ids]
+    return [layer._eager_losses]
+
+
+# Data, strategies and the console ----------------------------------------------------------------
+
+# Where the attributes of the next two are not there, nothing is said of the stage.
+
+
+def reshuffles(stage: tf.data.Dataset) -> bool:
+    """Tell whether a stage of a `tf.data` pipeline shuffles anew at each pass."""
+    return bool(getattr(stage, "_reshuffle_each_iteration", False))
+
+
+def is_unordered(stage: tf.data.Dataset) -> bool:
+    """Tell whether a stage of a `tf.data` pipeline was made with `deterministic=False`."""
+    return getattr(stage, "_deterministic", None) == "false"
+
+
+def stages_before(stage: tf.data.Dataset) -> list[Any]:
+    """Return the datasets that a stage of a `tf.data` pipeline takes its elements from."""
+    return list(stage._inputs())
+
+
+def communication_timeout(strategy: tf.distribute.Strategy) -> float | None:
+    """Return the seconds that a strategy was told to wait for other workers, None for none."""
+    options = getattr(strategy.extended, "_communication_options", None)
+    return getattr(options, "timeout_seconds", None)
+
+
+def print_message(text: str) -> None:
+    """Print a line as Keras does: to its log where interactive logging is off."""
+    print_msg(text)
