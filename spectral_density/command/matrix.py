@@ -294,4 +294,4 @@ def _describe_loss(model: Any, loss: Any, operator: CurvatureOperator) -> str:
     options = _standard_loss(model, loss)[1]
     logits = ", at logits" if options.get("from_logits") else ""
     compiled = ", as compiled" if loss is None else ""
-    return f"{operator.objective.description}{logits}{compiled}"
+    return f"{operator.derivatives.description}{logits}{compiled}"

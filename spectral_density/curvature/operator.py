@@ -74,7 +74,7 @@ class CurvatureOperator(SymmetricOperator):
         self.matrix = derivatives.products(self.batch_products)
         class_weight = derivatives.check_class_weight(options.class_weight)
         self._options = replace(options, class_weight=class_weight)
-        self.sweep = Sweep(derivatives, self.matrix, dataset, self._options, is_first=True)
+        self.sweep = Sweep(derivatives, self.matrix, dataset, self._options)
 
     @classmethod
     def from_derivatives(
@@ -105,7 +105,9 @@ class CurvatureOperator(SymmetricOperator):
             ValueError: if it is empty, infinite or used up after one pass.
         """
         other = copy(self)
-        other.sweep = Sweep(self.derivatives, self.matrix, dataset, self._options, is_first=False)
+        other.sweep = Sweep(
+            self.derivatives, self.matrix, dataset, self._options, earlier=self.sweep
+        )
         return other
 
     # What a subclass writes ----------------------------------------------------------------------

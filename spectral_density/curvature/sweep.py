@@ -52,7 +52,7 @@ class Sweep:
         products: BatchProducts,
         dataset: Any,
         options: SweepOptions,
-        is_first: bool,
+        earlier: Sweep | None = None,
     ):
         """Pass once over the dataset, and settle what is computed together.
 
@@ -61,8 +61,9 @@ class Sweep:
             products: of the matrix.
             dataset: see `Batches`.
             options: how it is passed over.
-            is_first: whether it is the first dataset of these derivatives: the loss of each batch
-                is computed.
+            earlier: over another dataset, with the same derivatives; None for the first: the loss
+                of each batch is computed then, and what forms of batches are computed together is
+                settled.
         """
         self.derivatives = derivatives
         self.matrix = products
@@ -70,11 +71,12 @@ class Sweep:
         self.replicas = derivatives.replicas
         self.local = 0
         self.num_passes = 0
-        self._is_first = is_first
+        self._is_first = earlier is None
         self._weights: list[float] = []
         self._first_examples: list[int] = []
         self._num_labels = 0
-        self._together: dict[str, int] = {}  # examples of each form to compute together
+        # Examples of each form to compute together.
+        self.together: dict[str, int] = {} if earlier is None else earlier.together
         self._denominators: np.ndarray = np.zeros(())
         dataset = derivatives.with_class_weight(dataset, options.class_weight)
         if self.replicas is None:
@@ -86,7 +88,7 @@ class Sweep:
             self._denominators = replicas.add(self._denominators)
             self.batches.add_up()
             self._number_among_all(replicas)
-        if any(self._together.values()) and self.batches.num_examples >= MIN_EXAMPLES:
+        if any(self.together.values()) and self.batches.num_examples >= MIN_EXAMPLES:
             self._join_batches()
         self._set_scales()
         self._inputs = [self._fixed(place) for place in range(len(self.batches.parcels))]
@@ -119,8 +121,8 @@ class Sweep:
         found = derivatives.survey(batch, number, self._is_first)
         if self._is_first and options.join_batches and options.batch_weight is None:
             _, form = derivatives.functions.form_of(batch)
-            if form and form not in self._together:
-                self._together[form] = derivatives.examples_together(batch, number)
+            if form and form not in self.together:
+                self.together[form] = derivatives.examples_together(batch, number)
         self._weights.append(weight)
         self._first_examples.append(self._num_labels)
         self._num_labels += derivatives.num_labels(batch)
@@ -143,7 +145,7 @@ class Sweep:
         self._first_examples = [after[place] - rows[place] for place in places]
 
     def _join_batches(self) -> None:
-        self.batches.merge(self._together)
+        self.batches.merge(self.together)
         parcels = self.batches.parcels
         self._weights = [sum(self._weights[parcel.start : parcel.stop]) for parcel in parcels]
         self._first_examples = [self._first_examples[parcel.start] for parcel in parcels]
