@@ -61,16 +61,8 @@ NAMES = {
 # Other modules and what is imported from them, in the documentation too. One that has moved may
 # warn of it.
 MODULES = {
-    "spectral_density.accuracy": "Accuracy Ending",
     "spectral_density.approximate": "approximate_hessian estimate_spectrum lanczos_algorithm",
     "spectral_density.checkpoint": "CheckpointError",
-    "spectral_density.cli": "main",
-    "spectral_density.curvature.blocks": "SubmatrixOperator layer_indices layer_operators",
-    "spectral_density.curvature.finite_difference": "finite_difference_check",
-    "spectral_density.curvature.landscape": "LossLandscape loss_landscape",
-    "spectral_density.decomposition": "CurvatureDecomposition curvature_decomposition",
-    "spectral_density.demo": "run_demo",
-    "spectral_density.density": "eigv_to_density tridiag_to_density tridiag_to_eigv",
     "spectral_density.spectrum": "Density ExtremeEigenvalues LogDensity Spectrum",
     "spectral_density.training.callback": "SpectrumCallback SpectrumRecord",
     # Named like a function of their package.

@@ -1,5 +1,6 @@
 """Second-order training under `keras.Model.fit`, and minimization of functions."""
 
+from spectral_density._former_modules import register
 from spectral_density.training.globalization import (
     ArmijoBacktracking,
     FixedStep,
@@ -37,3 +38,5 @@ __all__ = [
     "Work",
     "minimize",
 ]
+
+register(__name__, ["minimize"])

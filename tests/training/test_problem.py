@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -105,7 +107,7 @@ def test_products_are_counted_by_vectors_and_their_examples_and_are_those_of_the
                 def __init__(self, widths=widths):
                     self.widths, self.inner = widths, aslinearoperator(a)
                     self.shape, self.dtype = a.shape, a.dtype
-                    self.product_dtype = np.dtype(np.float64)
+                    self.derivatives = SimpleNamespace(product_dtype=np.dtype(np.float64))
 
                 def matmat(self, X):
                     self.widths.append(X.shape[1])
