@@ -14,7 +14,6 @@ from spectral_density.linalg.lanczos import (
     default_draws_at_once,
     lanczos,
     lockstep_groups,
-    start_vector,
 )
 from spectral_density.linalg.nystrom import Nystrom, nystrom
 from spectral_density.linalg.power import PowerIteration, power_iteration
@@ -44,6 +43,7 @@ from spectral_density.linalg.randomized import (
 )
 from spectral_density.linalg.range_finder import RangeBasis, range_finder
 from spectral_density.linalg.solvers import Solution, SolverStep, Status, solve
+from spectral_density.linalg.start_vectors import start_vector
 from spectral_density.linalg.thick_restart import EigenState
 from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
 

@@ -224,6 +224,13 @@ def stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
 
 
+def random_direction(size: int, seed: int, *key: int) -> np.ndarray:
+    """Return a random unit vector of a key, see `stream`: uniform on the sphere, shape (size,)."""
+    vector = stream(seed, *key).standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    return vector
+
+
 def signature(operator: LinearOperator) -> dict[str, Any]:
     """Return what tells one operator from another, as text and numbers.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from spectral_density.linalg.estimates import DiagonalEstimate
+from spectral_density.linalg.orthogonalization import project_out_rows
 from spectral_density.linalg.sampling import Products
 from spectral_density.linalg.sketch import (
     RESIDUAL,
     Sketch,
-    complement,
     gaussians,
     padded,
     sketch_rank,
@@ -92,13 +92,13 @@ class DiagonalPlusPlus:
             # The columns that are new to the basis come off what was orthogonal to the old ones.
             probes = gaussians(size, self.seed, part, RESIDUAL)
             with blas_threads(size):
-                probes = complement(probes, old_basis)
+                probes = project_out_rows(probes, old_basis)
                 self.images[part.start : part.stop] -= (probes @ basis.T) @ images
         self.images = padded(self.images, num_products - 2 * rank, size)
         for part in self.products.blocks(count, len(self.images)):
             probes = gaussians(size, self.seed, part, RESIDUAL)
             with blas_threads(size):
-                probes = complement(probes, self.sketch.basis)
+                probes = project_out_rows(probes, self.sketch.basis)
             self.images[part.start : part.stop] = self.products(probes)
 
     def result(self) -> DiagonalEstimate:
@@ -106,7 +106,7 @@ class DiagonalPlusPlus:
         size, basis, images = self.products.size, self.sketch.basis, self.sketch.images
         line = _Regression(size)
         for part in self.products.blocks(0, len(self.images)):
-            rest = complement(self.images[part.start : part.stop], basis)
+            rest = project_out_rows(self.images[part.start : part.stop], basis)
             line.add(gaussians(size, self.seed, part, RESIDUAL), rest)
         inner = self.sketch.compressed @ basis
         known = np.einsum("kn,kn->n", basis, 2 * images - inner)

@@ -23,8 +23,9 @@ from spectral_density.linalg.arguments import (
     signature,
 )
 from spectral_density.linalg.eigen_checkpoint import SavedState, problem_of
-from spectral_density.linalg.lanczos import as_starts, check_operator
+from spectral_density.linalg.lanczos import check_operator
 from spectral_density.linalg.memory import foresee
+from spectral_density.linalg.start_vectors import start_columns
 from spectral_density.linalg.thick_restart import CheckedPairs, EigenState, result_order
 
 WHICH = ("LM", "LA", "SA", "BE")
@@ -318,10 +319,3 @@ def residual_tolerance(tolerance: float | None, precision: float) -> float:
     if tolerance is None:
         return precision**0.75
     return number(tolerance, "tolerance", above=0.0)
-
-
-def start_columns(start: Any, size: int, block_size: int) -> np.ndarray:
-    """Return start vectors as unit columns, shape (n, count), count at most block_size."""
-    shape = np.shape(start)
-    count = min(max(shape[1], 1), block_size) if len(shape) == 2 else 1
-    return as_starts(start, size, count)

@@ -11,16 +11,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import block_product, has_adjoint, integer, product_precision
-from spectral_density.linalg.blocks import (
-    PROBE,
-    TEST,
-    gaussian,
-    orthonormal,
-    probed_norm,
-    qr,
-    without,
-)
+from spectral_density.linalg.gaussian_blocks import PROBE, TEST, gaussian, probed_norm
 from spectral_density.linalg.norms import column_norms
+from spectral_density.linalg.orthogonalization import project_out, rank_revealing_extension
 from spectral_density.linalg.threads import blas_threads
 
 ROUNDING = 10
@@ -128,19 +121,17 @@ class KrylovSpace:
 
     def probed_norm(self, products: np.ndarray) -> float:
         """Bound ||(I - Q Q') B|| by products of B with Gaussian vectors."""
-        return 0.0 if self.is_full else probed_norm(without(products, self.basis))
+        return 0.0 if self.is_full else probed_norm(project_out(products, self.basis))
 
     def _extend(self, block: np.ndarray, most: int) -> int:
         """Add what lies outside of the basis, but for rounding; return the columns added."""
         with blas_threads(len(block)):
             self._norm = max(self._norm, column_norms(block).max())
-            q, triangle = qr(without(block, self.basis))
-            left, sizes, _ = np.linalg.svd(triangle)
-            kept = int(np.count_nonzero(sizes > self._rounding * self._norm))
-            kept = min(kept, most - self.rank)
-            if kept:
-                self._basis.append(orthonormal(q @ left[:, :kept], self.basis))
-        return kept
+            new = rank_revealing_extension(
+                block, self.basis, self._rounding * self._norm, most - self.rank
+            )
+            self._basis.append(new)
+        return new.shape[1]
 
 
 class _Columns:

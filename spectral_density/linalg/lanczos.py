@@ -26,9 +26,10 @@ from spectral_density.linalg.arguments import (
     product_precision,
     rounding_share,
     signature,
-    stream,
 )
 from spectral_density.linalg.memory import foresee, on_disk
+from spectral_density.linalg.orthogonalization import orthogonalize
+from spectral_density.linalg.start_vectors import as_starts, new_direction, start_vector
 from spectral_density.linalg.threads import blas_threads, each_in_a_thread
 
 GROUP_BYTES = 2 * 1024**3
@@ -42,16 +43,8 @@ _WAYS_OUT = (
     "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a draw and is right "
     "for densities; or choose a lower order, or fewer parameters with variables=."
 )
-# Random streams: a key of this file's own, so that no start vector is drawn elsewhere.
-_KEY = 7044
-_MAX_PASSES = 3
 # Share of ||A|| by which u'Av and v'Au may differ; low precision has more.
 _ASYMMETRY = 1e-3
-# Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
-# nothing along the basis but rounding; one that leaves less is repeated.
-_KEPT_SHARE = np.sqrt(0.5)
-# float32 sums run over pieces of this many entries, which are then added in float64.
-_FLOAT32_PIECE = 8192
 
 
 @dataclass(frozen=True)
@@ -401,11 +394,6 @@ def groups_begun(
     return here() if workers is None else workers.on_chief(here)
 
 
-def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
-    """Return the start vector of a draw: uniform on the unit sphere, shape (size,), float64."""
-    return _random_direction(size, seed, draw, 0)
-
-
 def default_draws_at_once(
     size: int, order: int, *, reorthogonalize: str = "full", basis_dtype: Any = "float64"
 ) -> int:
@@ -506,7 +494,7 @@ class _Draw:
                     self.rows[step % len(self.rows)] = read(step - 1)
 
     def _restart(self) -> np.ndarray:
-        w = _random_direction(len(self.rows[0]), *self.key, self.step)
+        w = new_direction(len(self.rows[0]), *self.key, self.step)
         orthogonalize(w, self.rows[: self.step])
         w /= np.linalg.norm(w)
         return w
@@ -590,46 +578,6 @@ def _restore(group: list[_Draw], log: VectorLog, operator: LinearOperator) -> No
         )
 
 
-def orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Remove from `w`, in place, what lies along orthonormal rows; return what was removed.
-
-    Classical Gram-Schmidt against all rows at once, repeated while the norm falls much. A float64
-    `w` that is orthogonal to the rows but for rounding takes one pass.
-    """
-    removed = np.zeros(len(rows))
-    norm = np.linalg.norm(w)
-    for _ in range(_MAX_PASSES):
-        along = project(rows, w)
-        removed += along
-        for piece in _pieces(rows):
-            w[piece] -= along.astype(rows.dtype, copy=False) @ rows[:, piece]
-        last, norm = norm, np.linalg.norm(w)
-        if norm > _KEPT_SHARE * last:
-            break
-    return removed
-
-
-def project(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Return `rows @ vector` in float64, without a float64 copy of float32 rows."""
-    result = np.zeros(len(rows))
-    for piece in _pieces(rows):
-        result += rows[:, piece] @ vector[piece].astype(rows.dtype, copy=False)
-    return result
-
-
-def _pieces(rows: np.ndarray) -> list[slice]:
-    """Return the ranges of columns over which sums in the precision of the rows may run."""
-    size = rows.shape[1]
-    length = _FLOAT32_PIECE if rows.dtype == np.float32 else size
-    return [slice(begin, begin + length) for begin in range(0, size, length)]
-
-
-def _random_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
-    vector = stream(seed, _KEY, draw, step).standard_normal(size)
-    vector /= np.linalg.norm(vector)
-    return vector
-
-
 def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
@@ -644,24 +592,3 @@ def _basis_dtype(dtype: Any) -> np.dtype:
     if result not in (np.float32, np.float64):
         raise ValueError(f"basis_dtype must be 'float64' or 'float32', got {dtype!r}.")
     return result
-
-
-def as_starts(start: Any, size: int, num_draws: int) -> np.ndarray:
-    """Return start vectors as unit columns, shape (size, num_draws)."""
-    if np.iscomplexobj(start):
-        raise TypeError("start must be real.")
-    starts = np.array(start, dtype=np.float64)
-    shape = starts.shape
-    if starts.ndim == 1:
-        starts = starts[:, np.newaxis]
-    if starts.shape != (size, num_draws):
-        expected = f"({size},) or ({size}, 1)" if num_draws == 1 else f"({size}, {num_draws})"
-        raise ValueError(f"start must have shape {expected}, got {shape}.")
-    if not np.isfinite(starts).all():
-        raise ValueError("start must be finite.")
-    largest = np.abs(starts).max(axis=0)
-    if not largest.all():
-        raise ValueError("start must not be zero: every column needs a direction.")
-    starts /= largest  # first, so that no square under- or overflows
-    starts /= np.linalg.norm(starts, axis=0)
-    return starts

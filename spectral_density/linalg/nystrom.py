@@ -14,8 +14,9 @@ from spectral_density.linalg.arguments import (
     product_precision,
     rank_within,
 )
-from spectral_density.linalg.blocks import PROBE, TEST, gaussian, probed_norm, qr
+from spectral_density.linalg.gaussian_blocks import PROBE, TEST, gaussian, probed_norm
 from spectral_density.linalg.krylov_space import ROUNDING, KrylovSpace, block_width
+from spectral_density.linalg.orthogonalization import qr
 from spectral_density.linalg.threads import blas_threads
 
 # A negative x'Ax below this share of ||A|| may be rounding of float32 products.

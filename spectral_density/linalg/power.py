@@ -14,9 +14,10 @@ from spectral_density.linalg.arguments import (
     block_product,
     integer,
     product_precision,
-    stream,
+    random_direction,
 )
-from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance, start_columns
+from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance
+from spectral_density.linalg.start_vectors import start_columns
 from spectral_density.linalg.threads import blas_threads
 
 # Random streams: a key of this file's own.
@@ -85,8 +86,7 @@ def power_iteration(
     max_products = integer(max_products, "max_products", 1)
     seed = integer(seed, "seed", 0)
     if start is None:
-        vector = stream(seed, _KEY).standard_normal(size)
-        vector /= np.linalg.norm(vector)
+        vector = random_direction(size, seed, _KEY)
     else:
         vector = start_columns(start, size, 1)[:, 0].copy()
     before = None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
-from spectral_density.linalg.lanczos import project
+from spectral_density.linalg.orthogonalization import project
 
 WEIGHT_FLOOR = 1e-12
 """Nodes of less weight carry none: what follows a breakdown, never reported as eigenvalues."""

@@ -19,9 +19,10 @@ from spectral_density.linalg.arguments import (
     rank_within,
     rounding_share,
 )
-from spectral_density.linalg.blocks import probed_norm, qr, random_complement, without
+from spectral_density.linalg.gaussian_blocks import probed_norm, random_complement
 from spectral_density.linalg.krylov_space import ROUNDING, KrylovSpace, Probes, block_width, sketch
 from spectral_density.linalg.norms import column_norms
+from spectral_density.linalg.orthogonalization import project_out, qr
 from spectral_density.linalg.threads import blas_threads
 
 # Far above what rounding does to float32 products, far below what asymmetry does to a result.
@@ -285,7 +286,7 @@ def _sketch_and_products(
         space = KrylovSpace(operator, symmetric, seed, bar.update, keep=True)
         probes = sketch(space, width, krylov_depth, num_probes)
         with blas_threads(operator.shape[0]):
-            outside = without(probes.products, space.basis)
+            outside = project_out(probes.products, space.basis)
         # Of unit size in between, so that no square under- or overflows.
         scale = float(np.abs(outside).max(initial=0.0)) or 1.0
         squared = probed_norm(space.finish(outside / scale))
@@ -332,7 +333,7 @@ def _triple_residuals(space: KrylovSpace, probes: Probes, v: np.ndarray) -> np.n
     converged, and meets the tail of A only.
     """
     inside = space.basis.T @ v
-    known = column_norms(without(space.products @ inside, space.basis))
+    known = column_norms(project_out(space.products @ inside, space.basis))
     tail = _tail_norm(space, probes)
     return known + tail * column_norms(v - space.basis @ inside)
 
@@ -346,7 +347,7 @@ def _compression_error(space: KrylovSpace, probes: Probes, left_out: float) -> f
     tail = _tail_norm(space, probes)
     if tail == inf:
         return inf
-    coupling = qr(without(space.products, space.basis))[1]
+    coupling = qr(project_out(space.products, space.basis))[1]
     across = np.linalg.norm(coupling, 2) if coupling.size and not space.is_full else 0.0
     return float(np.linalg.norm(np.array([[left_out, across], [across, tail]]), 2))
 

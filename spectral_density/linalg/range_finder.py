@@ -10,7 +10,7 @@ import numpy as np
 
 from spectral_density._progress import progress_bar
 from spectral_density.linalg.arguments import as_real_operator, integer, number, rank_within
-from spectral_density.linalg.blocks import TEST, gaussian
+from spectral_density.linalg.gaussian_blocks import TEST, gaussian
 from spectral_density.linalg.krylov_space import KrylovSpace, block_width, sketch
 from spectral_density.linalg.threads import blas_threads
 

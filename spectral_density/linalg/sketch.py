@@ -142,11 +142,6 @@ def gaussians(size: int, seed: int, draws: range, purpose: int) -> np.ndarray:
     return np.stack([stream(seed, _KEY, draw, purpose).standard_normal(size) for draw in draws])
 
 
-def complement(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return rows without their parts along the orthonormal rows of a basis."""
-    return rows - (rows @ basis.T) @ basis
-
-
 def sketch_rank(num_products: int, known: int, others: int) -> int:
     """Return the rank that takes two thirds of the products, and never a probe from the others."""
     return max(known, min(num_products // 3, (num_products - others) // 2))

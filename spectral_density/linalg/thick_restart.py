@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.arguments import block_product, stream
-from spectral_density.linalg.lanczos import orthogonalize
+from spectral_density.linalg.arguments import block_product, random_direction
+from spectral_density.linalg.orthogonalization import orthogonalize, orthonormalize
 from spectral_density.linalg.threads import blas_threads
 
 MISS_PROBABILITY = 1e-4
@@ -203,7 +203,7 @@ class EigenState:
                     row[:] = self.basis[index]
                 else:
                     np.matmul(ritz.weights[:, index - self.locked], active, out=row)
-            _orthonormalize(rows)
+            orthonormalize(rows)
         values, residuals = np.empty(len(rows)), np.empty(len(rows))
         # One by one where all products are: blocks of another width might not repeat to the bit.
         width = min(self.block_size, _CHECK_WIDTH)
@@ -387,7 +387,7 @@ class EigenState:
         for to, origin in enumerate(order):
             self.basis[to] = self.basis[origin]
         self.locked, self.active, self.pending = len(wanted), 0, 0
-        _orthonormalize(self.basis[: self.locked])
+        orthonormalize(self.basis[: self.locked])
         self.projected[:] = 0.0
         np.fill_diagonal(self.projected[: self.locked, : self.locked], values)
         self.rounds += 1
@@ -444,9 +444,9 @@ class EigenState:
             self.pending += 1
 
     def _add_random(self) -> None:
-        vector = stream(self.seed, _KEY, self.draws).standard_normal(self.size)
+        vector = random_direction(self.size, self.seed, _KEY, self.draws)
         self.draws += 1
-        self._add(vector / np.linalg.norm(vector))
+        self._add(vector)
 
 
 def result_order(values: np.ndarray, which: str) -> np.ndarray:
@@ -460,10 +460,3 @@ def _log_distances(edge: float, values: np.ndarray) -> float:
     if not np.isfinite(edge):
         return 0.0
     return float(np.log(np.maximum(np.abs(edge - values), np.finfo(np.float64).tiny)).sum())
-
-
-def _orthonormalize(rows: np.ndarray) -> None:
-    """Make rows that are orthonormal but for rounding so to the last digit, in place."""
-    for index, row in enumerate(rows):
-        orthogonalize(row, rows[:index])
-        row /= np.linalg.norm(row)

@@ -7,12 +7,12 @@ from math import hypot
 import numpy as np
 
 from spectral_density.linalg.estimates import Estimate
+from spectral_density.linalg.orthogonalization import project_out_rows
 from spectral_density.linalg.sampling import Products
 from spectral_density.linalg.sketch import (
     RESIDUAL,
     SKETCH,
     Sketch,
-    complement,
     gaussians,
     padded,
     row_dots,
@@ -102,7 +102,7 @@ class HutchPlusPlus:
     def _residual_probes(self, draws: range, columns: int) -> np.ndarray:
         probes = gaussians(self.products.size, self.seed, draws, RESIDUAL)
         with blas_threads(self.products.size):
-            return complement(probes, self.sketch.basis[:columns])
+            return project_out_rows(probes, self.sketch.basis[:columns])
 
     def result(self) -> Estimate:
         """Return the estimate so far."""
