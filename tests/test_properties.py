@@ -20,7 +20,7 @@ from spectral_density import (
     top_eigenpairs,
 )
 from spectral_density.accuracy import Ending
-from spectral_density.linalg.lanczos import start_vector
+from spectral_density.linalg import start_vector
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, example, given, settings

@@ -18,10 +18,10 @@ from spectral_density.linalg.arguments import (
     product_precision,
 )
 from spectral_density.linalg.estimates import Estimate
-from spectral_density.linalg.lanczos import Tridiagonalization, lanczos
 from spectral_density.linalg.quadrature import Quadrature, gauss_quadrature
 from spectral_density.linalg.sampling import BLOCK_COLUMNS, DEFAULT_LIMIT, GROWTH, ROUNDING_UNITS
 from spectral_density.linalg.sketch import ASYMMETRY
+from spectral_density.linalg.tridiagonalization import Tridiagonalization, lanczos
 
 DENSE_ROWS = 4096
 """Rows up to which all eigenvalues are computed where that takes no more products."""

@@ -1,4 +1,4 @@
-"""The space that randomized factorizations work in: powers of the operator times a random block."""
+"""Block Krylov spaces of a random block: their basis, products, and norm bounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDING = 10
 
 @dataclass(frozen=True)
 class Probes:
-    """Gaussian vectors that no basis has seen, and their products."""
+    """Gaussian vectors that are independent of the basis, and their products."""
 
     vectors: np.ndarray  # (n, k), Z
     products: np.ndarray  # (m, k), A Z
@@ -30,7 +30,7 @@ class Probes:
 
 
 class KrylovSpace:
-    """A block Krylov space of the operator: its basis, and what the products so far tell.
+    """A block Krylov space of the operator: its basis, and the products so far.
 
     With `keep`, the adjoint's products with the basis are kept as they come: for a symmetric
     operator those that build the space, so that only the last block is left for `finish`.
@@ -110,7 +110,7 @@ class KrylovSpace:
         return self.rank - before
 
     def finish(self, others: np.ndarray) -> np.ndarray:
-        """Multiply what of the basis was not yet, and others in the same pass; return theirs."""
+        """Multiply the rest of the basis, and others in the same pass; return products of these."""
         rest = self.basis[:, self._products.count :]
         count = rest.shape[1]
         if not count + others.shape[1]:
@@ -139,26 +139,26 @@ class _Columns:
 
     def __init__(self, rows: int) -> None:
         self.count = 0
-        self._room = np.empty((rows, 0), order="F")
+        self._storage = np.empty((rows, 0), order="F")
 
     @property
     def array(self) -> np.ndarray:
         """All columns, a view."""
-        return self._room[:, : self.count]
+        return self._storage[:, : self.count]
 
     def append(self, block: np.ndarray) -> None:
         """Add columns."""
         end = self.count + block.shape[1]
-        if end > self._room.shape[1]:
-            room = np.empty((len(self._room), max(end, 2 * self.count)), order="F")
-            room[:, : self.count] = self.array
-            self._room = room
-        self._room[:, self.count : end] = block
+        if end > self._storage.shape[1]:
+            grown = np.empty((len(self._storage), max(end, 2 * self.count)), order="F")
+            grown[:, : self.count] = self.array
+            self._storage = grown
+        self._storage[:, self.count : end] = block
         self.count = end
 
 
 def sketch(space: KrylovSpace, width: int, depth: int, num_probes: int) -> Probes:
-    """Fill the space from `width` test vectors; probes go along in its first pass."""
+    """Build the space from `width` test vectors; probes are multiplied in its first pass."""
     size = space.operator.shape[1]
     tests = gaussian(size, space.seed, TEST, width)
     probes = gaussian(size, space.seed, PROBE, num_probes)

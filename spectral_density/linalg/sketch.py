@@ -1,4 +1,4 @@
-"""An orthonormal basis of the range of an operator that grows by random probes."""
+"""Randomized sketches: a basis of the range of an operator that grows by random probes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from spectral_density.linalg.arguments import rounding_share, stream
+from spectral_density.linalg.orthogonalization import orthonormal_extension, project_out, qr
 from spectral_density.linalg.sampling import Products
 from spectral_density.linalg.threads import blas_threads
 
@@ -123,18 +124,14 @@ def _orthonormal(
         basis: orthonormal rows, shape (k, n).
         fresh: returns random rows, shape (b, n), for directions that do not exist.
     """
-
-    def off_basis(columns: np.ndarray) -> np.ndarray:
-        return columns - basis.T @ (basis @ columns)
-
-    columns = off_basis(vectors.T)
-    rows = np.linalg.qr(columns)[0]
+    columns = project_out(vectors.T, basis.T)
+    block = qr(columns)[0]
     # What is left of a dependent vector is rounding, and that can lie in the basis itself.
-    lost = np.linalg.norm(basis @ rows, axis=0) > _LOST
+    lost = np.linalg.norm(basis @ block, axis=0) > _LOST
     if lost.any():
         columns[:, lost] = fresh()[lost].T
-        rows = np.linalg.qr(off_basis(columns))[0]
-    return np.linalg.qr(off_basis(rows))[0].T
+        block = qr(project_out(columns, basis.T))[0]
+    return orthonormal_extension(block, basis.T).T
 
 
 def gaussians(size: int, seed: int, draws: range, purpose: int) -> np.ndarray:

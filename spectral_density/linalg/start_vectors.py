@@ -1,4 +1,4 @@
-"""Start vectors of Krylov methods: random ones, and the checks of given ones."""
+"""Start vectors of Krylov methods, random or given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
 
 
 def new_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
-    """Return the random unit vector that a draw goes on from where its Krylov space ends."""
+    """Return the random unit vector that continues a draw where its Krylov space ends."""
     return random_direction(size, seed, _KEY, draw, step)
 
 

@@ -25,7 +25,7 @@ from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.losses import make_objective
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import integer, number
-from spectral_density.linalg.lanczos import default_draws_at_once
+from spectral_density.linalg.lockstep import default_draws_at_once
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum import Spectrum
 

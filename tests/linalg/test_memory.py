@@ -3,8 +3,9 @@ import psutil
 import pytest
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.lanczos import lanczos, memory_needed
-from spectral_density.linalg.memory import foresee, on_disk
+from spectral_density.linalg import lanczos
+from spectral_density.linalg.lanczos_options import memory_needed
+from spectral_density.linalg.memory import check_memory, on_disk
 
 GIB = 2**30
 
@@ -26,11 +27,11 @@ def test_too_much_is_an_error_with_every_figure(monkeypatch):
         available = 3 * GIB
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    foresee({"basis": 2 * GIB, "block": GIB}, "")
+    check_memory({"basis": 2 * GIB, "block": GIB}, "")
     with pytest.raises(
         MemoryError, match=r"3\.5 GiB \(basis 2\.0 GiB, block 1\.5 GiB\).*3\.0 GiB are free\. Less"
     ):
-        foresee({"basis": 2 * GIB, "block": 3 * GIB // 2, "nothing": 0}, "Less.")
+        check_memory({"basis": 2 * GIB, "block": 3 * GIB // 2, "nothing": 0}, "Less.")
 
 
 def test_a_run_that_would_not_fit_makes_no_product(monkeypatch):

@@ -7,7 +7,7 @@ from cases import dense_symmetric, diagonal_operator
 from scipy.sparse.linalg import LinearOperator
 from threadpoolctl import threadpool_limits
 
-from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.nystrom_approximation import nystrom
 from spectral_density.linalg.preconditioners import (
     LowRankPreconditioner,
     NystromPreconditioner,

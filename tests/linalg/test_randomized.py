@@ -14,9 +14,9 @@ from cases import (
 )
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.nystrom_approximation import nystrom
 from spectral_density.linalg.randomized import randomized_eigh, randomized_svd
-from spectral_density.linalg.range_finder import range_finder
+from spectral_density.linalg.range_basis import range_finder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
