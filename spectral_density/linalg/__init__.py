@@ -3,12 +3,8 @@
 from spectral_density.linalg import _former_modules
 from spectral_density.linalg.arguments import product_precision
 from spectral_density.linalg.eigen import ConvergenceWarning, Eigenpairs, top_eigenpairs
-from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
-from spectral_density.linalg.functions import (
-    QuadratureEstimate,
-    effective_dimension,
-    log_determinant,
-)
+from spectral_density.linalg.estimates import DiagonalEstimate, Estimate, QuadratureEstimate
+from spectral_density.linalg.functions import effective_dimension, log_determinant
 from spectral_density.linalg.lockstep import default_draws_at_once, lockstep_groups
 from spectral_density.linalg.nystrom_approximation import Nystrom, nystrom
 from spectral_density.linalg.power import PowerIteration, power_iteration

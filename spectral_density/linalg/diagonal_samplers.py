@@ -1,4 +1,4 @@
-"""Estimators of a diagonal: Hutchinson's regression, and Diag++."""
+"""Stochastic estimators of a diagonal: Hutchinson's regression and Diag++."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from spectral_density.linalg.estimates import DiagonalEstimate
 from spectral_density.linalg.orthogonalization import project_out_rows
-from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.sketch import (
     RESIDUAL,
     Sketch,
@@ -22,7 +22,7 @@ class HutchinsonDiagonal:
 
     least = 3
 
-    def __init__(self, products: Products, seed: int) -> None:
+    def __init__(self, products: ScaledOperator, seed: int) -> None:
         self.products = products
         self.seed = seed
         self.line = _Regression(products.size)
@@ -75,7 +75,7 @@ class DiagonalPlusPlus:
 
     least = 5
 
-    def __init__(self, products: Products, seed: int) -> None:
+    def __init__(self, products: ScaledOperator, seed: int) -> None:
         self.products = products
         self.seed = seed
         self.sketch = Sketch(products, seed, keep_images=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectral_density.linalg.arguments import rounding_share, stream
 from spectral_density.linalg.orthogonalization import orthonormal_extension, project_out, qr
-from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.threads import blas_threads
 
 # An operator whose products differ from their transpose by more than this is not symmetric; it is
@@ -32,7 +32,7 @@ class Sketch:
     The probes are not kept: they are drawn again when they are needed. Vectors are rows.
     """
 
-    def __init__(self, products: Products, seed: int, *, keep_images: bool) -> None:
+    def __init__(self, products: ScaledOperator, seed: int, *, keep_images: bool) -> None:
         self.products = products
         self.seed = seed
         self.keep_images = keep_images

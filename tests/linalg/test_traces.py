@@ -9,8 +9,9 @@ from cases import dense_symmetric, diagonal_operator, log_uniform_bulk
 from scipy.sparse.linalg import LinearOperator
 from scipy.stats import t as student
 
+from spectral_density.linalg.dense import BLOCK_COLUMNS
 from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
-from spectral_density.linalg.sampling import BLOCK_COLUMNS, ROUNDING_UNITS
+from spectral_density.linalg.sampling import ROUNDING_UNITS
 from spectral_density.linalg.sketch import RESIDUAL, gaussians
 from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
 
@@ -369,7 +370,7 @@ def test_the_seed_alone_decides_and_global_random_state_stays(function, method):
 def test_the_width_of_blocks_does_not_matter(function, method, monkeypatch):
     matrix = dense_symmetric(SPECTRA["i^-1"][:200])
     wide = function(matrix, method=method, num_products=50)
-    monkeypatch.setattr("spectral_density.linalg.sampling.BLOCK_COLUMNS", 3)
+    monkeypatch.setattr("spectral_density.linalg.dense.BLOCK_COLUMNS", 3)
     narrow = function(matrix, method=method, num_products=50)
     np.testing.assert_allclose(values_of(narrow), values_of(wide), rtol=1e-10)
     np.testing.assert_allclose(errors_of(narrow), errors_of(wide), rtol=1e-8)
