@@ -37,11 +37,7 @@ from spectral_density.linalg.solvers import Solution, SolverStep, Status, solve
 from spectral_density.linalg.start_vectors import start_vector
 from spectral_density.linalg.thick_restart import EigenState
 from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
-from spectral_density.linalg.tridiagonalization import (
-    LanczosStep,
-    Tridiagonalization,
-    lanczos,
-)
+from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
 
 __all__ = [
     "WEIGHT_FLOOR",

@@ -7,13 +7,7 @@ import numpy as np
 from spectral_density.linalg.estimates import DiagonalEstimate
 from spectral_density.linalg.orthogonalization import project_out_rows
 from spectral_density.linalg.sampling import ScaledOperator
-from spectral_density.linalg.sketch import (
-    RESIDUAL,
-    Sketch,
-    gaussians,
-    padded,
-    sketch_rank,
-)
+from spectral_density.linalg.sketch import RESIDUAL, Sketch, gaussians, padded, sketch_rank
 from spectral_density.linalg.threads import blas_threads
 
 

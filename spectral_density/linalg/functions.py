@@ -7,12 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.arguments import (
-    as_real_square,
-    integer,
-    number,
-    product_precision,
-)
+from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
 from spectral_density.linalg.dense import dense_matrix
 from spectral_density.linalg.estimates import QuadratureEstimate
 from spectral_density.linalg.function_quadrature import DampedFunction, FunctionQuadrature
