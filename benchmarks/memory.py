@@ -67,7 +67,7 @@ def run(part: str, order: int) -> None:
     from lanczos_step import LOSS
 
     import spectral_density as sd
-    from spectral_density.linalg.lanczos import memory_needed
+    from spectral_density.linalg.lanczos_options import memory_needed
 
     model, hessian = resnet() if part.startswith("resnet") else small_network()
     size = hessian.shape[0]

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import integer
-from spectral_density.linalg.lanczos import Tridiagonalization, lanczos
-from spectral_density.linalg.memory import foresee
+from spectral_density.linalg.memory import check_memory
+from spectral_density.linalg.tridiagonalization import Tridiagonalization, lanczos
 from spectral_density.spectrum.density import eigv_to_density, tridiag_to_density, tridiag_to_eigv
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def approximate_hessian(
     )
     order = integer(order, "order", 1)
     row = 8 * hessian.shape[0]
-    foresee(
+    check_memory(
         {"Lanczos vectors": order * row, "V, their transpose": order * row},
         "Use a lower order, fewer parameters with variables=, or estimate_spectrum, which returns "
         "no V and has reorthogonalize='none', basis='disk' and basis_dtype='float32'.",

@@ -14,21 +14,15 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
-from spectral_density.linalg.lanczos import (
-    GROUP_BYTES,
-    LanczosStep,
-    Tridiagonalization,
-    groups_begun,
-    lanczos,
-    lockstep_groups,
-    start_vector,
-)
+from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
     gauss_quadrature,
     ritz_overlaps,
     simple_candidates,
     simple_nodes,
 )
+from spectral_density.linalg.start_vectors import start_vector
+from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
 from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.spectrum import Spectrum
 

@@ -19,7 +19,7 @@ from spectral_density import (
     lanczos,
     top_eigenpairs,
 )
-from spectral_density.linalg.lanczos import start_vector
+from spectral_density.linalg import start_vector
 from spectral_density.spectrum.accuracy import Ending
 
 pytest.importorskip("hypothesis")

@@ -1,22 +1,12 @@
-"""Algorithms on any symmetric operator `A @ v`: NumPy and SciPy only, never TensorFlow."""
+"""Numerical linear algebra from products `A @ v` alone: NumPy and SciPy, no framework."""
 
+from spectral_density._former_modules import register
 from spectral_density.linalg.arguments import product_precision
 from spectral_density.linalg.eigen import ConvergenceWarning, Eigenpairs, top_eigenpairs
-from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
-from spectral_density.linalg.functions import (
-    QuadratureEstimate,
-    effective_dimension,
-    log_determinant,
-)
-from spectral_density.linalg.lanczos import (
-    LanczosStep,
-    Tridiagonalization,
-    default_draws_at_once,
-    lanczos,
-    lockstep_groups,
-    start_vector,
-)
-from spectral_density.linalg.nystrom import Nystrom, nystrom
+from spectral_density.linalg.estimates import DiagonalEstimate, Estimate, QuadratureEstimate
+from spectral_density.linalg.functions import effective_dimension, log_determinant
+from spectral_density.linalg.lockstep import default_draws_at_once, lockstep_groups
+from spectral_density.linalg.nystrom_approximation import Nystrom, nystrom
 from spectral_density.linalg.power import PowerIteration, power_iteration
 from spectral_density.linalg.preconditioners import (
     LowRankPreconditioner,
@@ -42,10 +32,12 @@ from spectral_density.linalg.randomized import (
     randomized_eigh,
     randomized_svd,
 )
-from spectral_density.linalg.range_finder import RangeBasis, range_finder
+from spectral_density.linalg.range_basis import RangeBasis, range_finder
 from spectral_density.linalg.solvers import Solution, SolverStep, Status, solve
+from spectral_density.linalg.start_vectors import start_vector
 from spectral_density.linalg.thick_restart import EigenState
 from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
+from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
 
 __all__ = [
     "WEIGHT_FLOOR",
@@ -96,3 +88,5 @@ __all__ = [
     "top_eigenpairs",
     "trace",
 ]
+
+register(__name__, ["lanczos", "nystrom", "range_finder"])

@@ -1,8 +1,9 @@
-"""What every algorithm asks of its arguments and of the operator's products."""
+"""Argument checks, checked products with an operator, random streams, and operator identity."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from math import isfinite
 from numbers import Real
 from operator import index
@@ -75,6 +76,13 @@ def _has_symmetric_entries(matrix: Any) -> bool:
     matrix = matrix.astype(np.float64)
     with np.errstate(invalid="ignore"):  # the products will say what is not finite
         return bool(abs(matrix - matrix.T).max() <= 100 * eps * abs(matrix).max())
+
+
+def check_operator(operator: Any, check: bool) -> None:
+    """Have an operator find out whether it is sound, if it can and the caller wants it."""
+    examine = getattr(operator, "check", None)
+    if check and callable(examine):
+        examine()
 
 
 def has_adjoint(operator: LinearOperator) -> bool:
@@ -154,16 +162,51 @@ def block_product(operator: LinearOperator, block: np.ndarray, where: str = "") 
         TypeError: if the products are complex.
         FloatingPointError: if they are not finite.
     """
+    product = np.asarray(_real_product(operator, block), dtype=np.float64)
+    _require_finite(product, where)
+    return product
+
+
+def row_products(
+    operator: LinearOperator, rows: np.ndarray, where: str | Callable[[int], str] = ""
+) -> tuple[np.ndarray, float]:
+    """Return the products with rows as float64 rows, checked, and their relative rounding.
+
+    Args:
+        operator: what multiplies, by `matvec` for one row and in one call for several.
+        rows: (k, n).
+        where: said in errors, of the first row that is not finite if it is a function of its index.
+
+    Returns:
+        Products, shape (k, n), always a copy: an operator may return its argument, or a buffer of
+        its own. And the eps of their dtype, or of that which the operator states if it is coarser.
+
+    Raises:
+        TypeError: if the products are complex.
+        FloatingPointError: if they are not finite.
+    """
+    product = _real_product(operator, rows[0] if len(rows) == 1 else rows.T)
+    eps = max(product_precision(operator), precision(product.dtype))
+    products = np.array(product.T, dtype=np.float64, order="C", ndmin=2)
+    del product
+    for i, row in enumerate(products):
+        _require_finite(row, where(i) if callable(where) else where)
+    return products, eps
+
+
+def _real_product(operator: LinearOperator, block: np.ndarray) -> np.ndarray:
     product = operator.matvec(block) if block.ndim == 1 else operator.matmat(block)
     if np.iscomplexobj(product):
         raise TypeError("The operator's products are complex; it must be real and symmetric.")
-    product = np.asarray(product, dtype=np.float64)
+    return product
+
+
+def _require_finite(product: np.ndarray, where: str) -> None:
     if not np.isfinite(product).all():
         raise FloatingPointError(
             f"The product with the operator is not finite{' ' if where else ''}{where}. "
             "Check that the operator's own entries are finite."
         )
-    return product
 
 
 def product_precision(operator: Any) -> float:
@@ -210,7 +253,7 @@ def rounding_share(operator: LinearOperator, vector: np.ndarray) -> float:
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the random stream of a key: the same numbers for the same key, whatever else ran.
+    """Return the random stream of a key: the same numbers for the same key.
 
     NumPy pads short seeds with zeros: `default_rng([seed, 0])` is `default_rng(seed)`, which data
     are often made with. A spawn key of this package's own, with the length of the key in it, makes
@@ -224,8 +267,15 @@ def stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key))
 
 
+def random_direction(size: int, seed: int, *key: int) -> np.ndarray:
+    """Return a random unit vector of a key, see `stream`: uniform on the sphere, shape (size,)."""
+    vector = stream(seed, *key).standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    return vector
+
+
 def signature(operator: LinearOperator) -> dict[str, Any]:
-    """Return what tells one operator from another, as text and numbers.
+    """Return what identifies an operator, as text and numbers.
 
     An operator's own `fingerprint()`, or a hash of a matrix; of any other operator only its shape,
     dtype and kind are known.
@@ -243,16 +293,16 @@ def signature(operator: LinearOperator) -> dict[str, Any]:
 
 
 def identifies(signature_: dict[str, Any]) -> bool:
-    """Tell whether a signature says all about the matrix, as the hash of its entries does.
+    """Return whether a signature determines the matrix, as the hash of its entries does.
 
     What a user's function computes has no hash: an operator may have a fingerprint of all else.
     """
     return set(signature_) == {"shape", "dtype", "hash"}
 
 
-def is_same_form(found: float, expected: float, norm: float, rounding: float) -> bool:
-    """Tell whether a quadratic form of a matrix of that norm is, but for rounding, the expected."""
-    return abs(found - expected) <= 100 * max(rounding, 1e-12) * norm
+def is_same_form(value: float, expected: float, norm: float, rounding: float) -> bool:
+    """Return whether a quadratic form of a matrix of that norm is as expected, but for rounding."""
+    return abs(value - expected) <= 100 * max(rounding, 1e-12) * norm
 
 
 def array_hash(*arrays: np.ndarray) -> str:

@@ -1,19 +1,13 @@
-"""Estimators of a diagonal: Hutchinson's regression, and Diag++."""
+"""Stochastic estimators of a diagonal: Hutchinson's regression and Diag++."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from spectral_density.linalg.estimates import DiagonalEstimate
-from spectral_density.linalg.sampling import Products
-from spectral_density.linalg.sketch import (
-    RESIDUAL,
-    Sketch,
-    complement,
-    gaussians,
-    padded,
-    sketch_rank,
-)
+from spectral_density.linalg.orthogonalization import project_out_rows
+from spectral_density.linalg.sampling import ScaledOperator
+from spectral_density.linalg.sketch import RESIDUAL, Sketch, gaussians, padded, sketch_rank
 from spectral_density.linalg.threads import blas_threads
 
 
@@ -22,7 +16,7 @@ class HutchinsonDiagonal:
 
     least = 3
 
-    def __init__(self, products: Products, seed: int) -> None:
+    def __init__(self, products: ScaledOperator, seed: int) -> None:
         self.products = products
         self.seed = seed
         self.line = _Regression(products.size)
@@ -75,7 +69,7 @@ class DiagonalPlusPlus:
 
     least = 5
 
-    def __init__(self, products: Products, seed: int) -> None:
+    def __init__(self, products: ScaledOperator, seed: int) -> None:
         self.products = products
         self.seed = seed
         self.sketch = Sketch(products, seed, keep_images=True)
@@ -92,13 +86,13 @@ class DiagonalPlusPlus:
             # The columns that are new to the basis come off what was orthogonal to the old ones.
             probes = gaussians(size, self.seed, part, RESIDUAL)
             with blas_threads(size):
-                probes = complement(probes, old_basis)
+                probes = project_out_rows(probes, old_basis)
                 self.images[part.start : part.stop] -= (probes @ basis.T) @ images
         self.images = padded(self.images, num_products - 2 * rank, size)
         for part in self.products.blocks(count, len(self.images)):
             probes = gaussians(size, self.seed, part, RESIDUAL)
             with blas_threads(size):
-                probes = complement(probes, self.sketch.basis)
+                probes = project_out_rows(probes, self.sketch.basis)
             self.images[part.start : part.stop] = self.products(probes)
 
     def result(self) -> DiagonalEstimate:
@@ -106,7 +100,7 @@ class DiagonalPlusPlus:
         size, basis, images = self.products.size, self.sketch.basis, self.sketch.images
         line = _Regression(size)
         for part in self.products.blocks(0, len(self.images)):
-            rest = complement(self.images[part.start : part.stop], basis)
+            rest = project_out_rows(self.images[part.start : part.stop], basis)
             line.add(gaussians(size, self.seed, part, RESIDUAL), rest)
         inner = self.sketch.compressed @ basis
         known = np.einsum("kn,kn->n", basis, 2 * images - inner)

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs of a symmetric operator, with true residuals and nothing missed."""
+"""Extreme eigenpairs of a symmetric operator by thick-restart Lanczos, with true residuals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import open_run, workers_of
 from spectral_density.linalg.arguments import (
     as_real_square,
+    check_operator,
     integer,
     number,
     product_precision,
@@ -23,17 +24,16 @@ from spectral_density.linalg.arguments import (
     signature,
 )
 from spectral_density.linalg.eigen_checkpoint import SavedState, problem_of
-from spectral_density.linalg.lanczos import as_starts, check_operator
-from spectral_density.linalg.memory import foresee
-from spectral_density.linalg.thick_restart import CheckedPairs, EigenState, result_order
-
-WHICH = ("LM", "LA", "SA", "BE")
-"""Ends of the spectrum: largest magnitude, largest, smallest, both ends."""
+from spectral_density.linalg.eigenvalue_selection import WHICH, result_order
+from spectral_density.linalg.low_rank import PartialEigendecomposition
+from spectral_density.linalg.memory import check_memory
+from spectral_density.linalg.start_vectors import start_columns
+from spectral_density.linalg.thick_restart import CheckedPairs, EigenState
 
 _EPS = float(np.finfo(np.float64).eps)
 _MAX_POLISHES = 3
 
-# Blocks beside k vectors that the default basis has room for: with fewer, restarts undo the work.
+# Blocks beside k vectors that the default basis holds: with fewer, restarts undo the work.
 _BLOCKS = 8
 
 
@@ -42,7 +42,7 @@ class ConvergenceWarning(UserWarning):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Eigenpairs:
+class Eigenpairs(PartialEigendecomposition):
     """Extreme eigenpairs of a symmetric operator A.
 
     Largest magnitude first for "LM", largest first for "LA", smallest first for "SA", and
@@ -53,11 +53,11 @@ class Eigenpairs:
     vectors: np.ndarray  # (n, k), orthonormal columns
     residuals: np.ndarray  # (k,), ||A v - value v||, from products with the vectors themselves
     converged: np.ndarray  # (k,) bool, residuals <= tolerance * norm
-    complete: bool  # whether a fresh random start in their complement found no other that is wanted
+    complete: bool  # whether a new start in their complement showed no other that is wanted
     num_products: int  # products with single vectors, those for the residuals included
     which: str
     tolerance: float
-    norm: float  # largest |Ritz value| or ||A v|| met: at most ||A||, and max |values| for "LM"
+    norm: float  # largest |Ritz value| or ||A v||: at most ||A||, and max |values| for "LM"
 
     def __repr__(self) -> str:
         """Name the values and how good they are, never the vectors."""
@@ -93,8 +93,8 @@ def top_eigenpairs(
 
     Thick-restart Lanczos with full reorthogonalization in float64. A Krylov space holds one vector
     of each eigenspace, so when k pairs have converged they are locked, and Lanczos starts again
-    from a random vector in their complement, until such a start finds nothing more that is wanted
-    and would have found it with probability `1 - MISS_PROBABILITY`: multiple eigenvalues come as
+    from a random vector in their complement, until such a start shows no other that is wanted
+    and would have shown it with probability `1 - MISS_PROBABILITY`: multiple eigenvalues come as
     often as they are there. Where `subspace` is n, as it is for n <= 20, the decomposition is the
     full one.
 
@@ -105,7 +105,7 @@ def top_eigenpairs(
         k: number of pairs, 1 to n.
         which: "LM" largest magnitude, "LA" largest, "SA" smallest, or "BE" both ends, the high
             end first where k is odd; the words are those of `scipy.sparse.linalg.eigsh`.
-        tolerance: residual over `norm`, the best lower bound of ||A|| met, at which a pair has
+        tolerance: residual over `norm`, the best lower bound of ||A||, at which a pair has
             converged. None is eps^(3/4) of the products: 1.8e-12 for float64, 6.4e-6 for float32.
             An eigenvalue that stands alone is off by about the residual's square over its gap.
             Eigenvalues nearer to each other than tolerance * norm count as equal.
@@ -113,7 +113,7 @@ def top_eigenpairs(
             100 times `subspace`, at least 1000.
         subspace: rows of the basis; None is the largest of 2 k + 1, 20 and k + 8 block_size, or n
             where that is less. More take more memory, n float64 each, and fewer products.
-        block_size: vectors multiplied at once until k pairs are found; None is 1. More take fewer
+        block_size: vectors multiplied together until k pairs are known; None is 1. More take fewer
             passes over the data and more products.
         start: start vectors instead of random ones, shape (n,) or (n, count), count <= block_size.
         seed: seed of the random streams.
@@ -146,75 +146,95 @@ def top_eigenpairs(
     """
     operator = as_real_square(operator)
     size = integer(operator.shape[0], "The number of rows", 1)
-    state = _initial_state(operator, size, k, which, tolerance, subspace, block_size, seed)
-    # k pairs to begin with, whatever is left of the block then, and their residuals.
-    least = min(state.k + state.block_size - 1, size) + state.k
-    if max_products is None:
-        max_products = max(1000, 100 * state.subspace, 2 * least)
-    max_products = integer(max_products, "max_products", least)
+    state = _initial_state(
+        operator,
+        k=k,
+        which=which,
+        tolerance=tolerance,
+        subspace=subspace,
+        block_size=block_size,
+        seed=seed,
+    )
+    max_products = _checked_budget(max_products, state)
     starts = None if start is None else start_columns(start, size, state.block_size)
-    if resume is not None and (start is not None or checkpoint is not None):
-        other = "start" if start is not None else "checkpoint"
-        raise ValueError(f"A run that is resumed has one already: pass {other} or resume.")
     if resume is not None:
+        if start is not None or checkpoint is not None:
+            other = "start" if start is not None else "checkpoint"
+            raise ValueError(f"A run that is resumed has one already: pass {other} or resume.")
         state = _same_problem(resume, state)
     check_operator(operator, check)
     with ExitStack() as stack:
         saved = None
         if checkpoint is not None:
-            run = stack.enter_context(
-                open_run(
-                    checkpoint,
-                    problem_of(state, signature(operator), starts),
-                    workers_of(operator),
-                )
-            )
-            saved = stack.enter_context(SavedState(run, state.size))
+            problem = problem_of(state, signature(operator), starts)
+            run = stack.enter_context(open_run(checkpoint, problem, workers_of(operator)))
+            saved = stack.enter_context(SavedState(run, size))
             state = saved.load(operator) or state
         if not state.rounds:
             state.begin(starts)
         bar = stack.enter_context(progress_bar(max_products, "Eigenpairs", progress))
         bar.update(state.num_products)
+        pairs = _Search(operator, state, max_products, bar, saved, callback).run()
+    return _result(operator, state, pairs, max_products)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The steps of a run, until its pairs pass the test of their true residuals."""
+
+    operator: LinearOperator
+    state: EigenState
+    max_products: int
+    bar: Any
+    saved: SavedState | None
+    callback: Callable[[EigenState], None] | None
+
+    def run(self) -> CheckedPairs:
+        """Make steps as far as `max_products` allows; return the pairs with true residuals."""
+        state = self.state
         while True:
-            while (
-                not state.settled and state.num_products + state.pending + state.k <= max_products
-            ):
-                before = state.num_products
-                state.advance(operator)
-                bar.update(state.num_products - before)
-                if saved is not None:
-                    saved.save(state)
-                if callback is not None:
-                    callback(state)
-            checked = state.check(operator)
-            bar.update(state.k)
-            passed = checked.residuals <= state.tolerance * state.norm
-            affordable = state.num_products + 3 * state.k <= max_products
-            if not state.settled or passed.all() or not affordable:
-                break
+            while not state.settled and self._affords(state.pending + state.k):
+                self._step()
+            pairs = state.check(self.operator)
+            self.bar.update(state.k)
+            if not state.settled or state.passed(pairs).all() or not self._affords(3 * state.k):
+                return pairs
             if state.polishes == _MAX_POLISHES:
-                break
+                return pairs
             state.num_products += state.k
-            state.polish(checked)
-    return _result(operator, state, checked, passed, max_products)
+            state.polish(pairs)
+
+    def _affords(self, num_products: int) -> bool:
+        return self.state.num_products + num_products <= self.max_products
+
+    def _step(self) -> None:
+        state = self.state
+        before = state.num_products
+        state.advance(self.operator)
+        self.bar.update(state.num_products - before)
+        if self.saved is not None:
+            self.saved.save(state)
+        if self.callback is not None:
+            self.callback(state)
 
 
 def _initial_state(
     operator: LinearOperator,
-    size: int,
-    k: int,
-    which: str,
-    tolerance: float | None,
-    subspace: int | None,
-    block_size: int | None,
-    seed: int,
+    *,
+    k: Any,
+    which: Any,
+    tolerance: Any,
+    subspace: Any,
+    block_size: Any,
+    seed: Any,
 ) -> EigenState:
     """Return the state before any start vector, of arguments that are checked."""
+    size = operator.shape[0]
     k = integer(k, "k", 1, size)
     if which not in WHICH:
         raise ValueError(f"which must be one of {', '.join(map(repr, WHICH))}, got {which!r}.")
     block_size = 1 if block_size is None else integer(block_size, "block_size", 1, size)
-    # Room for the pairs, and to restart from both ends, one block kept and one block new.
+    # For the pairs, and to restart from both ends, one block kept and one block new.
     least = min(size, k + 2 * block_size + 1)
     if subspace is None:
         subspace = min(size, max(2 * k + 1, 20, k + _BLOCKS * block_size))
@@ -225,7 +245,7 @@ def _initial_state(
         )
     precision = product_precision(operator)
     capacity = subspace + block_size
-    foresee(
+    check_memory(
         {"basis": capacity * size * 8, "pairs and products": (k + 3 * block_size) * size * 8},
         "Ask for fewer pairs, a smaller subspace, or fewer parameters with variables=.",
     )
@@ -244,6 +264,14 @@ def _initial_state(
     )
 
 
+def _checked_budget(max_products: Any, state: EigenState) -> int:
+    # k pairs to begin with, whatever is left of the block then, and their residuals.
+    least = min(state.k + state.block_size - 1, state.size) + state.k
+    if max_products is None:
+        max_products = max(1000, 100 * state.subspace, 2 * least)
+    return integer(max_products, "max_products", least)
+
+
 def _same_problem(state: EigenState, fresh: EigenState) -> EigenState:
     if not isinstance(state, EigenState):
         raise TypeError(f"resume must be an EigenState, got {type(state).__name__}.")
@@ -258,20 +286,16 @@ def _same_problem(state: EigenState, fresh: EigenState) -> EigenState:
 
 
 def _result(
-    operator: LinearOperator,
-    state: EigenState,
-    checked: CheckedPairs,
-    passed: np.ndarray,
-    max_products: int,
+    operator: LinearOperator, state: EigenState, pairs: CheckedPairs, max_products: int
 ) -> Eigenpairs:
-    order = result_order(checked.values, state.which)
+    order = result_order(pairs.values, state.which)
     # They are in order but for rounding, and a copy would take as much memory again.
     in_order = (order == np.arange(state.k)).all()
     result = Eigenpairs(
-        values=np.ldexp(checked.values[order], state.exponent),
-        vectors=(checked.rows if in_order else checked.rows[order]).T,
-        residuals=np.ldexp(checked.residuals[order], state.exponent),
-        converged=passed[order],
+        values=np.ldexp(pairs.values[order], state.exponent),
+        vectors=(pairs.rows if in_order else pairs.rows[order]).T,
+        residuals=np.ldexp(pairs.residuals[order], state.exponent),
+        converged=state.passed(pairs)[order],
         complete=state.settled,
         num_products=state.num_products + state.k,
         which=state.which,
@@ -318,10 +342,3 @@ def residual_tolerance(tolerance: float | None, precision: float) -> float:
     if tolerance is None:
         return precision**0.75
     return number(tolerance, "tolerance", above=0.0)
-
-
-def start_columns(start: Any, size: int, block_size: int) -> np.ndarray:
-    """Return start vectors as unit columns, shape (n, count), count at most block_size."""
-    shape = np.shape(start)
-    count = min(max(shape[1], 1), block_size) if len(shape) == 2 else 1
-    return as_starts(start, size, count)

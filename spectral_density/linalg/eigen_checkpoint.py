@@ -1,4 +1,4 @@
-"""The state of a search for eigenpairs on disk."""
+"""Checkpoints of thick-restart Lanczos: its state on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spectral_density.linalg.thick_restart import EigenState
 
 
 class SavedState:
-    """The state on disk: rows of the basis are appended until a restart changes them all.
+    """The state on disk: rows of the basis are appended until a restart changes all of them.
 
     Each such generation has a log of its own, and the one before it is removed once the new one
     has a state.
@@ -43,8 +43,8 @@ class SavedState:
 
     def load(self, operator: LinearOperator) -> EigenState | None:
         """Return the state of the newest generation that has one, if it is of this operator."""
-        found = [int(name.split("-")[1]) for name in self._run.names("generation-*")]
-        for generation in sorted(found, reverse=True):
+        generations = [int(name.split("-")[1]) for name in self._run.names("generation-*")]
+        for generation in sorted(generations, reverse=True):
             self._log = self._open(generation)
             if not self._log.num_vectors:
                 continue
@@ -52,13 +52,13 @@ class SavedState:
             state = EigenState.from_arrays({**self._log.arrays, "basis": rows})
             self._key = self._generation(state)
             if not identifies(signature(operator)):
-                found_value = rows[0] @ block_product(operator, rows[0])
+                now = rows[0] @ block_product(operator, rows[0])
                 value = np.ldexp(state.projected[0, 0], state.exponent)
                 norm = float(np.ldexp(state.norm, state.exponent))
-                if not is_same_form(found_value, value, norm, product_precision(operator)):
+                if not is_same_form(now, value, norm, product_precision(operator)):
                     raise CheckpointError(
                         f"the checkpoint {self._run.path} is of another operator: v'Av of its "
-                        f"first vector is {found_value:.6g} and was {value:.6g}. Use another "
+                        f"first vector is {now:.6g} and was {value:.6g}. Use another "
                         "directory."
                     )
             return state

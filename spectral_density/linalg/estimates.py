@@ -1,4 +1,4 @@
-"""What is estimated from a random sample, with its standard error."""
+"""Estimates from random samples, with their standard errors and confidence intervals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Estimate:
         return self.value - half, self.value + half
 
     def scaled(self, factor: float) -> Estimate:
-        """Return the estimate of so many times the value."""
+        """Return the estimate of a multiple."""
         return replace(self, value=factor * self.value, standard_error=factor * self.standard_error)
 
     @property
@@ -47,6 +47,45 @@ class Estimate:
         unmet = ", tolerance not met" if self.converged is False else ""
         products = f"{self.num_products:,} product{'s' if self.num_products != 1 else ''}"
         return f"{_with_error(self.value, self.standard_error)} ({products}{unmet})"
+
+
+@dataclass(frozen=True)
+class QuadratureEstimate(Estimate):
+    """The trace of a function of an operator: both errors, that of sampling and of quadrature.
+
+    The truth is about `standard_error` away on account of the random start vectors, and too low by
+    up to `quadrature_error` on account of the finite order: Gauss quadrature of the functions here
+    is an upper bound.
+    """
+
+    quadrature_error: float = 0.0  # not negative; see `log_determinant` for what it is
+    order: int = 0  # Lanczos steps a draw
+    num_draws: int = 0  # start vectors, or 0 where all eigenvalues were computed
+
+    def scaled(self, factor: float) -> QuadratureEstimate:
+        """Return the estimate of a multiple, for a factor that is not negative."""
+        return replace(
+            self,
+            value=factor * self.value,
+            standard_error=factor * self.standard_error,
+            quadrature_error=factor * self.quadrature_error,
+        )
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the t-interval of the sampling error, its lower end less `quadrature_error`.
+
+        Args:
+            level: probability that the t-interval holds the true value, above 0 and below 1.
+        """
+        lower, upper = super().interval(level)
+        return lower - self.quadrature_error, upper
+
+    def __str__(self) -> str:
+        """Say the value to two digits of its error, and the quadrature's part."""
+        text = super().__str__()
+        if not self.quadrature_error:
+            return text
+        return f"{text}, quadrature error {self.quadrature_error:.1e}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +108,14 @@ class DiagonalEstimate:
         return self.values - half, self.values + half
 
     def scaled(self, factor: float) -> DiagonalEstimate:
-        """Return the estimate of so many times the diagonal."""
+        """Return the estimate of a multiple."""
         return replace(
             self, values=factor * self.values, standard_errors=factor * self.standard_errors
         )
 
     @property
     def relative_error(self) -> float:
-        """||half the widths of the 95 % intervals|| / ||values||, what a tolerance is held to."""
+        """||half the widths of the 95 % intervals|| / ||values||, compared with a tolerance."""
         half = _t_factor(_CONFIDENCE, self.degrees_of_freedom) * self.standard_errors
         return _ratio(float(np.linalg.norm(half)), float(np.linalg.norm(self.values)))
 

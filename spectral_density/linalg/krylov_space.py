@@ -1,4 +1,4 @@
-"""The space that randomized factorizations work in: powers of the operator times a random block."""
+"""Block Krylov spaces of a random block: their basis, products, and norm bounds."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import block_product, has_adjoint, integer, product_precision
-from spectral_density.linalg.blocks import (
-    PROBE,
-    TEST,
-    gaussian,
-    orthonormal,
-    probed_norm,
-    qr,
-    without,
-)
+from spectral_density.linalg.gaussian_blocks import PROBE, TEST, gaussian, probed_norm
 from spectral_density.linalg.norms import column_norms
+from spectral_density.linalg.orthogonalization import project_out, rank_revealing_extension
 from spectral_density.linalg.threads import blas_threads
 
 ROUNDING = 10
@@ -29,7 +22,7 @@ ROUNDING = 10
 
 @dataclass(frozen=True)
 class Probes:
-    """Gaussian vectors that no basis has seen, and their products."""
+    """Gaussian vectors that are independent of the basis, and their products."""
 
     vectors: np.ndarray  # (n, k), Z
     products: np.ndarray  # (m, k), A Z
@@ -37,7 +30,7 @@ class Probes:
 
 
 class KrylovSpace:
-    """A block Krylov space of the operator: its basis, and what the products so far tell.
+    """A block Krylov space of the operator: its basis, and the products so far.
 
     With `keep`, the adjoint's products with the basis are kept as they come: for a symmetric
     operator those that build the space, so that only the last block is left for `finish`.
@@ -117,7 +110,7 @@ class KrylovSpace:
         return self.rank - before
 
     def finish(self, others: np.ndarray) -> np.ndarray:
-        """Multiply what of the basis was not yet, and others in the same pass; return theirs."""
+        """Multiply the rest of the basis, and others in the same pass; return products of these."""
         rest = self.basis[:, self._products.count :]
         count = rest.shape[1]
         if not count + others.shape[1]:
@@ -128,19 +121,17 @@ class KrylovSpace:
 
     def probed_norm(self, products: np.ndarray) -> float:
         """Bound ||(I - Q Q') B|| by products of B with Gaussian vectors."""
-        return 0.0 if self.is_full else probed_norm(without(products, self.basis))
+        return 0.0 if self.is_full else probed_norm(project_out(products, self.basis))
 
     def _extend(self, block: np.ndarray, most: int) -> int:
         """Add what lies outside of the basis, but for rounding; return the columns added."""
         with blas_threads(len(block)):
             self._norm = max(self._norm, column_norms(block).max())
-            q, triangle = qr(without(block, self.basis))
-            left, sizes, _ = np.linalg.svd(triangle)
-            kept = int(np.count_nonzero(sizes > self._rounding * self._norm))
-            kept = min(kept, most - self.rank)
-            if kept:
-                self._basis.append(orthonormal(q @ left[:, :kept], self.basis))
-        return kept
+            new = rank_revealing_extension(
+                block, self.basis, self._rounding * self._norm, most - self.rank
+            )
+            self._basis.append(new)
+        return new.shape[1]
 
 
 class _Columns:
@@ -148,26 +139,26 @@ class _Columns:
 
     def __init__(self, rows: int) -> None:
         self.count = 0
-        self._room = np.empty((rows, 0), order="F")
+        self._storage = np.empty((rows, 0), order="F")
 
     @property
     def array(self) -> np.ndarray:
         """All columns, a view."""
-        return self._room[:, : self.count]
+        return self._storage[:, : self.count]
 
     def append(self, block: np.ndarray) -> None:
         """Add columns."""
         end = self.count + block.shape[1]
-        if end > self._room.shape[1]:
-            room = np.empty((len(self._room), max(end, 2 * self.count)), order="F")
-            room[:, : self.count] = self.array
-            self._room = room
-        self._room[:, self.count : end] = block
+        if end > self._storage.shape[1]:
+            grown = np.empty((len(self._storage), max(end, 2 * self.count)), order="F")
+            grown[:, : self.count] = self.array
+            self._storage = grown
+        self._storage[:, self.count : end] = block
         self.count = end
 
 
 def sketch(space: KrylovSpace, width: int, depth: int, num_probes: int) -> Probes:
-    """Fill the space from `width` test vectors; probes go along in its first pass."""
+    """Build the space from `width` test vectors; probes are multiplied in its first pass."""
     size = space.operator.shape[1]
     tests = gaussian(size, space.seed, TEST, width)
     probes = gaussian(size, space.seed, PROBE, num_probes)

@@ -1,4 +1,4 @@
-"""What a run will take, held against what is free before it begins."""
+"""Memory checks before a run, and arrays on disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import psutil
 
 
-def foresee(needed: Mapping[str, int], ways_out: str) -> None:
+def check_memory(needed: Mapping[str, int], ways_out: str) -> None:
     """Raise if the bytes that a run needs are more than are free.
 
     Args:
-        needed: bytes of each thing that will be held at the same time, by name.
+        needed: bytes of each of the arrays that are in memory at the same time, by name.
         ways_out: what the user can do about it.
 
     Raises:
@@ -32,7 +32,7 @@ def foresee(needed: Mapping[str, int], ways_out: str) -> None:
 def on_disk(
     shape: tuple[int, ...], dtype: Any, directory: str | os.PathLike[str] | None = None
 ) -> np.ndarray:
-    """Return an array whose entries are in an unnamed file, which goes when the array does.
+    """Return an array whose entries are in an unnamed file, which is removed with the array.
 
     Args:
         shape: of the array.

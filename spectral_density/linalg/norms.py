@@ -10,7 +10,7 @@ from spectral_density.linalg.threads import blas_threads
 
 
 def euclidean_norm(vector: np.ndarray) -> float:
-    """Return ||v||, by one pass over the vector and one BLAS thread where its squares allow it."""
+    """Return ||v||, by one pass over the vector and one BLAS thread where its squares allow."""
     with blas_threads(vector.size):
         if vector.dtype.kind == "f":
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):

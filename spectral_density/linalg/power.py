@@ -1,10 +1,10 @@
-"""The power method, the baseline that `top_eigenpairs` is held against."""
+"""The power method for the eigenpair of largest magnitude."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,10 @@ from spectral_density.linalg.arguments import (
     block_product,
     integer,
     product_precision,
-    stream,
+    random_direction,
 )
-from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance, start_columns
+from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance
+from spectral_density.linalg.start_vectors import start_columns
 from spectral_density.linalg.threads import blas_threads
 
 # Random streams: a key of this file's own.
@@ -25,7 +26,7 @@ _KEY = 7046
 
 @dataclass(frozen=True, repr=False, eq=False)
 class PowerIteration:
-    """The eigenpair of largest magnitude as the power method finds it."""
+    """The eigenpair of largest magnitude, by the power method."""
 
     value: float  # Rayleigh quotient v' A v
     vector: np.ndarray  # (n,), of length 1
@@ -56,7 +57,7 @@ def power_iteration(
 
     The classical baseline: the error falls by |lambda_2 / lambda_1| a product, where
     `top_eigenpairs` gains as much in the square root of the number of products. Two eigenvalues of
-    largest magnitude and opposite sign keep it from converging, which is noticed and said.
+    largest magnitude and opposite sign keep it from converging, which is noticed and reported.
 
     Args:
         operator: symmetric and real, shape (n, n): `LinearOperator`, array or sparse matrix.
@@ -85,51 +86,70 @@ def power_iteration(
     max_products = integer(max_products, "max_products", 1)
     seed = integer(seed, "seed", 0)
     if start is None:
-        vector = stream(seed, _KEY).standard_normal(size)
-        vector /= np.linalg.norm(vector)
+        vector = random_direction(size, seed, _KEY)
     else:
         vector = start_columns(start, size, 1)[:, 0].copy()
     before = None
     with progress_bar(max_products, "Power iteration", progress) as bar:
         for count in range(1, max_products + 1):
-            product = np.array(block_product(operator, vector, f"at step {count}"))
+            product = block_product(operator, vector, f"at step {count}")
             bar.update(1)
             with blas_threads(size):
-                exponent = int(np.frexp(np.abs(product).max())[1])
-                product = np.ldexp(product, -exponent)
-                norm = float(np.linalg.norm(product))
-                value = float(vector @ product)
-                residual = float(np.linalg.norm(product - value * vector))
-                converged = residual <= tolerance * norm
-                if not converged:
-                    product /= norm
-                # Two products lead back to where they began, and one far away.
-                alternates = (
-                    before is not None
-                    and residual > tolerance**0.5 * norm
-                    and bool(np.linalg.norm(product - before) <= tolerance)
-                )
+                step = _Step.from_product(vector, product)
+                converged = step.residual <= tolerance * step.norm
+                alternates = not converged and step.alternates(before, tolerance)
             if converged or alternates or count == max_products:
                 break
-            before, vector = vector, product
+            before, vector = vector, step.direction
     result = PowerIteration(
-        value=float(np.ldexp(value, exponent)),
+        value=float(np.ldexp(step.value, step.exponent)),
         vector=vector,
-        residual=float(np.ldexp(residual, exponent)),
+        residual=float(np.ldexp(step.residual, step.exponent)),
         converged=converged,
         num_products=count,
     )
     if not converged:
-        why = f"has not converged in {count} products"
-        remedy = "raise max_products, or use top_eigenpairs, which needs fewer"
-        if alternates:
-            magnitude = np.ldexp(norm, exponent)
-            why = f"cannot converge: both {magnitude:.6g} and {-magnitude:.6g} are eigenvalues"
-            remedy = 'use top_eigenpairs with which="BE" or "LM"'
-        warnings.warn(
-            f"power_iteration {why}. The residual is {result.residual:.2g} where "
-            f"{np.ldexp(tolerance * norm, exponent):.2g} was asked for: {remedy}.",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+        _warn(result, step, tolerance, alternates)
     return result
+
+
+class _Step(NamedTuple):
+    """The product with a unit vector v, in units of 2**exponent: no square over- or underflows."""
+
+    value: float  # v' A v
+    norm: float  # ||A v||
+    residual: float  # ||A v - value v||
+    exponent: int
+    direction: np.ndarray  # A v / ||A v||
+
+    @classmethod
+    def from_product(cls, vector: np.ndarray, product: np.ndarray) -> _Step:
+        exponent = int(np.frexp(np.abs(product).max())[1])
+        product = np.ldexp(product, -exponent)
+        norm = float(np.linalg.norm(product))
+        value = float(vector @ product)
+        residual = float(np.linalg.norm(product - value * vector))
+        if norm:
+            product /= norm
+        return cls(value, norm, residual, exponent, product)
+
+    def alternates(self, before: np.ndarray | None, tolerance: float) -> bool:
+        """Return whether two products lead back to where they began, and one far away."""
+        if before is None or self.residual <= tolerance**0.5 * self.norm:
+            return False
+        return bool(np.linalg.norm(self.direction - before) <= tolerance)
+
+
+def _warn(result: PowerIteration, step: _Step, tolerance: float, alternates: bool) -> None:
+    why = f"has not converged in {result.num_products} products"
+    remedy = "raise max_products, or use top_eigenpairs, which needs fewer"
+    if alternates:
+        magnitude = np.ldexp(step.norm, step.exponent)
+        why = f"cannot converge: both {magnitude:.6g} and {-magnitude:.6g} are eigenvalues"
+        remedy = 'use top_eigenpairs with which="BE" or "LM"'
+    warnings.warn(
+        f"power_iteration {why}. The residual is {result.residual:.2g} where "
+        f"{np.ldexp(tolerance * step.norm, step.exponent):.2g} was asked for: {remedy}.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

@@ -1,4 +1,4 @@
-"""Preconditioners from a few eigenpairs: the top of the spectrum is solved for, the rest scaled."""
+"""Low-rank preconditioners from a few eigenpairs, randomized Nystrom among them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.linalg.arguments import number
-from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.low_rank import multiply_low_rank
+from spectral_density.linalg.nystrom_approximation import nystrom
 from spectral_density.linalg.threads import blas_threads
 
 # How far from orthonormal columns may be: float32 eigenvectors pass, raw random blocks do not.
@@ -20,7 +21,7 @@ _SMALLEST = 1e-14
 class LowRankPreconditioner(LinearOperator):
     """M = U diag((|lambda_r| + mu) / (|lambda_i| + mu)) U' + (I - U U'), positive definite.
 
-    lambda_r is the eigenvalue of smallest magnitude among those found. M / (|lambda_r| + mu) is
+    lambda_r is the eigenvalue of smallest magnitude among these. M / (|lambda_r| + mu) is
     the inverse of |A| + mu I on the span of U, and takes the rest of A to be as large as
     |lambda_r|. The factor changes nothing in CG, MINRES and GMRES.
 
@@ -90,8 +91,7 @@ class LowRankPreconditioner(LinearOperator):
 
     def _matmat(self, X: np.ndarray) -> np.ndarray:
         with blas_threads(len(X)):
-            along = self._shares[:, np.newaxis] * (self.vectors.T @ X)
-            return X + self.vectors @ along
+            return X + multiply_low_rank(self.vectors, self._shares, X)
 
     def _adjoint(self) -> LowRankPreconditioner:
         return self

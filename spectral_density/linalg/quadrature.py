@@ -1,4 +1,4 @@
-"""Tridiagonal matrices as Gauss quadrature rules, their errors, and the weights that are known."""
+"""Gauss quadrature rules of tridiagonal matrices, their error bounds, and simple eigenvalues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
-from spectral_density.linalg.lanczos import project
+from spectral_density.linalg.orthogonalization import project
 
 WEIGHT_FLOOR = 1e-12
 """Nodes of less weight carry none: what follows a breakdown, never reported as eigenvalues."""
@@ -36,7 +36,7 @@ class Quadrature:
 
 
 class QuadratureBounds(NamedTuple):
-    """What the quadrature of one start vector can be off by, whatever the matrix."""
+    """Bounds of the quadrature error of one start vector, for any matrix."""
 
     ks: float  # largest difference of the cumulative distributions
     wasserstein: float  # Wasserstein-1 distance, in the units of the nodes
@@ -67,13 +67,34 @@ def gauss_quadrature(alpha: np.ndarray, beta: np.ndarray, /) -> Quadrature:
         )
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise ValueError("alpha and beta must be finite.")
-    # A power of two: dividing by it is exact, and nothing under- or overflows on the way.
+    # A power of two: dividing by it is exact, and no intermediate result under- or overflows.
     largest = max(np.abs(alpha).max(), np.abs(beta).max(initial=0.0))
     scale = 2.0 ** np.floor(np.log2(largest)) if largest else 1.0
     # The QR iteration ("stev"): eigenvectors orthonormal to rounding also where nodes coincide,
     # which neither inverse iteration nor relatively robust representations promise.
     nodes, vectors = eigh_tridiagonal(alpha / scale, beta / scale, lapack_driver="stev")
     return Quadrature(scale * nodes, vectors[0] ** 2, np.abs(vectors[-1]), vectors)
+
+
+def gauss_radau_quadrature(
+    alpha: np.ndarray, beta: np.ndarray, residual_norm: float, gauss: Quadrature, node: float
+) -> Quadrature:
+    """Return the Gauss-Radau rule, which has one node more, a prescribed one below all others.
+
+    Args:
+        alpha: diagonal, shape (m,).
+        beta: off-diagonal, shape (m - 1,).
+        residual_norm: the beta after the last step.
+        gauss: `gauss_quadrature(alpha, beta)`, which is exact where that is zero.
+        node: below all nodes of the Gauss rule.
+
+    References:
+        Golub (1973), SIAM Review 15:318, section 7.
+    """
+    if not residual_norm:
+        return gauss
+    last = node + residual_norm**2 * float(np.sum(gauss.last**2 / (gauss.nodes - node)))
+    return gauss_quadrature(np.append(alpha, last), np.append(beta, residual_norm))
 
 
 def ritz_residuals(quadrature: Quadrature, /, residual_norm: float) -> np.ndarray:
@@ -172,7 +193,7 @@ def simple_nodes(
     vector in the first draw is y = P v_0 / ||P v_0||. If the space is a line, <y, v_d>^2 is the
     weight of every draw; if it is larger, the weights of the others exceed it by what v_d has in
     the space but across y. Equality in all draws therefore means simple; eigenvalues too close to
-    be told apart fail the test as a multiple one does. One draw shows nothing.
+    be distinguished fail the test as a multiple one does. One draw is not enough.
 
     Args:
         quadratures: one a draw.
@@ -200,14 +221,14 @@ def simple_nodes(
         matches = [_only_node_near(q, node, 2 * _CONVERGED * spread) for q in quadratures]
         if None in matches:
             continue
-        found = np.array(matches)
-        pairs = list(zip(rows, found, strict=True))
+        columns = np.array(matches)
+        pairs = list(zip(rows, columns, strict=True))
         residual = max(residuals[d][j] for d, j in pairs)
         weights = np.array([quadratures[d].weights[j] for d, j in pairs])
         rounding = _SAME_WEIGHT * (1 / size + weights)
         same = np.abs(weights - overlaps[:, column]) <= rounding
         if residual <= _CONVERGED * spread and same.all():
-            simple[rows, found] = True
+            simple[rows, columns] = True
     return simple
 
 
@@ -243,8 +264,8 @@ def _range(quadratures: Sequence[Quadrature]) -> float:
 def _only_node_near(quadrature: Quadrature, value: float, distance: float) -> int | None:
     """Return the one node that carries weight within the distance, None if there is not just one.
 
-    Two are a multiple eigenvalue that rounding has split, or two too close to tell which is which.
+    Two are a multiple eigenvalue that rounding has split, or two too close to distinguish.
     """
     near = np.abs(quadrature.nodes - value) <= distance
-    found = np.flatnonzero(near & (quadrature.weights > WEIGHT_FLOOR))
-    return int(found[0]) if len(found) == 1 else None
+    matches = np.flatnonzero(near & (quadrature.weights > WEIGHT_FLOOR))
+    return int(matches[0]) if len(matches) == 1 else None

@@ -1,4 +1,4 @@
-"""Low-rank factorizations from products with a few random blocks, with bounds on their errors."""
+"""Randomized singular value and eigenvalue decompositions, with error bounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from spectral_density.linalg.arguments import (
     rank_within,
     rounding_share,
 )
-from spectral_density.linalg.blocks import probed_norm, qr, random_complement, without
+from spectral_density.linalg.gaussian_blocks import probed_norm, random_complement
 from spectral_density.linalg.krylov_space import ROUNDING, KrylovSpace, Probes, block_width, sketch
+from spectral_density.linalg.low_rank import PartialEigendecomposition, rayleigh_ritz
 from spectral_density.linalg.norms import column_norms
+from spectral_density.linalg.orthogonalization import project_out, qr
 from spectral_density.linalg.threads import blas_threads
 
 # Far above what rounding does to float32 products, far below what asymmetry does to a result.
@@ -62,7 +64,7 @@ class RandomizedSVD:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class RandomizedEigh:
+class RandomizedEigh(PartialEigendecomposition):
     """Eigenpairs of largest magnitude of a symmetric A ~ V diag(values) V'."""
 
     values: np.ndarray  # (rank,), signed, largest magnitude first
@@ -101,9 +103,10 @@ def randomized_svd(
     products with more test vectors where the spectrum decays slowly.
 
     With l = rank + oversampling it takes (d + 1) l + 2 num_probes products in d + 1 passes: the
-    product of A with the basis is known from building it, but for its last block, and probes go
-    along in the first and last pass. One that is not symmetric takes 2 d l + 2 num_probes in 2 d
-    passes. An operator of lower rank than asked for takes fewer, and one more pass for its zeros.
+    product of A with the basis is known from building it, but for its last block, and probes are
+    multiplied in the first and last pass. One that is not symmetric takes 2 d l + 2 num_probes in
+    2 d passes. An operator of lower rank than asked for takes fewer, and one more pass for its
+    zeros.
     The basis and its product are kept, 16 n d l bytes.
 
     Args:
@@ -138,7 +141,15 @@ def randomized_svd(
     """
     linear, symmetric = as_real_operator(operator, symmetric)
     space, probes = _sketch_and_products(
-        linear, symmetric, rank, oversampling, krylov_depth, num_probes, seed, progress, "SVD"
+        linear,
+        rank,
+        symmetric=symmetric,
+        oversampling=oversampling,
+        krylov_depth=krylov_depth,
+        num_probes=num_probes,
+        seed=seed,
+        progress=progress,
+        description="Randomized SVD",
     )
     basis, products = space.basis, space.products
     with blas_threads(max(linear.shape)):
@@ -226,20 +237,25 @@ def randomized_eigh(
     """
     linear = as_real_square(operator)
     space, probes = _sketch_and_products(
-        linear, True, rank, oversampling, krylov_depth, num_probes, seed, progress, "eigh"
+        linear,
+        rank,
+        symmetric=True,
+        oversampling=oversampling,
+        krylov_depth=krylov_depth,
+        num_probes=num_probes,
+        seed=seed,
+        progress=progress,
+        description="Randomized eigh",
     )
     basis, products = space.basis, space.products
     with blas_threads(len(basis)):
-        core = basis.T @ products
-        core = (core + core.T) / 2
         asymmetry = _asymmetry(space)
-        values, coordinates = np.linalg.eigh(core)
-        order = np.argsort(-np.abs(values), kind="stable")
-        left_out = float(np.abs(values[order[rank]])) if rank < len(order) else 0.0
-        order = order[:rank]
-        kept, values = len(order), values[order]
-        vectors = basis @ coordinates[:, order]
-        residuals = column_norms(products @ coordinates[:, order] - vectors * values)
+        values, weights = rayleigh_ritz(basis, products)
+        left_out = float(np.abs(values[rank])) if rank < len(values) else 0.0
+        values, weights = values[:rank], weights[:, :rank]
+        kept = len(values)
+        vectors = basis @ weights
+        residuals = column_norms(products @ weights - vectors * values)
         error = _compression_error(space, probes, left_out)
         if kept < rank:
             vectors = np.hstack([vectors, random_complement(vectors, rank - kept, seed)])
@@ -266,14 +282,15 @@ def randomized_eigh(
 
 def _sketch_and_products(
     operator: LinearOperator,
-    symmetric: bool,
     rank: Any,
+    *,
+    symmetric: bool,
     oversampling: Any,
     krylov_depth: Any,
     num_probes: Any,
     seed: Any,
     progress: bool | None,
-    what: str,
+    description: str,
 ) -> tuple[KrylovSpace, Probes]:
     """Check the arguments and return the space with all its products, and the probes."""
     width = block_width(rank_within(rank, operator), oversampling, operator)
@@ -281,11 +298,11 @@ def _sketch_and_products(
     num_probes = integer(num_probes, "num_probes", 0)
     seed = integer(seed, "seed", 0)
     total = width * (krylov_depth + 1 if symmetric else 2 * krylov_depth) + 2 * num_probes
-    with progress_bar(total, f"Randomized {what}", progress) as bar:
+    with progress_bar(total, description, progress) as bar:
         space = KrylovSpace(operator, symmetric, seed, bar.update, keep=True)
         probes = sketch(space, width, krylov_depth, num_probes)
         with blas_threads(operator.shape[0]):
-            outside = without(probes.products, space.basis)
+            outside = project_out(probes.products, space.basis)
         # Of unit size in between, so that no square under- or overflows.
         scale = float(np.abs(outside).max(initial=0.0)) or 1.0
         squared = probed_norm(space.finish(outside / scale))
@@ -302,7 +319,7 @@ def _asymmetry(space: KrylovSpace) -> float:
 
 
 def _is_asymmetric(asymmetry: float, operator: LinearOperator, basis: np.ndarray) -> bool:
-    """Tell whether an asymmetry is more than rounding can explain."""
+    """Return whether an asymmetry is more than rounding can explain."""
     if asymmetry <= max(_ASYMMETRY, ROUNDING * product_precision(operator)):
         return False
     return asymmetry > 10 * rounding_share(operator, basis[:, 0])
@@ -329,10 +346,10 @@ def _triple_residuals(space: KrylovSpace, probes: Probes, v: np.ndarray) -> np.n
     """Bound ||A v - s u|| = ||(I - Q Q') A v|| for a symmetric A.
 
     The product with the part of v in Q's range is known; the rest of v is small where it has
-    converged, and meets the tail of A only.
+    converged, and is multiplied by the tail of A only.
     """
     inside = space.basis.T @ v
-    known = column_norms(without(space.products @ inside, space.basis))
+    known = column_norms(project_out(space.products @ inside, space.basis))
     tail = _tail_norm(space, probes)
     return known + tail * column_norms(v - space.basis @ inside)
 
@@ -346,7 +363,7 @@ def _compression_error(space: KrylovSpace, probes: Probes, left_out: float) -> f
     tail = _tail_norm(space, probes)
     if tail == inf:
         return inf
-    coupling = qr(without(space.products, space.basis))[1]
+    coupling = qr(project_out(space.products, space.basis))[1]
     across = np.linalg.norm(coupling, 2) if coupling.size and not space.is_full else 0.0
     return float(np.linalg.norm(np.array([[left_out, across], [across, tail]]), 2))
 

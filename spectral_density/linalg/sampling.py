@@ -1,10 +1,10 @@
-"""Samples that grow to a tolerance, and the exact result where that costs no more products."""
+"""Random samples that grow to a tolerance, and exact results where they cost no more products."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, hypot
+from math import ceil, hypot, inf
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -12,20 +12,15 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.linalg.arguments import block_product, integer, number, product_precision
-from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
+from spectral_density.linalg.dense import blocks, identity_products
+from spectral_density.linalg.estimates import DiagonalEstimate, Estimate, QuadratureEstimate
 from spectral_density.linalg.threads import blas_threads
-
-BLOCK_COLUMNS = 16
-"""Probes that are multiplied at once at most: one pass over the data for all of them."""
-
-BLOCK_BYTES = 1024**3
-"""Bytes that one block of probes may take."""
 
 GROWTH = 1.5
 """Factor by which a sample grows when its error is still above the tolerance.
 
-Each look at the error is a chance to stop on one that came out too small. A sample that grows by
-a factor is looked at seldom.
+Each test of the error is a chance to stop on one that came out too small. A sample that grows by
+a factor is tested seldom.
 """
 
 DEFAULT_LIMIT = 10
@@ -34,17 +29,34 @@ DEFAULT_LIMIT = 10
 ROUNDING_UNITS = 10
 """What a product is off by at most, in units of its precision."""
 
-_Result = TypeVar("_Result", Estimate, DiagonalEstimate)
-_ResultOut = TypeVar("_ResultOut", Estimate, DiagonalEstimate, covariant=True)
+_Result = TypeVar("_Result", Estimate, QuadratureEstimate, DiagonalEstimate)
+_ResultOut = TypeVar("_ResultOut", Estimate, QuadratureEstimate, DiagonalEstimate, covariant=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many products to begin with, and when to stop."""
+    """How large a sample is to begin with, and when it is large enough."""
 
     first: int
-    tolerance: float | None
-    limit: int
+    tolerance: float | None  # largest relative error
+    limit: int  # largest sample
+    cost: int = 1  # products for each unit of the sample
+    exact_rows: float = inf  # rows up to which all columns of the identity may be multiplied
+
+    def prefers_exact(self, size: int, sample: int, used: int = 0) -> bool:
+        """Return whether all columns of the identity take no more products than a sample."""
+        affordable = min(sample * self.cost, self.limit * self.cost - used)
+        return size <= min(affordable, self.exact_rows)
+
+    def share_of(self, result: Estimate) -> float:
+        """Return the largest error that meets the tolerance."""
+        return inf if self.tolerance is None else self.tolerance * abs(result.value)
+
+    def judged(self, result: _Result) -> _Result:
+        """Return a result that says whether it meets the tolerance, if there is one."""
+        if self.tolerance is None:
+            return result
+        return replace(result, converged=bool(result.relative_error <= self.tolerance))
 
 
 def planned(num_products: Any, least: int, tolerance: Any, max_products: Any) -> Plan:
@@ -64,7 +76,7 @@ def planned(num_products: Any, least: int, tolerance: Any, max_products: Any) ->
     return Plan(min(first, limit), tolerance, limit)
 
 
-class Products:
+class ScaledOperator:
     """An operator that counts its products, and scales them by a power of two.
 
     The scale is that of the first block, so that no square under- or overflows.
@@ -88,10 +100,8 @@ class Products:
         return result.T / self.scale
 
     def blocks(self, begin: int, end: int) -> Iterator[range]:
-        """Split a range of draws; the width depends on the size alone, so that results repeat."""
-        width = max(1, min(BLOCK_COLUMNS, BLOCK_BYTES // (8 * max(self.size, 1))))
-        for first in range(begin, end, width):
-            yield range(first, min(first + width, end))
+        """Split a range of draws into those that are multiplied together."""
+        return blocks(begin, end, self.size)
 
 
 class Sampler(Protocol[_ResultOut]):
@@ -107,8 +117,9 @@ class Sampler(Protocol[_ResultOut]):
 def run_sampler(
     operator: LinearOperator,
     plan: Plan,
-    make_sampler: Callable[[Products], Sampler[_Result]],
-    exact: Callable[[Products], _Result],
+    *,
+    make_sampler: Callable[[ScaledOperator], Sampler[_Result]],
+    exact: Callable[[ScaledOperator], _Result],
     description: str,
     progress: bool | None,
 ) -> _Result:
@@ -117,67 +128,79 @@ def run_sampler(
     goal = plan.first if plan.tolerance is None else plan.limit
     total = min(goal, size) if size <= plan.first else goal
     with progress_bar(total, description, progress) as bar:
-        products = Products(operator, bar)
-        if size <= plan.first:
-            return _judged(exact(products), products.scale, plan)
+        products = ScaledOperator(operator, bar)
+        if plan.prefers_exact(size, plan.first):
+            return plan.judged(exact(products).scaled(products.scale))
         sampler = make_sampler(products)
-        sample = plan.first
-        sampler.extend(sample)
-        result = _judged(_result(sampler, size), products.scale, plan)
-        while result.converged is False and sample < plan.limit:
-            sample = min(ceil(GROWTH * sample), plan.limit)
-            if sample >= size:
-                if products.count + size <= plan.limit:
-                    return _judged(exact(products), products.scale, plan)
-                sample = size - 1
-            before = products.count
-            sampler.extend(sample)
-            if products.count == before:
-                break
-            result = _judged(_result(sampler, size), products.scale, plan)
-        return result
+
+        def estimate() -> _Result:
+            with blas_threads(size):
+                return sampler.result().scaled(products.scale)
+
+        return grow_sample(
+            plan,
+            size,
+            # A basis of all the space would leave no direction for the probes.
+            extend=lambda sample: sampler.extend(min(sample, size - 1)),
+            estimate=estimate,
+            exact=lambda used: exact(products).scaled(products.scale),
+        )
 
 
-def _result(sampler: Sampler[_Result], size: int) -> _Result:
-    with blas_threads(size):
-        return sampler.result()
+def grow_sample(
+    plan: Plan,
+    size: int,
+    *,
+    extend: Callable[[int], None],
+    estimate: Callable[[], _Result],
+    exact: Callable[[int], _Result],
+    hopeless: Callable[[_Result], bool] = lambda result: False,
+) -> _Result:
+    """Estimate from a sample that grows until the tolerance or its limit is reached.
+
+    Args:
+        plan: sizes of the sample, and the tolerance.
+        size: rows of the operator.
+        extend: makes the sample as large as it is asked for.
+        estimate: returns the result so far.
+        exact: returns the exact result, given the number of products so far.
+        hopeless: returns whether a larger sample would not help.
+    """
+    sample = plan.first
+    extend(sample)
+    result = plan.judged(estimate())
+    while result.converged is False and sample < plan.limit and not hopeless(result):
+        used = result.num_products
+        sample = min(ceil(GROWTH * sample), plan.limit)
+        if plan.prefers_exact(size, sample, used):
+            return plan.judged(exact(used))
+        extend(sample)
+        result = plan.judged(estimate())
+        if result.num_products == used:
+            break
+    return result
 
 
-def _judged(result: _Result, scale: float, plan: Plan) -> _Result:
-    result = result.scaled(scale)
-    if plan.tolerance is None:
-        return result
-    return replace(result, converged=bool(result.relative_error <= plan.tolerance))
-
-
-def exact_trace(products: Products) -> Estimate:
+def exact_trace(products: ScaledOperator) -> Estimate:
     """Add up the diagonal."""
     value = rounding = 0.0
-    for draws, images in _identity_images(products):
+    for draws, images in identity_products(products, products.size):
         value += float(images[np.arange(len(draws)), draws].sum())
         rounding += float(np.linalg.norm(images, axis=1).sum())
     return Estimate(value, products.rounding * rounding, products.count)
 
 
-def exact_norm(products: Products) -> Estimate:
+def exact_norm(products: ScaledOperator) -> Estimate:
     """Return the Frobenius norm of all columns."""
     norm = 0.0
-    for _, images in _identity_images(products):
+    for _, images in identity_products(products, products.size):
         norm = hypot(norm, float(np.linalg.norm(images)))
     return Estimate(norm, products.rounding * norm, products.count)
 
 
-def exact_diagonal(products: Products) -> DiagonalEstimate:
+def exact_diagonal(products: ScaledOperator) -> DiagonalEstimate:
     """Pick the diagonal from all columns."""
     values = np.zeros(products.size)
-    for draws, images in _identity_images(products):
+    for draws, images in identity_products(products, products.size):
         values[draws.start : draws.stop] = images[np.arange(len(draws)), draws]
     return DiagonalEstimate(values, products.rounding * np.abs(values), products.count)
-
-
-def _identity_images(products: Products) -> Iterator[tuple[range, np.ndarray]]:
-    """Yield the columns of the operator as rows, block by block, with their numbers."""
-    for draws in products.blocks(0, products.size):
-        rows = np.zeros((len(draws), products.size))
-        rows[np.arange(len(draws)), draws] = 1.0
-        yield draws, products(rows)

@@ -1,4 +1,4 @@
-"""An orthonormal basis of the range of an operator that grows by random probes."""
+"""Randomized sketches: a basis of the range of an operator that grows by random probes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from spectral_density.linalg.arguments import rounding_share, stream
-from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.orthogonalization import orthonormal_extension, project_out, qr
+from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.threads import blas_threads
 
 # An operator whose products differ from their transpose by more than this is not symmetric; it is
@@ -31,7 +32,7 @@ class Sketch:
     The probes are not kept: they are drawn again when they are needed. Vectors are rows.
     """
 
-    def __init__(self, products: Products, seed: int, *, keep_images: bool) -> None:
+    def __init__(self, products: ScaledOperator, seed: int, *, keep_images: bool) -> None:
         self.products = products
         self.seed = seed
         self.keep_images = keep_images
@@ -123,28 +124,19 @@ def _orthonormal(
         basis: orthonormal rows, shape (k, n).
         fresh: returns random rows, shape (b, n), for directions that do not exist.
     """
-
-    def off_basis(columns: np.ndarray) -> np.ndarray:
-        return columns - basis.T @ (basis @ columns)
-
-    columns = off_basis(vectors.T)
-    rows = np.linalg.qr(columns)[0]
+    columns = project_out(vectors.T, basis.T)
+    block = qr(columns)[0]
     # What is left of a dependent vector is rounding, and that can lie in the basis itself.
-    lost = np.linalg.norm(basis @ rows, axis=0) > _LOST
+    lost = np.linalg.norm(basis @ block, axis=0) > _LOST
     if lost.any():
         columns[:, lost] = fresh()[lost].T
-        rows = np.linalg.qr(off_basis(columns))[0]
-    return np.linalg.qr(off_basis(rows))[0].T
+        block = qr(project_out(columns, basis.T))[0]
+    return orthonormal_extension(block, basis.T).T
 
 
 def gaussians(size: int, seed: int, draws: range, purpose: int) -> np.ndarray:
     """Return standard normal probes as rows; each has its own stream."""
     return np.stack([stream(seed, _KEY, draw, purpose).standard_normal(size) for draw in draws])
-
-
-def complement(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return rows without their parts along the orthonormal rows of a basis."""
-    return rows - (rows @ basis.T) @ basis
 
 
 def sketch_rank(num_products: int, known: int, others: int) -> int:

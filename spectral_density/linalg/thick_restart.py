@@ -1,4 +1,4 @@
-"""Thick-restart Lanczos, one step at a time: the basis, what is locked, and when it is over."""
+"""Thick-restart Lanczos with locking, one step at a time, and its termination test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.arguments import block_product, stream
-from spectral_density.linalg.lanczos import orthogonalize
+from spectral_density.linalg.arguments import random_direction, row_products
+from spectral_density.linalg.eigenvalue_selection import (
+    log_distances,
+    nearest_to_ends,
+    result_order,
+    wanted_edges,
+    wanted_indices,
+)
+from spectral_density.linalg.orthogonalization import orthogonalize, orthonormalize
 from spectral_density.linalg.threads import blas_threads
 
 MISS_PROBABILITY = 1e-4
@@ -31,7 +38,7 @@ _POLISH = 0.1
 # measured on cases A and B of the tests, where they need no more products than ARPACK's rule.
 _KEPT_SHARES = (0.4, 0.7)
 
-# Products true residuals are computed from at once, and columns of the basis rotated at once.
+# Products for true residuals that are computed together, and columns that are rotated together.
 _CHECK_WIDTH = 8
 _ROTATE_LENGTH = 2**13
 
@@ -54,14 +61,14 @@ class CheckedPairs(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class EigenState:
-    """All there is to a `top_eigenpairs` run between two steps; `advance` makes one step.
+    """The state of a `top_eigenpairs` run between two steps; `advance` makes one step.
 
     Rows of the basis, in this order: `locked` eigenvectors; `active` vectors V whose products are
     known, A V = V T + P B but for locked directions; `pending` vectors P, to be multiplied next.
     T and B are in the rows and columns of `projected` that belong to V and P.
 
     A round is a random start and what grows out of it in the complement of the locked vectors. It
-    ends when the wanted eigenvalues it has are converged and locked. The last round finds none.
+    ends when the wanted eigenvalues it has are converged and locked. The last round has none.
     """
 
     size: int  # n
@@ -85,12 +92,12 @@ class EigenState:
     num_products: int = 0
     scaled: bool = False  # whether `exponent` is set, which the first product that is not zero does
     exponent: int = 0
-    norm: float = 0.0  # largest |Ritz value| or product met
-    asymmetry: float = 0.0  # largest |u' A v - v' A u| met: rounding, or no symmetric operator
+    norm: float = 0.0  # largest |Ritz value| or norm of a product
+    asymmetry: float = 0.0  # largest |u' A v - v' A u|: rounding, or no symmetric operator
     log_beta: float = 0.0  # sum of log beta in this round
     log_upper: float = 0.0  # sum of log |edge - Ritz value| over those discarded, upper edge
     log_lower: float = 0.0  # the same for the lower edge
-    settled: bool = False  # whether all is found, as far as the recurrence can tell
+    settled: bool = False  # whether all wanted pairs have converged, by the recurrence
 
     @property
     def used(self) -> int:
@@ -101,8 +108,8 @@ class EigenState:
     def values(self) -> np.ndarray:
         """Best approximations of the wanted eigenvalues so far, in the order of the result."""
         active = self._ritz().values
-        found = self._union(active)[self._wanted(active)]
-        return np.ldexp(found[result_order(found, self.which)], self.exponent)
+        wanted = self._union(active)[self._wanted(active)]
+        return np.ldexp(wanted[result_order(wanted, self.which)], self.exponent)
 
     def __repr__(self) -> str:
         """Name where it is, never the arrays."""
@@ -127,7 +134,7 @@ class EigenState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], /) -> EigenState:
-        """Return the state of `arrays`, which are copied; it goes on to the same bits.
+        """Return the state of `arrays`, which are copied; a run continues from it to the same bits.
 
         Raises:
             ValueError: if an array is missing or the shapes do not fit.
@@ -177,11 +184,11 @@ class EigenState:
     def polish(self, pairs: CheckedPairs) -> None:
         """Go on from checked pairs: those that passed are locked, the others multiplied again."""
         self.polishes += 1
-        failed = pairs.residuals > self.tolerance * self.norm
-        # New directions need rows too: the worst go first, and others have to wait.
+        failed = ~self.passed(pairs)
+        # New directions need rows too: the worst ones are improved first.
         worst = np.argsort(-np.where(failed, pairs.residuals, -1.0), kind="stable")
-        room = max(1, (self.subspace - self.k) // 2)
-        again = np.sort(worst[: min(failed.sum(), room)])
+        most = max(1, (self.subspace - self.k) // 2)
+        again = np.sort(worst[: min(failed.sum(), most)])
         kept = np.setdiff1d(np.arange(self.k), again)
         self.basis[: self.k] = pairs.rows[np.concatenate([kept, again])]
         self.projected[:] = 0.0
@@ -203,7 +210,7 @@ class EigenState:
                     row[:] = self.basis[index]
                 else:
                     np.matmul(ritz.weights[:, index - self.locked], active, out=row)
-            _orthonormalize(rows)
+            orthonormalize(rows)
         values, residuals = np.empty(len(rows)), np.empty(len(rows))
         # One by one where all products are: blocks of another width might not repeat to the bit.
         width = min(self.block_size, _CHECK_WIDTH)
@@ -215,6 +222,10 @@ class EigenState:
                 products -= values[piece, np.newaxis] * rows[piece]
                 residuals[piece] = np.linalg.norm(products, axis=1)
         return CheckedPairs(values, rows, residuals)
+
+    def passed(self, pairs: CheckedPairs) -> np.ndarray:
+        """Return which pairs have a small enough true residual, shape (k,)."""
+        return pairs.residuals <= self.tolerance * self.norm
 
     def _multiply(self, operator: LinearOperator, block: np.ndarray, where: str) -> np.ndarray:
         self.num_products += len(block)
@@ -228,9 +239,8 @@ class EigenState:
 
     def _scale(self, operator: LinearOperator, rows: np.ndarray, where: str) -> np.ndarray:
         """Return the products with rows as rows in units of 2**exponent: always a copy."""
-        product = block_product(operator, rows[0] if len(rows) == 1 else rows.T, where)
-        columns = np.array(product.T, dtype=np.float64, order="C", ndmin=2)
-        return np.ldexp(columns, -self.exponent, out=columns)
+        products, _ = row_products(operator, rows, where)
+        return np.ldexp(products, -self.exponent, out=products)
 
     def _absorb(self, products: np.ndarray) -> None:
         """Make the pending rows active, given their products, and pending what these add."""
@@ -243,7 +253,7 @@ class EigenState:
             column = first + index
             self.projected[self.locked : rows, column] = along[self.locked :]
             if rows == self.size or beta <= self._negligible():
-                continue  # nothing new but rounding
+                continue  # the rest is rounding
             self.basis[rows] = w / beta
             self.projected[rows, column] = beta
             self.log_beta += log(beta)
@@ -258,7 +268,7 @@ class EigenState:
             self.asymmetry = max(self.asymmetry, float(np.abs(difference).max(initial=0.0)))
 
     def _settle(self) -> None:
-        """End the round if it has what is wanted; else see that there is room for the next step."""
+        """End the round if the wanted pairs have converged; else make room for the next step."""
         ritz = self._ritz()
         self.norm = max(self.norm, float(np.abs(ritz.values).max()))
         wanted = self._wanted(ritz.values)
@@ -293,7 +303,7 @@ class EigenState:
         return max(4 * _EPS * self.norm, self.asymmetry)
 
     def _negligible(self) -> float:
-        """Length of what is left of a product that is rounding and nothing else."""
+        """Length below which the rest of a product is rounding."""
         # Products may be better than the dtype they state: a tolerance below that is believed.
         return max(10 * _EPS, min(10 * self.precision, self.tolerance)) * self.norm
 
@@ -319,19 +329,7 @@ class EigenState:
         """
         values = self._union(active)
         bonus = np.where(np.arange(len(values)) < self.locked, self._slack(), 0.0)
-        highest = np.argsort(-(values + bonus), kind="stable")
-        lowest = np.argsort(values - bonus, kind="stable")
-        if self.which == "LA":
-            found = highest[: self.k]
-        elif self.which == "SA":
-            found = lowest[: self.k]
-        elif self.which == "LM":
-            found = np.argsort(-(np.abs(values) + bonus), kind="stable")[: self.k]
-        else:
-            high = highest[: (self.k + 1) // 2]
-            low = lowest[~np.isin(lowest, high)][: self.k // 2]
-            found = np.concatenate([high, low])
-        return np.sort(found)
+        return wanted_indices(values, self.which, self.k, bonus)
 
     def _split(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices among the locked, and those among the active."""
@@ -340,21 +338,10 @@ class EigenState:
     # Rounds
 
     def _edges(self) -> tuple[float, float]:
-        """Return the values beyond which nothing may be left once k are locked: (lower, upper)."""
-        values = np.sort(self._locked_values())
-        lower, upper = -np.inf, np.inf
-        if len(values) == self.k:
-            slack = self._slack()
-            if self.which == "LM":
-                upper = np.abs(values).min() + slack
-                lower = -upper
-            if self.which in ("LA", "BE"):
-                high = self.k if self.which == "LA" else (self.k + 1) // 2
-                upper = values[-high] + slack
-            if self.which == "SA" or (self.which == "BE" and self.k > 1):
-                low = self.k if self.which == "SA" else self.k // 2
-                lower = values[low - 1] - slack
-        return lower, upper
+        """Return (lower, upper), beyond which no eigenvalue may be left once k are locked."""
+        if self.locked < self.k:
+            return -np.inf, np.inf
+        return wanted_edges(self._locked_values(), self.which, self._slack())
 
     def _nothing_missed(self, ritz: _Ritz) -> bool:
         """Whether an eigenvalue beyond the edges would have shown itself.
@@ -371,23 +358,23 @@ class EigenState:
         dimension = self.size - self.locked
         for edge, discarded in ((lower, self.log_lower), (upper, self.log_upper)):
             if np.isfinite(edge):
-                log_x = self.log_beta - discarded - _log_distances(edge, ritz.values)
+                log_x = self.log_beta - discarded - log_distances(edge, ritz.values)
                 if log_x + 0.5 * log(2 * dimension / pi) > log(MISS_PROBABILITY):
                     return False
         return True
 
     def _lock(self, ritz: _Ritz, wanted: np.ndarray) -> None:
-        """Lock what is wanted, forget all else, and begin a round."""
+        """Lock the wanted pairs, discard all others, and begin a round."""
         from_locked, from_active = self._split(wanted)
         values = self._union(ritz.values)[wanted]
         self._rotate(ritz.weights[:, from_active])
-        found = slice(self.locked, self.locked + len(from_active))
-        order = np.concatenate([from_locked, np.arange(found.start, found.stop)])
+        rotated = np.arange(self.locked, self.locked + len(from_active))
+        order = np.concatenate([from_locked, rotated])
         # Downwards, one row at a time: no row is written before it is read.
         for to, origin in enumerate(order):
             self.basis[to] = self.basis[origin]
         self.locked, self.active, self.pending = len(wanted), 0, 0
-        _orthonormalize(self.basis[: self.locked])
+        orthonormalize(self.basis[: self.locked])
         self.projected[:] = 0.0
         np.fill_diagonal(self.projected[: self.locked, : self.locked], values)
         self.rounds += 1
@@ -401,18 +388,11 @@ class EigenState:
         done = int((ritz.residuals <= self._target()).sum())
         fewest, fullest = (int(share * others) for share in _KEPT_SHARES)
         keep = min(most, num_wanted + max(1, fewest, min(done, fullest)))
-        ranks = np.arange(self.active)
-        nearness = {
-            "LA": -ranks,
-            "SA": ranks,
-            "BE": np.minimum(2 * ranks + 1, 2 * ranks[::-1]),
-            "LM": -np.abs(ritz.values),
-        }[self.which]
-        order = np.argsort(nearness, kind="stable")
+        order = nearest_to_ends(ritz.values, self.which)
         kept, discarded = np.sort(order[:keep]), order[keep:]
         lower, upper = self._edges()
-        self.log_lower += _log_distances(lower, ritz.values[discarded])
-        self.log_upper += _log_distances(upper, ritz.values[discarded])
+        self.log_lower += log_distances(lower, ritz.values[discarded])
+        self.log_upper += log_distances(upper, ritz.values[discarded])
         active = slice(self.locked, self.locked + self.active)
         pending = slice(active.stop, self.used)
         coupling = self.projected[pending, active] @ ritz.weights[:, kept]
@@ -435,7 +415,7 @@ class EigenState:
             self.basis[target, piece] = weights.T @ self.basis[active, piece]
 
     def _add(self, vector: np.ndarray) -> None:
-        """Make what a unit vector has across the basis a pending row, if that is anything."""
+        """Make the part of a unit vector across the basis a pending row, unless it is rounding."""
         used = self.used
         orthogonalize(vector, self.basis[:used])
         norm = float(np.linalg.norm(vector))
@@ -444,26 +424,6 @@ class EigenState:
             self.pending += 1
 
     def _add_random(self) -> None:
-        vector = stream(self.seed, _KEY, self.draws).standard_normal(self.size)
+        vector = random_direction(self.size, self.seed, _KEY, self.draws)
         self.draws += 1
-        self._add(vector / np.linalg.norm(vector))
-
-
-def result_order(values: np.ndarray, which: str) -> np.ndarray:
-    """Return the order in which results are told: see `Eigenpairs`."""
-    keys = {"LM": -np.abs(values), "LA": -values, "SA": values, "BE": values}
-    return np.argsort(keys[which], kind="stable")
-
-
-def _log_distances(edge: float, values: np.ndarray) -> float:
-    """Return the sum of log |edge - values|; 0 for an edge at infinity."""
-    if not np.isfinite(edge):
-        return 0.0
-    return float(np.log(np.maximum(np.abs(edge - values), np.finfo(np.float64).tiny)).sum())
-
-
-def _orthonormalize(rows: np.ndarray) -> None:
-    """Make rows that are orthonormal but for rounding so to the last digit, in place."""
-    for index, row in enumerate(rows):
-        orthogonalize(row, rows[:index])
-        row /= np.linalg.norm(row)
+        self._add(vector)

@@ -1,4 +1,4 @@
-"""How many threads BLAS may use beside an operator that has threads of its own."""
+"""BLAS threads beside an operator that has threads of its own, and work shared by threads."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class _OneThread(AbstractContextManager[None]):
     """
 
     def __enter__(self) -> None:
-        found = [(library, library.get_num_threads()) for library in _blas_libraries()]
-        self._before = [(library, count) for library, count in found if count != 1]
+        counts = [(library, library.get_num_threads()) for library in _blas_libraries()]
+        self._before = [(library, count) for library, count in counts if count != 1]
         for library, _ in self._before:
             library.set_num_threads(1)
 

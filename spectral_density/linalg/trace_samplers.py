@@ -1,18 +1,20 @@
-"""Estimators of a trace: Hutchinson, Hutch++ and XTrace."""
+"""Stochastic estimators of a trace: Hutchinson, Hutch++ and XTrace."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from math import hypot
 
 import numpy as np
 
 from spectral_density.linalg.estimates import Estimate
-from spectral_density.linalg.sampling import Products
+from spectral_density.linalg.orthogonalization import project_out_rows
+from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.sketch import (
     RESIDUAL,
     SKETCH,
     Sketch,
-    complement,
     gaussians,
     padded,
     row_dots,
@@ -30,7 +32,7 @@ class Hutchinson:
     least = 2
 
     def __init__(
-        self, products: Products, seed: int, *, squared: bool = False, grows: bool = False
+        self, products: ScaledOperator, seed: int, *, squared: bool = False, grows: bool = False
     ) -> None:
         self.products = products
         self.seed = seed
@@ -63,7 +65,7 @@ class HutchPlusPlus:
 
     least = 4
 
-    def __init__(self, products: Products, seed: int, *, grows: bool = False) -> None:
+    def __init__(self, products: ScaledOperator, seed: int, *, grows: bool = False) -> None:
         self.products = products
         self.seed = seed
         self.sketch = Sketch(products, seed, keep_images=grows)
@@ -102,7 +104,7 @@ class HutchPlusPlus:
     def _residual_probes(self, draws: range, columns: int) -> np.ndarray:
         probes = gaussians(self.products.size, self.seed, draws, RESIDUAL)
         with blas_threads(self.products.size):
-            return complement(probes, self.sketch.basis[:columns])
+            return project_out_rows(probes, self.sketch.basis[:columns])
 
     def result(self) -> Estimate:
         """Return the estimate so far."""
@@ -130,7 +132,7 @@ class XTrace:
     least = 6  # three probes: leaving out two must leave one
 
     def __init__(
-        self, products: Products, seed: int, *, squared: bool = False, grows: bool = False
+        self, products: ScaledOperator, seed: int, *, squared: bool = False, grows: bool = False
     ) -> None:
         self.products = products
         self.squared = squared
@@ -156,60 +158,101 @@ class XTrace:
             crossed = triangle
             whole = _column_dots(inside, triangle)
             rounding = self.products.rounding * float(norms.sum())
-        # The probe i without its part in the range of the other images is u = w - Q kept.
-        kept = inside - left_out * _column_dots(left_out, inside)
-        pulled = crossed - form @ kept  # Q'Fu
-        forms = whole - _column_dots(kept, crossed + pulled)  # u'Fu
-        squares = squares - _column_dots(kept, kept)  # u'u
-        captured = np.trace(form) - _column_dots(left_out, form @ left_out)
-        samples = captured + dimension * forms / squares
-
-        pairs = _leave_two_out(left_out, form, inside, pulled, forms, squares, captured, dimension)
+        projections = _Projections(
+            left_out=left_out,
+            form=form,
+            inside=inside,
+            crossed=crossed,
+            whole=whole,
+            lengths=squares,
+            dimension=dimension,
+        )
+        samples = projections.samples
         # Given all other probes each sample is right on average, so a product of two samples'
-        # errors has the mean of that of their changes when the other's probe goes.
-        changes = samples - pairs
+        # errors has the mean of that of their changes when the other's probe is left out.
+        changes = samples - projections.samples_of_pairs()
         np.fill_diagonal(changes, 0.0)
         spread = float(((samples - samples.mean()) ** 2).sum())
         shared = float((changes * changes.T).sum())
         k = len(samples)
         error = float(np.sqrt(max(spread + shared, spread / 2) / (k * (k - 1))))
         return _estimate(
-            float(samples.mean()), error, rounding, k - 1, self.products.count, self.squared
+            float(samples.mean()),
+            error,
+            rounding,
+            degrees=k - 1,
+            num_products=self.products.count,
+            squared=self.squared,
         )
 
 
-def _leave_two_out(
-    left_out: np.ndarray,
-    form: np.ndarray,
-    inside: np.ndarray,
-    pulled: np.ndarray,
-    forms: np.ndarray,
-    squares: np.ndarray,
-    captured: np.ndarray,
-    dimension: int,
-) -> np.ndarray:
-    """Return the sample of probe i in column i with image j, too, out of the range, in row j.
+@dataclass(frozen=True)
+class _Projections:
+    """The samples of k probes from small matrices; see `XTrace`. Columns are probes."""
 
-    Beside s_i the direction b is out, which is s_j made orthogonal to s_i: the probe u has Qb b'Q'w
-    more, its complement a dimension more, and the range b'Q'FQb less. The arguments are those of
-    the samples themselves, see `XTrace`.
-    """
-    cosines = left_out.T @ left_out
-    sines = np.sqrt(np.clip(1 - cosines**2, 0.0, None))
-    distinct = (sines > _SAME_DIRECTION) & (np.diag(cosines) > 0)
+    left_out: np.ndarray  # (k, k), s_i
+    form: np.ndarray  # (k, k), Q'FQ
+    inside: np.ndarray  # (k, k), Q'W
+    crossed: np.ndarray  # (k, k), Q'FW
+    whole: np.ndarray  # (k,), w'Fw
+    lengths: np.ndarray  # (k,), w'w
+    dimension: int  # of the complement of the range without one image
 
-    def along_b(products: np.ndarray) -> np.ndarray:
-        """Return b'x for columns x from all s_j'x."""
-        numerator = products - cosines * np.diag(products)
-        return np.divide(numerator, sines, out=np.zeros_like(numerator), where=distinct)
+    # The probe i without its part in the range of the other images is u = w - Q kept.
 
-    within = left_out.T @ form @ left_out
-    own = np.diag(within)
-    numerator = own[:, np.newaxis] - cosines * (2 * within - cosines * own)
-    dropped = np.divide(numerator, sines**2, out=np.zeros_like(numerator), where=distinct)
-    beta = along_b(left_out.T @ inside)
-    pair_forms = forms + 2 * beta * along_b(left_out.T @ pulled) + beta**2 * dropped
-    return captured - dropped + (dimension + distinct) * pair_forms / (squares + beta**2)
+    @cached_property
+    def kept(self) -> np.ndarray:
+        return self.inside - self.left_out * _column_dots(self.left_out, self.inside)
+
+    @cached_property
+    def pulled(self) -> np.ndarray:
+        """Q'Fu."""
+        return self.crossed - self.form @ self.kept
+
+    @cached_property
+    def forms(self) -> np.ndarray:
+        """U'Fu."""
+        return self.whole - _column_dots(self.kept, self.crossed + self.pulled)
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """U'u."""
+        return self.lengths - _column_dots(self.kept, self.kept)
+
+    @cached_property
+    def captured(self) -> np.ndarray:
+        """The trace of F in the range without one image."""
+        return np.trace(self.form) - _column_dots(self.left_out, self.form @ self.left_out)
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """The estimate of each probe, with the range of all other images."""
+        return self.captured + self.dimension * self.forms / self.squares
+
+    def samples_of_pairs(self) -> np.ndarray:
+        """Return the sample of probe i in column i with image j, too, out of the range, in row j.
+
+        Beside s_i the direction b is out, which is s_j made orthogonal to s_i: the probe u has
+        Qb b'Q'w more, its complement a dimension more, and the range b'Q'FQb less.
+        """
+        left_out, form = self.left_out, self.form
+        cosines = left_out.T @ left_out
+        sines = np.sqrt(np.clip(1 - cosines**2, 0.0, None))
+        distinct = (sines > _SAME_DIRECTION) & (np.diag(cosines) > 0)
+
+        def along_b(products: np.ndarray) -> np.ndarray:
+            """Return b'x for columns x from all s_j'x."""
+            numerator = products - cosines * np.diag(products)
+            return np.divide(numerator, sines, out=np.zeros_like(numerator), where=distinct)
+
+        within = left_out.T @ form @ left_out
+        own = np.diag(within)
+        numerator = own[:, np.newaxis] - cosines * (2 * within - cosines * own)
+        dropped = np.divide(numerator, sines**2, out=np.zeros_like(numerator), where=distinct)
+        beta = along_b(left_out.T @ self.inside)
+        forms = self.forms + 2 * beta * along_b(left_out.T @ self.pulled) + beta**2 * dropped
+        dimension = self.dimension + distinct
+        return self.captured - dropped + dimension * forms / (self.squares + beta**2)
 
 
 def _from_samples(
@@ -217,12 +260,24 @@ def _from_samples(
 ) -> Estimate:
     """Average independent estimates."""
     error = float(samples.std(ddof=1)) / np.sqrt(len(samples))
-    degrees = len(samples) - 1
-    return _estimate(float(samples.mean()), error, rounding, degrees, num_products, squared)
+    return _estimate(
+        float(samples.mean()),
+        error,
+        rounding,
+        degrees=len(samples) - 1,
+        num_products=num_products,
+        squared=squared,
+    )
 
 
 def _estimate(
-    value: float, sampling: float, rounding: float, degrees: int, num_products: int, squared: bool
+    value: float,
+    sampling: float,
+    rounding: float,
+    *,
+    degrees: int,
+    num_products: int,
+    squared: bool,
 ) -> Estimate:
     """Put an estimate together; with `squared`, that of the root."""
     error = hypot(sampling, rounding)

@@ -1,4 +1,4 @@
-"""Traces, diagonals and Frobenius norms from products with random vectors, each with its error."""
+"""Stochastic estimates of traces, diagonals and Frobenius norms, each with its error."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def trace(
     return run_sampler(
         operator,
         plan,
-        lambda products: sampler(products, seed, grows=plan.tolerance is not None),
-        exact_trace,
-        "Trace",
-        progress,
+        make_sampler=lambda products: sampler(products, seed, grows=plan.tolerance is not None),
+        exact=exact_trace,
+        description="Trace",
+        progress=progress,
     )
 
 
@@ -147,10 +147,10 @@ def frobenius_norm(
     return run_sampler(
         operator,
         plan,
-        lambda products: sampler(products, seed, squared=True),
-        exact_norm,
-        "Frobenius norm",
-        progress,
+        make_sampler=lambda products: sampler(products, seed, squared=True),
+        exact=exact_norm,
+        description="Frobenius norm",
+        progress=progress,
     )
 
 
@@ -211,10 +211,10 @@ def diagonal(
     return run_sampler(
         operator,
         plan,
-        lambda products: sampler(products, seed),
-        exact_diagonal,
-        "Diagonal",
-        progress,
+        make_sampler=lambda products: sampler(products, seed),
+        exact=exact_diagonal,
+        description="Diagonal",
+        progress=progress,
     )
 
 

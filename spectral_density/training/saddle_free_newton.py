@@ -8,9 +8,7 @@ import numpy as np
 
 from spectral_density.analysis.quadratic import gradient_step
 from spectral_density.linalg.arguments import integer, number, product_precision
-from spectral_density.linalg.norms import inner
-from spectral_density.linalg.threads import blas_threads
-from spectral_density.training.eigenpairs import (
+from spectral_density.linalg.dominant_eigenpairs import (
     LowRank,
     adaptive_eigenpairs,
     lanczos_eigenpairs,
@@ -18,6 +16,8 @@ from spectral_density.training.eigenpairs import (
     significant,
     tracked_eigenpairs,
 )
+from spectral_density.linalg.norms import inner
+from spectral_density.linalg.threads import blas_threads
 from spectral_density.training.globalization import FixedStep, Globalization
 from spectral_density.training.methods import Direction, SecondOrderMethod
 from spectral_density.training.options import one_of

@@ -14,7 +14,7 @@ from spectral_density.engines.tensorflow.batches import first_batch
 from spectral_density.engines.tensorflow.losses import make_objective
 from spectral_density.estimate import estimate_spectrum
 from spectral_density.linalg.arguments import integer
-from spectral_density.linalg.lanczos import default_draws_at_once
+from spectral_density.linalg.lockstep import default_draws_at_once
 from spectral_density.spectrum.spectrum import Spectrum
 
 

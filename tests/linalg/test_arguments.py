@@ -1,15 +1,16 @@
-"""Random streams: the same for the same key, and independent of the user's own."""
+"""Random streams of a key, independent of the user's own, and checked products with rows."""
 
 import ast
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator
 
 import spectral_density
 from spectral_density import estimate_spectrum
 from spectral_density.linalg import start_vector, trace
-from spectral_density.linalg.arguments import stream
+from spectral_density.linalg.arguments import random_direction, row_products, stream
 
 PACKAGE = Path(spectral_density.__file__).parent
 SEEDS = [0, 1, 42, 2**32, 2**70, 2**130]
@@ -77,3 +78,38 @@ def test_traces_of_data_made_with_the_same_seed_are_right(seed):
         # n times a chi-squared number with one degree of freedom; it was n for v along u.
         one_draw = estimate_spectrum(matrix, 5, 1, seed=seed, progress=False)
         assert one_draw.trace < 20 * exact
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_products_with_rows_are_float64_rows_of_their_own(count, dtype):
+    buffer = np.empty((4, count), dtype)
+
+    def multiply(block):
+        buffer[:] = np.arange(4.0)[:, np.newaxis] * block.reshape(4, -1)
+        return buffer if block.ndim == 2 else buffer[:, 0]
+
+    # The dtype that the operator states is not that of its products.
+    operator = LinearOperator((4, 4), matvec=multiply, matmat=multiply, dtype=float)
+    products, eps = row_products(operator, np.ones((count, 4)))
+    buffer[:] = 0
+    np.testing.assert_array_equal(products, np.tile(np.arange(4.0), (count, 1)))
+    assert products.dtype == np.float64 and products.flags.c_contiguous
+    assert eps == np.finfo(dtype).eps
+
+
+def test_the_first_row_whose_product_is_not_finite_is_named():
+    operator = LinearOperator((3, 3), matvec=np.sqrt, matmat=np.sqrt, dtype=float)
+    rows = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]])
+    with np.errstate(invalid="ignore"):
+        with pytest.raises(FloatingPointError, match=r"is not finite in row 2\. Check"):
+            row_products(operator, rows, lambda index: f"in row {index + 1}")
+        with pytest.raises(FloatingPointError, match=r"is not finite somewhere\. Check"):
+            row_products(operator, rows[1:2], "somewhere")
+
+
+def test_random_directions_are_unit_vectors_of_their_key():
+    first, again, other = (random_direction(50, 3, *key) for key in ((7, 1), (7, 1), (7, 2)))
+    assert np.linalg.norm(first) == pytest.approx(1, abs=1e-15)
+    np.testing.assert_array_equal(first, again)
+    assert abs(first @ other) < 0.6

@@ -1,9 +1,7 @@
 """Eigenpairs: the right ones, as often as they are there, with residuals that are true."""
 
-import io
 import tracemalloc
 import warnings
-from functools import cache
 
 import numpy as np
 import pytest
@@ -11,74 +9,17 @@ import scipy.sparse
 from cases import (
     dense_symmetric,
     diagonal_operator,
-    distinct_eigenvalues,
     log_uniform_bulk,
     orthogonality_error,
-    rank_two,
     semicircle_with_outliers,
 )
+from linalg.eigenproblems import SPECTRA, WHICH, assert_exact, bits, dense, single_precision
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from spectral_density.linalg import thick_restart
 from spectral_density.linalg.eigen import ConvergenceWarning, top_eigenpairs
 from spectral_density.linalg.power import power_iteration
-from spectral_density.linalg.thick_restart import EigenState
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-WHICH = ("LM", "LA", "SA", "BE")
-POLYNOMIAL = np.array([[12.0, 18.0], [18.0, 12.0]])  # Hessian of 2 x^3 y^3 at (1, 1)
-
-
-def wanted(eigenvalues, k, which):
-    """The eigenvalues that are asked for, in the documented order."""
-    values = np.sort(eigenvalues)
-    if which == "LM":
-        return values[np.argsort(-np.abs(values), kind="stable")][:k]
-    if which == "LA":
-        return values[::-1][:k]
-    low = k if which == "SA" else k // 2
-    return np.concatenate([values[:low], values[len(values) - (k - low) :]])
-
-
-@cache
-def dense(name):
-    """The matrix of a spectrum, made once."""
-    return dense_symmetric(SPECTRA[name])
-
-
-def assert_exact(result, matrix, eigenvalues, k, which, limit=1e-12):
-    """Compare values, residuals and vectors with what is known; `limit` is relative to ||A||."""
-    norm = np.abs(eigenvalues).max()
-    expected = wanted(eigenvalues, k, which)
-    values = result.values
-    if which == "LM":  # of l and -l either is right
-        expected, values = np.abs(expected), np.abs(values)
-    assert np.abs(values - expected).max() <= limit * norm
-    assert result.vectors.shape == (len(eigenvalues), k)
-    assert orthogonality_error(result.vectors.T) <= 1e-14
-    true = np.linalg.norm(matrix @ result.vectors - result.vectors * result.values, axis=0)
-    np.testing.assert_allclose(result.residuals, true, atol=max(limit * norm, 0.0))
-    assert result.converged.all()
-    assert result.complete
-    assert (result.residuals <= result.tolerance * result.norm).all()
-    assert result.norm <= norm * (1 + 1e-6)
-
-
-SPECTRA = {
-    "semicircle": semicircle_with_outliers(100),
-    "log_uniform": log_uniform_bulk(100),
-    "indefinite": np.concatenate([-np.geomspace(1e-3, 9, 40), np.geomspace(1e-3, 10, 60)]),
-    "triple": np.concatenate([[5.0, 5.0, 5.0], np.linspace(-1, 1, 77)]),
-    "double_at_the_edge": np.concatenate([[6.0, 5.0, 4.0, 4.0, 3.0], np.linspace(-2, 2, 75)]),
-    "plus_and_minus": np.concatenate([np.repeat([3.0, -3.0], 4), np.linspace(-1, 1, 72)]),
-    "cluster": np.concatenate([1 + 1e-10 * np.arange(3), np.linspace(-0.5, 0.5, 77)]),
-    "identity": np.ones(50),
-    "zero": np.zeros(50),
-    "rank_two": rank_two(60),
-    "three_distinct": distinct_eigenvalues(3, 60),
-    "twenty_distinct": distinct_eigenvalues(20, 100),
-}
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -149,20 +90,6 @@ def test_a_start_that_is_an_eigenvector_finds_the_others():
     assert_exact(result, np.diag(eigenvalues), eigenvalues, 3, "LA")
 
 
-def test_the_probability_of_a_miss_is_a_bound(monkeypatch):
-    # The first Krylov space has one of two equal eigenvalues, so the second must find the other.
-    # That ends as soon as it may, and yet misses less often than it may.
-    eigenvalues = np.concatenate([[2.0, 2.0], np.linspace(-1, 1, 98)])
-    operator = diagonal_operator(eigenvalues)
-    missed = {}
-    for probability in (0.5, 1e-4):
-        monkeypatch.setattr(thick_restart, "MISS_PROBABILITY", probability)
-        results = [top_eigenpairs(operator, 2, "LA", tolerance=1e-4, seed=s) for s in range(30)]
-        missed[probability] = np.mean([abs(r.values[1] - 2.0) > 1e-3 for r in results])
-    assert missed[1e-4] == 0
-    assert missed[0.5] <= 0.5 + 2 * np.sqrt(0.25 / 30)
-
-
 @pytest.mark.parametrize("block_size", [2, 3, 8])
 @pytest.mark.parametrize("name", ["semicircle", "triple", "identity", "zero", "rank_two"])
 def test_blocks_find_the_same(name, block_size):
@@ -199,12 +126,6 @@ def test_the_least_subspace_still_converges():
 
 
 # Precision and scale
-
-
-def single_precision(matrix, dtype=np.float32):
-    """The operator whose products are computed in float32, whatever dtype it states."""
-    matrix = matrix.astype(np.float32)
-    return LinearOperator(matrix.shape, matvec=lambda v: matrix @ v.astype(np.float32), dtype=dtype)
 
 
 @pytest.mark.parametrize("which", ["LM", "SA"])
@@ -357,10 +278,6 @@ def test_an_operator_that_is_not_symmetric_is_named(skew):
 # Repeating and resuming
 
 
-def bits(result):
-    return [result.values, result.vectors, result.residuals, result.converged]
-
-
 def test_the_same_seed_gives_the_same_bits_and_another_the_same_values():
     matrix = dense("semicircle")
     first, again, other = (top_eigenpairs(matrix, 4, seed=seed) for seed in (3, 3, 4))
@@ -375,107 +292,6 @@ def test_the_global_random_state_is_left_alone():
     top_eigenpairs(np.eye(5), 2)
     power_iteration(np.eye(5))
     np.testing.assert_array_equal(before, np.random.get_state()[1])
-
-
-def saved(state):
-    """What a file would hold of it."""
-    file = io.BytesIO()
-    np.savez(file, **state.arrays())
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"k": 4},
-        {"k": 3, "which": "BE", "block_size": 2},
-        {"k": 3, "which": "LA", "tolerance": 1e-17},  # goes through every attempt to improve
-        {"k": 4, "which": "SA", "max_products": 60},  # ends before it is done
-    ],
-)
-def test_a_run_resumed_after_any_step_ends_with_the_same_bits(options):
-    matrix = dense("triple")
-    files = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        whole = top_eigenpairs(matrix, **options, callback=lambda s: files.append(saved(s)))
-        for file in files[:: max(1, len(files) // 12)] + files[-3:]:
-            # A file of numbers and text: no pickle.
-            with np.load(io.BytesIO(file), allow_pickle=False) as arrays:
-                state = EigenState.from_arrays(arrays)
-            result = top_eigenpairs(matrix, **options, resume=state)
-            assert result.num_products == whole.num_products
-            for a, b in zip(bits(result), bits(whole), strict=True):
-                np.testing.assert_array_equal(a, b)
-    assert len(files) > 20
-
-
-def test_a_run_that_ran_out_of_products_goes_on_to_the_bits_of_one_that_did_not():
-    matrix = dense("semicircle")
-    whole = top_eigenpairs(matrix, 5)
-    files = []
-    with pytest.warns(ConvergenceWarning):
-        top_eigenpairs(matrix, 5, max_products=20, callback=lambda s: files.append(saved(s)))
-    with np.load(io.BytesIO(files[-1])) as arrays:
-        result = top_eigenpairs(matrix, 5, resume=EigenState.from_arrays(arrays))
-    assert result.num_products == whole.num_products
-    np.testing.assert_array_equal(result.vectors, whole.vectors)
-
-
-def test_the_callback_sees_every_step():
-    seen = []
-    matrix = dense("semicircle")
-    result = top_eigenpairs(
-        matrix, 3, callback=lambda s: seen.append((s.steps, s.num_products, s.values, repr(s)))
-    )
-    assert [s[0] for s in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1][1] + 3 == result.num_products
-    np.testing.assert_allclose(seen[-1][2], result.values, rtol=1e-13)
-    assert "EigenState(LM, k=3, n=100" in seen[-1][3]
-
-
-def test_saved_arrays_are_views_that_cannot_be_written():
-    states = []
-    top_eigenpairs(np.diag(np.arange(9.0)), 2, callback=states.append)
-    arrays = states[0].arrays()
-    assert np.shares_memory(arrays["basis"], states[0].basis)
-    with pytest.raises(ValueError, match="read-only"):
-        arrays["basis"][0] = 0.0
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"k": 2}, "k"),
-        ({"which": "LA"}, "which"),
-        ({"seed": 1}, "seed"),
-        ({"tolerance": 1e-3}, "tolerance"),
-        ({"subspace": 25}, "subspace"),
-        ({"block_size": 2}, "block_size"),
-    ],
-)
-def test_a_state_of_another_problem_is_refused_by_name(change, name):
-    states = []
-    matrix = np.diag(np.arange(30.0))
-    top_eigenpairs(matrix, 3, callback=states.append)
-    with pytest.raises(ValueError, match=f"another problem: its {name} is"):
-        top_eigenpairs(matrix, **{"k": 3, **change}, resume=states[0])
-    with pytest.raises(ValueError, match="its size is 30, not 40"):
-        top_eigenpairs(np.eye(40), 3, resume=states[0])
-
-
-def test_arrays_that_are_no_state_are_refused():
-    states = []
-    top_eigenpairs(np.diag(np.arange(30.0)), 3, callback=states.append)
-    arrays = states[0].arrays()
-    with pytest.raises(ValueError, match="basis missing"):
-        EigenState.from_arrays({k: v for k, v in arrays.items() if k != "basis"})
-    with pytest.raises(ValueError, match="must have shapes"):
-        EigenState.from_arrays({**arrays, "basis": arrays["basis"][:-1]})
-    with pytest.raises(ValueError, match="pass start or resume"):
-        top_eigenpairs(np.eye(30), 3, resume=states[0], start=np.ones(30))
-    with pytest.raises(TypeError, match="resume must be an EigenState, got dict"):
-        top_eigenpairs(np.eye(30), 3, resume=arrays)
 
 
 def test_the_result_holds_one_copy_of_the_vectors():
@@ -543,65 +359,6 @@ def test_types_are_refused():
         top_eigenpairs(np.eye(3), 1.5)
     with pytest.raises(TypeError, match="tolerance must be a real number"):
         top_eigenpairs(np.eye(3), tolerance="small")
-
-
-# Power iteration
-
-
-def test_power_iteration_finds_thirty_for_the_polynomial():
-    result = power_iteration(POLYNOMIAL)
-    assert result.converged
-    assert abs(result.value - 30) <= 1e-12
-    assert (
-        abs(result.residual - np.linalg.norm(POLYNOMIAL @ result.vector - 30 * result.vector))
-        <= 1e-12
-    )
-    np.testing.assert_allclose(np.abs(result.vector), np.sqrt(0.5), rtol=1e-9)
-    assert "PowerIteration(30, residual" in repr(result)
-    np.testing.assert_allclose(top_eigenpairs(POLYNOMIAL, 2).values, [30, -6], rtol=1e-14)
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-8, -1.0, 1e8, 1e300])
-def test_power_iteration_keeps_sign_and_scale(scale):
-    result = power_iteration(scale * np.diag([1.0, 2.0, -5.0, 3.0]))
-    assert result.converged
-    np.testing.assert_allclose(result.value, -5 * scale, rtol=1e-12)
-
-
-def test_power_iteration_of_the_zero_matrix_and_of_one_row():
-    zero = power_iteration(np.zeros((4, 4)))
-    assert (zero.value, zero.residual, zero.converged, zero.num_products) == (0.0, 0.0, True, 1)
-    one = power_iteration(np.array([[-3.0]]))
-    assert (one.value, one.converged, one.num_products) == (-3.0, True, 1)
-    assert power_iteration(np.eye(7)).num_products == 1
-
-
-def test_power_iteration_says_when_two_signs_keep_it_from_converging():
-    with pytest.warns(ConvergenceWarning, match=r"both 4 and -4 are eigenvalues.*top_eigenpairs"):
-        result = power_iteration(np.diag([4.0, -4.0, 1.0, 2.0]))
-    assert not result.converged
-    assert result.num_products < 100
-    assert result.residual > 0.1
-
-
-def test_power_iteration_says_when_products_run_out():
-    with pytest.warns(ConvergenceWarning, match="not converged in 20 products.*raise max_products"):
-        result = power_iteration(np.diag([1.0, 0.99, 0.5]), max_products=20)
-    assert not result.converged
-    assert result.num_products == 20
-    assert np.abs(result.value - np.array([1.0, 0.99, 0.5])).min() <= result.residual
-
-
-def test_power_iteration_repeats_and_takes_a_start():
-    matrix = dense("triple")
-    a, b = power_iteration(matrix, seed=2), power_iteration(matrix, seed=2)
-    np.testing.assert_array_equal(a.vector, b.vector)
-    assert abs(a.value - 5) <= 1e-12
-    given = power_iteration(matrix, start=1e200 * a.vector)
-    assert given.num_products <= 2
-    single = power_iteration(single_precision(matrix))
-    assert single.converged
-    assert abs(single.value - 5) <= 1e-5
 
 
 def test_a_basis_that_does_not_fit_is_refused_before_the_first_product():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 from cases import dense_symmetric, diagonal_operator
+from linalg.systems import normal
 from scipy.sparse.linalg import LinearOperator
-from threadpoolctl import threadpool_limits
 
-from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.nystrom_approximation import nystrom
 from spectral_density.linalg.preconditioners import (
     LowRankPreconditioner,
     NystromPreconditioner,
@@ -21,16 +21,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 DECAYING = np.arange(1, 201) ** -2.0
 SIGNED = DECAYING * np.where(np.arange(200) % 3 == 1, -1, 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_blas_thread():
-    with threadpool_limits(1, "blas"):
-        yield
-
-
-def normal(n, seed=0):
-    return np.random.default_rng(seed).standard_normal(n)
 
 
 def eigenpairs(matrix, rank):

@@ -12,19 +12,23 @@ from cases import (
     rank_two,
     semicircle_with_outliers,
 )
+from linalg.decaying import (
+    GEOMETRIC,
+    NETWORK,
+    QUADRATIC,
+    SIGNED_LOW_RANK,
+    counted,
+    magnitudes,
+    relative_error,
+)
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from spectral_density.linalg.nystrom import nystrom
+from spectral_density.linalg.nystrom_approximation import nystrom
 from spectral_density.linalg.randomized import randomized_eigh, randomized_svd
-from spectral_density.linalg.range_finder import range_finder
+from spectral_density.linalg.range_basis import range_finder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-NETWORK = log_uniform_bulk()
-GEOMETRIC = 0.7 ** np.arange(500)
-GEOMETRIC[1::2] *= -1
-QUADRATIC = np.arange(1, 1001.0) ** -2
-SIGNED_LOW_RANK = np.concatenate([[7.0, -5.0, 3.0, -1.0, 0.1], np.zeros(195)])
 SPECTRA = {
     "zero": np.zeros(120),
     "identity": np.ones(120),
@@ -36,33 +40,6 @@ SPECTRA = {
     "semicircle": semicircle_with_outliers(120),
     "sixteen_decades": np.geomspace(1, 1e-16, 120),
 }
-
-
-def magnitudes(eigenvalues, count):
-    return np.sort(np.abs(eigenvalues))[::-1][:count]
-
-
-def relative_error(values, eigenvalues, count):
-    true = magnitudes(eigenvalues, count)
-    return np.abs(np.abs(values[:count]) / true - 1).max()
-
-
-def counted(matrix):
-    """The operator of a dense matrix, and the widths of the blocks it has multiplied."""
-    widths = []
-
-    def matmat(block):
-        widths.append(block.shape[1])
-        return matrix @ block
-
-    def rmatmat(block):
-        widths.append(block.shape[1])
-        return matrix.T @ block
-
-    operator = LinearOperator(
-        matrix.shape, matvec=None, matmat=matmat, rmatmat=rmatmat, dtype=float
-    )
-    return operator, widths
 
 
 # Accuracy ----------------------------------------------------------------------------------------
@@ -216,58 +193,6 @@ def test_without_probes_there_are_no_bounds_and_no_products_for_them():
     assert randomized_svd(operator, 95, num_probes=0).error_bound < np.inf  # the basis is full
 
 
-@pytest.mark.parametrize("eigenvalues", [log_uniform_bulk(200), QUADRATIC[:200], GEOMETRIC[:200]])
-def test_the_bound_of_a_range_holds_over_seeds_and_is_not_absurdly_loose(eigenvalues):
-    ratios = []
-    for seed in range(5):
-        for depth in (1, 2):
-            operator = diagonal_operator(eigenvalues)
-            found = range_finder(operator, 10, krylov_depth=depth, seed=seed)
-            rest = (np.eye(len(eigenvalues)) - found.basis @ found.basis.T) * eigenvalues
-            ratios.append(found.error_bound / np.linalg.norm(rest, 2))
-    assert min(ratios) >= 1
-    assert max(ratios) <= 100
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-4, 1e-8])
-def test_a_range_to_a_tolerance_meets_it(depth, tolerance):
-    eigenvalues = 0.85 ** np.arange(200)
-    needed = np.count_nonzero(eigenvalues > tolerance)
-    matrix = dense_symmetric(eigenvalues)
-    for seed in range(3):
-        found = range_finder(matrix, tolerance=tolerance, krylov_depth=depth, seed=seed)
-        error = np.linalg.norm(matrix - found.basis @ (found.basis.T @ matrix), 2)
-        assert error <= found.error_bound <= tolerance
-        assert found.converged
-        assert needed <= found.rank <= needed + 60
-        assert orthogonality_error(found.basis.T) <= 1e-13
-
-
-def test_a_tolerance_spends_one_block_on_the_test_alone():
-    operator, widths = counted(dense_symmetric(0.5 ** np.arange(100)))
-    found = range_finder(operator, tolerance=1e-3, block_size=7)
-    assert widths == [7] * found.num_passes
-    assert found.rank == 7 * (found.num_passes - 1)
-    assert found.num_products == sum(widths)
-    assert found.failure_probability == pytest.approx(found.num_passes * 1e-7)
-
-
-def test_a_search_that_ends_early_says_so():
-    matrix = dense_symmetric(0.9 ** np.arange(100))
-    capped = range_finder(matrix, tolerance=1e-6, max_rank=25)
-    assert not capped.converged and capped.rank == 25
-    rest = matrix - capped.basis @ (capped.basis.T @ matrix)
-    assert 1e-6 < np.linalg.norm(rest, 2) <= capped.error_bound
-    # Nothing but rounding is left long before the tolerance.
-    rounded = range_finder(dense_symmetric(rank_two(100)), tolerance=1e-30)
-    assert not rounded.converged and rounded.rank == 2 and rounded.error_bound <= 1e-12
-    assert "not converged" in repr(rounded)
-    assert range_finder(np.zeros((30, 30)), tolerance=1e-3).rank == 0
-    everything = range_finder(np.eye(30), tolerance=1e-3)
-    assert everything.rank == 30 and everything.converged and everything.error_bound == 0
-
-
 # Economy -----------------------------------------------------------------------------------------
 
 
@@ -281,23 +206,10 @@ def test_products_with_the_basis_are_used_again(factorize, depth):
     assert result.num_passes == len(widths)
 
 
-def test_a_range_of_fixed_rank_needs_no_product_with_its_last_block():
-    operator, widths = counted(dense_symmetric(semicircle_with_outliers(200)))
-    found = range_finder(operator, 8, oversampling=4, krylov_depth=3)
-    assert widths == [22, 12, 12]
-    assert found.num_products == 46 and found.num_passes == 3 and found.rank == 36
-
-
 def test_a_general_matrix_takes_two_passes_a_power():
     operator, widths = counted(np.random.default_rng(0).standard_normal((90, 60)))
     svd = randomized_svd(operator, 8, oversampling=4, krylov_depth=2, num_probes=3)
     assert widths == [15, 12, 12, 15] == [15, 12, 12, svd.num_products - 39]
-
-
-def test_nystrom_takes_one_pass():
-    operator, widths = counted(dense_symmetric(QUADRATIC[:100]))
-    result = nystrom(operator, 8, oversampling=4, num_probes=3)
-    assert widths == [15] and result.num_products == 15 and result.num_passes == 1
 
 
 # Robustness --------------------------------------------------------------------------------------
@@ -472,84 +384,6 @@ def test_arrays_that_are_symmetric_but_for_rounding_take_the_shorter_way():
     assert randomized_svd(np.eye(20, dtype=np.uint8), 5, num_probes=0).num_passes == 2
 
 
-# Nystrom -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "eigenvalues", [QUADRATIC[:150], np.abs(GEOMETRIC[:150]), np.abs(log_uniform_bulk(150))]
-)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_nystrom_meets_the_bound_of_its_theory(eigenvalues, dtype):
-    # Frangella, Tropp, Udell, proposition 2.2: the mean of ||A - A_nys||, l test vectors.
-    true = np.sort(eigenvalues)[::-1]
-    width = 30
-    bound = min(
-        (1 + 2 * (width - p) / (p - 1)) * true[width - p]
-        + 2 * np.e**2 * width / (p**2 - 1) * true[width - p :].sum()
-        for p in range(2, width)
-    )
-    matrix = np.diag(true)
-    errors = []
-    for seed in range(6):
-        result = nystrom(diagonal_operator(true, dtype), width, oversampling=0, seed=seed)
-        approximation = result.vectors * result.values @ result.vectors.T
-        gap = np.linalg.eigvalsh(matrix - approximation)
-        noise = (1e-13 if dtype is np.float64 else 1e-5) * true[0]
-        assert gap[0] >= -noise  # A - A_nys is positive semidefinite
-        assert (result.values <= true[:width] + noise).all()
-        assert (result.values >= 0).all() and (np.diff(result.values) <= 0).all()
-        assert orthogonality_error(result.vectors.T) <= 1e-13
-        assert gap[-1] <= result.error_bound
-        errors.append(gap[-1])
-    assert np.mean(errors) <= bound
-
-
-def test_nystrom_takes_half_the_products_for_a_few_times_the_error():
-    true = np.sort(np.abs(NETWORK))[::-1]
-    half = nystrom(diagonal_operator(true), 20, num_probes=0)
-    whole = randomized_eigh(diagonal_operator(true), 20, num_probes=0)
-    assert half.num_products == whole.num_products / 2
-    assert relative_error(half.values, true, 10) <= 5 * relative_error(whole.values, true, 10)
-
-
-def test_nystrom_recovers_a_matrix_of_low_rank():
-    matrix = dense_symmetric(np.abs(SIGNED_LOW_RANK))
-    result = nystrom(matrix, 5)
-    np.testing.assert_allclose(result.values, [7, 5, 3, 1, 0.1], atol=1e-13)
-    np.testing.assert_allclose(
-        result.vectors * result.values @ result.vectors.T, matrix, atol=1e-13
-    )
-    assert 0 < result.shift <= 1e-13
-
-
-@pytest.mark.parametrize(
-    "eigenvalues", [-np.ones(50), np.resize([1.0, -1.0], 50), distinct_eigenvalues(5, 50)]
-)
-def test_nystrom_refuses_an_indefinite_operator(eigenvalues):
-    with pytest.raises(ValueError, match=r"not positive semidefinite: x'Ax = -.*randomized_eigh"):
-        nystrom(diagonal_operator(eigenvalues), 20)
-
-
-def test_negative_eigenvalues_that_nystrom_cannot_see_are_within_its_bound():
-    result = nystrom(diagonal_operator(NETWORK[::4]), 20)
-    approximation = result.vectors * result.values @ result.vectors.T
-    assert np.linalg.norm(np.diag(NETWORK[::4]) - approximation, 2) <= result.error_bound
-
-
-def test_nystrom_takes_float32_rounding_for_what_it_is():
-    rng = np.random.default_rng(0)
-    factor = rng.standard_normal((400, 30)).astype(np.float32)
-
-    def matmat(block):  # a Gauss-Newton product in float32, said to be float64
-        return np.float64(factor @ (factor.T @ block.astype(np.float32)))
-
-    operator = LinearOperator((400, 400), matvec=None, matmat=matmat, dtype=np.float64)
-    result = nystrom(operator, 40)
-    true = np.linalg.svd(np.float64(factor), compute_uv=False) ** 2
-    np.testing.assert_allclose(result.values[:30], true, rtol=1e-4)
-    assert (result.values[30:] <= 1e-4 * true[0]).all()
-
-
 # Repeatability, progress, text -------------------------------------------------------------------
 
 
@@ -673,18 +507,3 @@ def test_a_matrix_that_is_nothing_but_rounding_is_no_error():
     operator = LinearOperator((n, n), matvec=matmat, matmat=matmat, dtype=np.float64)
     assert randomized_svd(operator, 5).singular_values.max() < 1e-2
     assert np.abs(randomized_eigh(operator, 5).values).max() < 1e-2
-
-
-def test_the_shift_is_taken_off_again():
-    eigenvalues = np.arange(1.0, 21.0)
-    operator = diagonal_operator(eigenvalues)
-    # Products that may be rounded as coarsely take a shift that shows, and these are not rounded.
-    operator.product_dtype = np.dtype(np.float16)
-    found = nystrom(operator, 20)
-    eps = np.finfo(np.float16).eps
-    assert found.shift == pytest.approx(eps * np.linalg.norm(eigenvalues), rel=1e-10)
-    # The test vectors span everything, so that the approximation of A + shift I is that itself.
-    np.testing.assert_allclose(found.values, eigenvalues[::-1], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(
-        (found.vectors * found.values) @ found.vectors.T, np.diag(eigenvalues), rtol=0, atol=1e-9
-    )

@@ -8,58 +8,23 @@ import pytest
 import scipy.sparse
 import scipy.sparse.linalg
 from cases import dense_symmetric, diagonal_operator, log_uniform_bulk
+from linalg.systems import (
+    INDEFINITE,
+    SINGULAR,
+    counted,
+    float32_products,
+    normal,
+    relative_error,
+    spd,
+    true_norm,
+)
 from scipy.sparse.linalg import LinearOperator
-from threadpoolctl import threadpool_limits
 
 from spectral_density.linalg.solvers import METHODS, Solution, SolverStep, Status, solve
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 SYMMETRIC = ("cg", "minres")
-INDEFINITE = np.concatenate([-np.geomspace(1e-2, 1, 30), np.geomspace(1e-2, 2, 90)])
-SINGULAR = np.concatenate([np.zeros(20), np.linspace(1, 5, 80)])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_blas_thread():
-    # The matrices are small: on a busy machine, threads for them take a hundred times as long.
-    with threadpool_limits(1, "blas"):
-        yield
-
-
-def normal(n, seed=0):
-    return np.random.default_rng(seed).standard_normal(n)
-
-
-def spd(condition, n=100):
-    return dense_symmetric(np.geomspace(1 / condition, 1, n))
-
-
-def float32_products(matrix):
-    single = matrix.astype(np.float32)
-    return LinearOperator(
-        matrix.shape, matvec=lambda v: single @ np.ravel(v).astype(np.float32), dtype=np.float32
-    )
-
-
-def relative_error(x, truth):
-    return np.linalg.norm(x - truth) / np.linalg.norm(truth)
-
-
-def true_norm(matrix, solution, b):
-    shifted = matrix + solution.damping * np.eye(len(matrix))
-    return np.linalg.norm(b - shifted @ solution.x)
-
-
-def counted(matrix):
-    """An operator, and the list that grows by an entry for each of its products."""
-    calls = []
-
-    def matvec(v):
-        calls.append(1)
-        return matrix @ np.ravel(v)
-
-    return LinearOperator(matrix.shape, matvec=matvec, dtype=np.float64), calls
 
 
 # The solution --------------------------------------------------------------------------------
@@ -77,62 +42,12 @@ def test_a_positive_definite_system_is_solved_as_numpy_does(method, condition):
     assert relative_error(solution.x, np.linalg.solve(matrix, b)) <= rtol * condition
 
 
-@pytest.mark.parametrize(
-    "eigenvalues",
-    [
-        np.ones(100),
-        np.geomspace(1e-2, 1, 100),
-        np.geomspace(5e-3, 1, 200),
-        np.abs(log_uniform_bulk(200)) + 0.5,
-        SINGULAR + 0.01,
-    ],
-)
-@pytest.mark.parametrize("rtol", [1e-2, 1e-6])
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_cg_takes_as_many_iterations_as_that_of_scipy(eigenvalues, rtol, preconditioned):
-    matrix, b = dense_symmetric(eigenvalues), normal(len(eigenvalues))
-    m = np.diag(np.linspace(1, 2, len(b))) if preconditioned else None
-    calls = []
-    scipy.sparse.linalg.cg(matrix, b, rtol=rtol, M=m, callback=calls.append)
-    solution = solve(matrix, b, rtol=rtol, preconditioner=m)
-    assert abs(solution.iterations - len(calls)) <= 1
-
-
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_iterates_are_those_of_scipy(preconditioned):
-    matrix, b = dense_symmetric(INDEFINITE), normal(120)
-    m = np.diag(np.geomspace(0.5, 2, 120)) if preconditioned else None
-    theirs, ours = [], []
-    scipy.sparse.linalg.minres(
-        matrix, b, rtol=1e-14, maxiter=25, M=m, callback=lambda x: theirs.append(x.copy())
-    )
-    solve(
-        matrix,
-        b,
-        method="minres",
-        preconditioner=m,
-        maxiter=25,
-        callback=lambda step: ours.append(step.x),
-    )
-    for ours_k, theirs_k in zip(ours, theirs, strict=True):
-        assert relative_error(ours_k, theirs_k) <= 1e-9
-
-
 @pytest.mark.parametrize("method", ["minres", "gmres"])
 def test_an_indefinite_system_is_solved_as_numpy_does(method):
     matrix, b = dense_symmetric(INDEFINITE), normal(120)
     solution = solve(matrix, b, method=method, rtol=1e-10, restart=120)
     assert solution.converged
     assert relative_error(solution.x, np.linalg.solve(matrix, b)) <= 1e-8
-
-
-def test_gmres_solves_a_system_that_is_not_symmetric():
-    matrix = np.eye(50) + 0.1 * np.random.default_rng(0).standard_normal((50, 50))
-    b = normal(50)
-    for restart in (50, 10):
-        solution = solve(matrix, b, method="gmres", rtol=1e-10, restart=restart)
-        assert solution.converged
-        assert relative_error(solution.x, np.linalg.solve(matrix, b)) <= 1e-8
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -318,42 +233,6 @@ def test_the_result_says_what_it_is():
 # Negative curvature ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("damping", [0.0, 0.05])
-def test_cg_returns_negative_curvature_and_the_iterate_so_far(seed, damping):
-    matrix = dense_symmetric(np.concatenate([[-0.5, -0.1], np.geomspace(1e-2, 1, 98)]), seed)
-    shifted, b = matrix + damping * np.eye(100), normal(100, seed)
-    values = [0.0]
-
-    def note(step):
-        values.append(0.5 * step.x @ shifted @ step.x - b @ step.x)
-
-    solution = solve(matrix, b, damping=damping, rtol=1e-12, callback=note)
-    assert solution.status is Status.NEGATIVE_CURVATURE
-    assert not solution.converged
-    d = solution.negative_curvature
-    assert np.linalg.norm(d) == pytest.approx(1)
-    assert d @ shifted @ d < 0
-    assert solution.curvature == pytest.approx(d @ shifted @ d, rel=1e-9)
-    assert d @ b > 0
-    # The model fell at every step, and d descends from the iterate too.
-    assert (np.diff(values) < 0).all()
-    assert solution.model_value == pytest.approx(values[-1], rel=1e-9, abs=1e-12)
-    assert d @ (b - shifted @ solution.x) > 0
-    assert solution.iterations == len(values) - 1
-
-
-def test_cg_meets_negative_curvature_at_the_first_product():
-    solution = solve(np.diag([-1.0, -2.0, 0.5]), [1.0, 1.0, 0.0])
-    assert solution.status is Status.NEGATIVE_CURVATURE
-    assert solution.iterations == 0
-    assert not solution.x.any()
-    np.testing.assert_allclose(solution.negative_curvature, [0.5**0.5, 0.5**0.5, 0])
-    assert solution.curvature == pytest.approx(-1.5)
-    # Damping beyond it makes the system positive definite.
-    assert solve(np.diag([-1.0, -2.0, 0.5]), [1.0, 1.0, 0.0], damping=2.5).converged
-
-
 @pytest.mark.parametrize("method", ["cg", "minres"])
 def test_the_saddle_of_a_product_is_reported(method):
     # The Hessian of f(x, y) = x y: what XOR-like networks have at their saddles.
@@ -366,16 +245,6 @@ def test_the_saddle_of_a_product_is_reported(method):
         assert solution.status is Status.NEGATIVE_CURVATURE
     else:
         np.testing.assert_allclose(solution.x, [-0.5, 1.0])
-
-
-def test_cg_with_a_preconditioner_still_reports_negative_curvature():
-    matrix = dense_symmetric(INDEFINITE)
-    m = dense_symmetric(1 / np.abs(INDEFINITE))
-    solution = solve(matrix, normal(120), preconditioner=m)
-    assert solution.status is Status.NEGATIVE_CURVATURE
-    d = solution.negative_curvature
-    assert d @ matrix @ d < 0
-    assert solution.curvature == pytest.approx(d @ matrix @ d, rel=1e-9)
 
 
 def test_unverified_claims_that_rounding_may_have_made_are_measured_all_the_same():
@@ -416,27 +285,6 @@ def test_a_failure_is_never_worse_than_the_start(method, eigenvalues):
             assert solution.residual_norm == pytest.approx(np.linalg.norm(b))
 
 
-def test_rounding_is_no_least_squares_solution():
-    matrix = dense_symmetric(SINGULAR)
-    for seed in range(5):
-        solution = solve(matrix, matrix @ normal(100, seed), method="minres", rtol=0.0)
-        assert solution.status is Status.STAGNATION
-        assert solution.residual_norm <= 1e-13 * np.linalg.norm(matrix @ normal(100, seed))
-
-
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_minres_goes_on_and_remembers_the_negative_curvature(preconditioned):
-    matrix, b = dense_symmetric(INDEFINITE), normal(120)
-    m = np.diag(np.geomspace(0.5, 2, 120)) if preconditioned else None
-    solution = solve(matrix, b, method="minres", preconditioner=m, damping=0.001, rtol=1e-9)
-    assert solution.converged
-    d = solution.negative_curvature
-    curvature = d @ matrix @ d + 0.001
-    assert curvature < 0
-    assert solution.curvature == pytest.approx(curvature, rel=1e-6)
-    assert d @ b > 0
-
-
 def test_no_negative_curvature_is_made_up():
     for matrix in (spd(1e8), dense_symmetric(SINGULAR)):
         for method in SYMMETRIC:
@@ -445,64 +293,6 @@ def test_no_negative_curvature_is_made_up():
             assert solution.status in (Status.CONVERGED, Status.MAX_ITERATIONS)
             assert solution.negative_curvature is None
             assert solution.curvature is None
-
-
-# The trust region -----------------------------------------------------------------------------
-
-
-def test_within_the_radius_nothing_changes():
-    matrix, b = spd(100), normal(100)
-    free = solve(matrix, b)
-    bound = solve(matrix, b, radius=1.01 * np.linalg.norm(free.x))
-    assert bound.converged
-    np.testing.assert_array_equal(bound.x, free.x)
-
-
-@pytest.mark.parametrize("share", [1e-3, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_the_path_stops_at_the_radius(share, preconditioned):
-    matrix, b = spd(1000), normal(100)
-    m = np.diag(1 / np.diag(matrix)) if preconditioned else None
-    free = solve(matrix, b)
-    radius = share * np.linalg.norm(free.x)
-    values = [0.0]
-    solution = solve(
-        matrix,
-        b,
-        radius=radius,
-        preconditioner=m,
-        callback=lambda s: values.append(0.5 * s.x @ matrix @ s.x - b @ s.x),
-    )
-    assert solution.status is Status.TRUST_RADIUS
-    assert np.linalg.norm(solution.x) == pytest.approx(radius, rel=1e-12)
-    assert solution.iterations <= free.iterations + 1
-    assert (np.diff(values) < 0).all()
-    # At least as low as the Cauchy point, on which trust-region theory rests.
-    t = min(radius / np.linalg.norm(b), b @ b / (b @ matrix @ b))
-    if not preconditioned:
-        assert values[-1] <= 0.5 * t**2 * b @ matrix @ b - t * b @ b + 1e-12
-
-
-def test_negative_curvature_is_followed_to_the_radius():
-    matrix, b = dense_symmetric(INDEFINITE), normal(120)
-    inside = solve(matrix, b)
-    assert inside.status is Status.NEGATIVE_CURVATURE
-    solution = solve(matrix, b, radius=1e3)
-    assert solution.status is Status.NEGATIVE_CURVATURE
-    assert np.linalg.norm(solution.x) == pytest.approx(1e3)
-    along = solution.x - inside.x
-    np.testing.assert_allclose(along / np.linalg.norm(along), solution.negative_curvature)
-    assert solution.model_value < inside.model_value
-    assert solution.residual_norm == pytest.approx(true_norm(matrix, solution, b))
-
-
-def test_a_start_within_the_radius_counts_for_it():
-    matrix, b, x0 = spd(1000), normal(100), np.full(100, 0.05)
-    solution = solve(matrix, b, x0=x0, radius=2.0)
-    assert solution.status is Status.TRUST_RADIUS
-    assert np.linalg.norm(solution.x) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="outside the radius"):
-        solve(matrix, b, x0=x0, radius=0.1)
 
 
 # Singular systems -----------------------------------------------------------------------------
@@ -515,25 +305,6 @@ def test_a_singular_system_with_a_solution_is_solved(method):
     solution = solve(matrix, matrix @ truth, method=method, rtol=1e-10)
     assert solution.converged
     assert relative_error(solution.x, truth) <= 1e-8
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("eigenvalues", [SINGULAR, SINGULAR - 3 * (SINGULAR > 2.5)])
-def test_minres_calls_a_least_squares_solution_one(seed, eigenvalues):
-    matrix, b = dense_symmetric(eigenvalues, seed), normal(100, seed)
-    least = np.linalg.norm(b - matrix @ np.linalg.lstsq(matrix, b, rcond=1e-10)[0])
-    solution = solve(matrix, b, method="minres")
-    assert solution.status is Status.LEAST_SQUARES
-    assert not solution.converged
-    assert solution.residual_norm == pytest.approx(least, rel=1e-6)
-
-
-def test_a_least_squares_solution_of_float32_products_is_called_one():
-    matrix, b = dense_symmetric(SINGULAR), normal(100)
-    least = np.linalg.norm(b - matrix @ np.linalg.lstsq(matrix, b, rcond=1e-10)[0])
-    solution = solve(float32_products(matrix), b, method="minres")
-    assert solution.status is Status.LEAST_SQUARES
-    assert solution.residual_norm == pytest.approx(least, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -626,17 +397,6 @@ def test_a_claim_missed_by_a_hair_is_no_stagnation_while_the_residual_still_fall
         assert np.linalg.norm(residual) <= 1.001 * rtol * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("condition", [1e4, 1e6])
-def test_minres_does_not_stop_where_the_estimates_of_scipy_do(condition):
-    matrix, b = spd(condition, 50), normal(50)
-    x, info = scipy.sparse.linalg.minres(matrix, b, rtol=1e-5)
-    assert info == 0
-    assert np.linalg.norm(b - matrix @ x) > 0.1 * np.linalg.norm(b)
-    solution = solve(matrix, b, method="minres", rtol=1e-5, maxiter=100_000)
-    assert solution.converged
-    assert true_norm(matrix, solution, b) <= 1.001e-5 * np.linalg.norm(b)
-
-
 def test_a_matrix_that_is_not_symmetric_is_not_called_solved_wrongly():
     for seed in range(10):
         matrix = np.random.default_rng(seed).standard_normal((30, 30)) + 6 * np.eye(30)
@@ -645,14 +405,6 @@ def test_a_matrix_that_is_not_symmetric_is_not_called_solved_wrongly():
             solution = solve(matrix, b, method=method, maxiter=300)
             if solution.converged:
                 assert true_norm(matrix, solution, b) <= 1.001e-5 * np.linalg.norm(b)
-
-
-def test_gmres_that_cannot_progress_stops():
-    shift = np.roll(np.eye(20), 1, axis=0)  # no progress before step n
-    solution = solve(shift, np.eye(20)[0], method="gmres", restart=5)
-    assert solution.status is Status.STAGNATION
-    assert solution.iterations == 5
-    assert solve(shift, np.eye(20)[0], method="gmres", restart=20).converged
 
 
 @pytest.mark.parametrize("method", METHODS)

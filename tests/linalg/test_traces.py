@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse
 from cases import dense_symmetric, diagonal_operator, log_uniform_bulk
 from scipy.sparse.linalg import LinearOperator
-from scipy.stats import t as student
 
-from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
-from spectral_density.linalg.sampling import BLOCK_COLUMNS, ROUNDING_UNITS
+from spectral_density.linalg.dense import BLOCK_COLUMNS
+from spectral_density.linalg.estimates import DiagonalEstimate
+from spectral_density.linalg.sampling import ROUNDING_UNITS
 from spectral_density.linalg.sketch import RESIDUAL, gaussians
 from spectral_density.linalg.traces import diagonal, frobenius_norm, trace
 
@@ -150,56 +150,6 @@ def test_the_sketch_pays_for_norms_and_diagonals_too(function, method):
         for m in ("hutchinson", method)
     )
     assert better <= plain / 50
-
-
-def recording(matrix):
-    """The matrix as an operator, and the list of blocks that it was multiplied with."""
-    blocks = []
-    operator = LinearOperator(
-        matrix.shape,
-        matvec=lambda v: matrix @ v,
-        matmat=lambda b: blocks.append(b) or matrix @ b,
-        dtype=float,
-    )
-    return operator, blocks
-
-
-def test_xtrace_is_the_average_of_leave_one_out_estimates():
-    matrix = dense_symmetric(np.linspace(-1, 2, 40))
-    operator, probes = recording(matrix)
-    found = trace(operator, num_products=12, seed=5)
-    w = probes[0]
-    samples = []
-    for i in range(6):
-        q = np.linalg.qr(np.delete(matrix @ w, i, axis=1))[0]
-        u = w[:, i] - q @ (q.T @ w[:, i])
-        samples.append(np.trace(q.T @ matrix @ q) + 35 * (u @ matrix @ u) / (u @ u))
-    assert found.value == pytest.approx(np.mean(samples), rel=1e-12)
-
-
-def test_the_covariances_of_xtrace_are_those_of_the_leave_two_out_estimates():
-    matrix = dense_symmetric(np.linspace(1, 2, 40) ** 3)
-    matrix[:4] *= 3
-    matrix[:, :4] *= 3
-    operator, probes = recording(matrix)
-    for function, form in ((trace, matrix), (frobenius_norm, matrix @ matrix)):
-        probes.clear()
-        found = function(operator, num_products=12, method="xtrace", seed=7)
-        w = probes[0]
-
-        def sample(i, *others, w=w, form=form):
-            q = np.linalg.qr(np.delete(matrix @ w, [i, *others], axis=1))[0]
-            u = w[:, i] - q @ (q.T @ w[:, i])
-            return np.trace(q.T @ form @ q) + (40 - q.shape[1]) * (u @ form @ u) / (u @ u)
-
-        d = np.array([sample(i) for i in range(6)])
-        change = np.array(
-            [[d[i] - sample(i, j) if i != j else 0 for j in range(6)] for i in range(6)]
-        )
-        spread = np.sum((d - d.mean()) ** 2)
-        variance = max(spread + np.sum(change * change.T), spread / 2) / 30
-        expected = np.sqrt(variance) / (1 if function is trace else 2 * found.value)
-        assert found.standard_error == pytest.approx(expected, rel=1e-9)
 
 
 # Exact where it can be ----------------------------------------------------------------------------
@@ -369,7 +319,7 @@ def test_the_seed_alone_decides_and_global_random_state_stays(function, method):
 def test_the_width_of_blocks_does_not_matter(function, method, monkeypatch):
     matrix = dense_symmetric(SPECTRA["i^-1"][:200])
     wide = function(matrix, method=method, num_products=50)
-    monkeypatch.setattr("spectral_density.linalg.sampling.BLOCK_COLUMNS", 3)
+    monkeypatch.setattr("spectral_density.linalg.dense.BLOCK_COLUMNS", 3)
     narrow = function(matrix, method=method, num_products=50)
     np.testing.assert_allclose(values_of(narrow), values_of(wide), rtol=1e-10)
     np.testing.assert_allclose(errors_of(narrow), errors_of(wide), rtol=1e-8)
@@ -390,44 +340,6 @@ def test_an_operator_that_returns_its_argument_is_left_alone():
         found = function(same, method=method, num_products=20)
         true = truth(function, np.eye(50))
         np.testing.assert_allclose(values_of(found), true, rtol=1e-12)
-
-
-# What an estimate says ----------------------------------------------------------------------------
-
-
-def test_the_interval_is_students():
-    estimate = Estimate(12.3, 0.4, 90, degrees_of_freedom=4)
-    half = 0.4 * student.ppf(0.95, 4)
-    assert estimate.interval(0.9) == pytest.approx((12.3 - half, 12.3 + half))
-    assert Estimate(1.0, 0.5, 9).interval() == pytest.approx((0.0200, 1.9800), abs=1e-4)
-    for level in (0, 1, 1.5, np.nan):
-        with pytest.raises(ValueError, match="level"):
-            estimate.interval(level)
-
-
-@pytest.mark.parametrize(
-    ("estimate", "text"),
-    [
-        (Estimate(12.3456, 0.4321, 90), "12.35 +- 0.43 (90 products)"),
-        (Estimate(-1234.5, 78.0, 1), "-1234 +- 78 (1 product)"),
-        (Estimate(1.5e-9, 2e-11, 9, True), "(1.500 +- 0.020)e-09 (9 products)"),
-        (Estimate(0.0, 1e9, 9, False), "(0.0 +- 1.0)e+09 (9 products, tolerance not met)"),
-        (Estimate(3.0, 0.0, 1234), "3 +- 0 (1,234 products)"),
-        (Estimate(3.0, 2e-15, 3), "3 +- 2.0e-15 (3 products)"),
-    ],
-)
-def test_an_estimate_is_written_to_its_error(estimate, text):
-    assert str(estimate) == text
-
-
-def test_representations_say_what_there_is():
-    assert repr(Estimate(1.0, 0.5, 9)) == (
-        "Estimate(value=1.0, standard_error=0.5, num_products=9, converged=None, "
-        "degrees_of_freedom=inf)"
-    )
-    found = diagonal(np.eye(3), tolerance=0.1)
-    assert "array" not in repr(found)
-    assert str(found).startswith("diagonal of 3 entries, relative error")
 
 
 # Bad input ----------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ from spectral_density.linalg.arguments import (
     product_precision,
     rank_within,
 )
-from spectral_density.linalg.blocks import PROBE, TEST, gaussian, probed_norm, qr
+from spectral_density.linalg.gaussian_blocks import PROBE, TEST, gaussian, probed_norm
 from spectral_density.linalg.krylov_space import ROUNDING, KrylovSpace, block_width
+from spectral_density.linalg.low_rank import PartialEigendecomposition, multiply_low_rank
+from spectral_density.linalg.orthogonalization import qr
 from spectral_density.linalg.threads import blas_threads
 
 # A negative x'Ax below this share of ||A|| may be rounding of float32 products.
@@ -23,7 +25,7 @@ _INDEFINITE = 1e-5
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Nystrom:
+class Nystrom(PartialEigendecomposition):
     """Nystrom approximation V diag(values) V' of a positive semidefinite A; A minus it is, too."""
 
     values: np.ndarray  # (rank,), descending, not negative, never above the true ones
@@ -100,7 +102,7 @@ def nystrom(
     with blas_threads(size):
         values, vectors, shift = _nystrom_factors(tests, products, product_precision(linear))
         values, vectors = values[:rank], vectors[:, :rank]
-        misses = probe_products - vectors @ (values[:, np.newaxis] * (vectors.T @ probes))
+        misses = probe_products - multiply_low_rank(vectors, values, probes)
     return Nystrom(
         values=values,
         vectors=vectors,
@@ -134,7 +136,7 @@ def _nystrom_factors(
     pivots = np.maximum(lowest + shift, shift / 2)
     q, triangle = qr((products + shift * tests) @ (directions / np.sqrt(pivots)))
     left, sizes, _ = np.linalg.svd(triangle)
-    # Further down there is nothing but rounding, which the shift was meant to hide.
+    # Smaller ones are rounding, which the shift is there to hide.
     values = sizes**2 - shift
     values[values <= max(shift, ROUNDING * eps * values[0])] = 0.0
     return scale * values, q @ left, float(scale * shift)

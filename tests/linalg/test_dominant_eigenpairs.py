@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from spectral_density.training.eigenpairs import (
+from spectral_density.linalg.dominant_eigenpairs import (
     LowRank,
     adaptive_eigenpairs,
     lanczos_eigenpairs,

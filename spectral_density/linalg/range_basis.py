@@ -1,4 +1,4 @@
-"""An orthonormal basis of the range of an operator, to a rank or to a tolerance."""
+"""Randomized range finders: an orthonormal basis to a rank or to a tolerance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from spectral_density._progress import progress_bar
 from spectral_density.linalg.arguments import as_real_operator, integer, number, rank_within
-from spectral_density.linalg.blocks import TEST, gaussian
+from spectral_density.linalg.gaussian_blocks import TEST, gaussian
 from spectral_density.linalg.krylov_space import KrylovSpace, block_width, sketch
 from spectral_density.linalg.threads import blas_threads
 
@@ -61,7 +61,7 @@ def range_finder(
     fewer where A has no more. With `tolerance`, blocks of new test vectors join until the bound
     ||(I - Q Q') A|| <= 10 sqrt(2 / pi) max_i ||(I - Q Q') A z_i|| over `block_size` new Gaussian
     vectors z_i meets it. Those that do not pass the test extend Q, so that only the last block of
-    products goes into the test alone.
+    products serves the test alone.
 
     It takes d * (rank + oversampling) + block_size products in d passes to a rank; to a
     tolerance, d passes of at most `block_size` products for each extension, and one to finish.
@@ -75,7 +75,7 @@ def range_finder(
         krylov_depth: powers of the operator in the space; more are worth it where the spectrum
             decays slowly. For one that is not symmetric, A A' takes the place of A after the
             first, and each power takes two passes.
-        block_size: probes of the bound, and test vectors that join at once to a tolerance.
+        block_size: probes of the bound, and test vectors that are added together to a tolerance.
         max_rank: with `tolerance`, columns of Q at most; default as many as A has.
         symmetric: whether the operator is its own transpose. None looks at the entries of arrays
             and sparse matrices, and takes a square LinearOperator to be symmetric.
@@ -109,7 +109,14 @@ def range_finder(
         most = full if max_rank is None else rank_within(max_rank, linear, "max_rank")
         with progress_bar(most, "Range finder, basis vectors", progress) as bar:
             space = KrylovSpace(linear, symmetric, seed)
-            return _to_tolerance(space, tolerance, krylov_depth, block_size, most, bar.update)
+            return _to_tolerance(
+                space,
+                tolerance,
+                depth=krylov_depth,
+                block_size=block_size,
+                most=most,
+                advance=bar.update,
+            )
     if max_rank is not None:
         raise ValueError("max_rank goes with tolerance; with rank, leave it out.")
     width = block_width(rank_within(rank, linear), oversampling, linear)
@@ -132,12 +139,13 @@ def range_finder(
 def _to_tolerance(
     space: KrylovSpace,
     tolerance: float,
+    *,
     depth: int,
     block_size: int,
     most: int,
     advance: Callable[[int], Any],
 ) -> RangeBasis:
-    """Extend the space by blocks until a new block of test vectors finds nothing left."""
+    """Extend the space by blocks until a new block of test vectors is within the tolerance."""
     size = space.operator.shape[1]
     bound, num_tests = 0.0, 0
     while not space.is_full:

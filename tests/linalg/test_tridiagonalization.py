@@ -19,13 +19,7 @@ from cases import (
 )
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg import (
-    default_draws_at_once,
-    lanczos,
-    product_precision,
-    start_vector,
-    threads,
-)
+from spectral_density.linalg import lanczos, product_precision, start_vector
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -127,34 +121,6 @@ def test_a_beta_of_rounding_only_is_zero_in_the_precision_of_the_products():
     assert lanczos(Rounded("bfloat16"), 4).beta[0, 1] == 0
 
 
-@pytest.mark.parametrize("keep_basis", [True, False])
-def test_draws_do_not_depend_on_how_many_run_in_lockstep(keep_basis):
-    matrix = dense_symmetric(semicircle_with_outliers(200))
-    results = [
-        lanczos(matrix, 20, num_draws=5, seed=1, draws_at_once=k, keep_basis=keep_basis)
-        for k in (1, 2, 5, None)
-    ]
-    assert [r.draws_at_once for r in results] == [1, 2, 5, 5]
-    for other in results[1:]:
-        np.testing.assert_allclose(other.alpha, results[0].alpha, atol=1e-11)
-        np.testing.assert_allclose(other.beta, results[0].beta, atol=1e-11)
-        if keep_basis:
-            np.testing.assert_allclose(other.basis, results[0].basis, atol=1e-9)
-        else:
-            assert other.basis is None
-
-
-@pytest.mark.parametrize("threads_from", [0, 10**9])
-def test_draws_have_the_same_bits_whether_threads_share_them_or_not(threads_from, monkeypatch):
-    operator = diagonal_operator(SPECTRA["semicircle"])
-    expected = [lanczos(operator, 30, seed=0, first_draw=i) for i in range(3)]
-    monkeypatch.setattr(threads, "THREADS_FROM", threads_from)
-    found = lanczos(operator, 30, num_draws=3, seed=0)
-    for draw, one in enumerate(expected):
-        np.testing.assert_array_equal(found.alpha[draw], one.alpha[0])
-        np.testing.assert_array_equal(found.beta[draw], one.beta[0])
-
-
 def test_more_draws_can_be_added_later():
     operator = diagonal_operator(rank_two(100))  # past breakdowns, so restarts are covered
     together = lanczos(operator, 10, num_draws=5, seed=7)
@@ -177,25 +143,6 @@ def test_the_global_random_state_is_left_alone():
     before = np.random.get_state()[1].copy()
     lanczos(diagonal_operator(np.zeros(50)), 5)
     np.testing.assert_array_equal(np.random.get_state()[1], before)
-
-
-def test_start_vectors_can_be_given():
-    operator = diagonal_operator(np.arange(1.0, 7.0))
-    starts = np.random.default_rng(0).standard_normal((6, 2)) * [1e-200, 1e200]
-    result = lanczos(operator, 4, num_draws=2, start=starts)
-    directions = starts / np.abs(starts).max(axis=0)
-    directions /= np.linalg.norm(directions, axis=0)
-    np.testing.assert_allclose(result.basis[:, 0], directions.T, atol=1e-15)
-    single = lanczos(operator, 4, start=starts[:, 1])
-    np.testing.assert_allclose(single.alpha[0], result.alpha[1], atol=1e-13)
-
-
-def test_an_eigenvector_as_start_leaves_the_rest_to_random_vectors():
-    eigenvalues = np.arange(1.0, 7.0)
-    result = lanczos(diagonal_operator(eigenvalues), 6, start=np.eye(6)[2])
-    assert result.alpha[0, 0] == 3.0
-    assert result.beta[0, 0] == 0.0
-    np.testing.assert_allclose(np.linalg.eigvalsh(result.tridiagonal()), eigenvalues, rtol=1e-14)
 
 
 @pytest.mark.parametrize("order", [1, 2, 5])
@@ -283,18 +230,6 @@ def test_the_operator_may_return_its_argument_or_its_own_buffer():
         assert max(orthogonality_error(rows) for rows in lockstep.basis) <= 1e-14
 
 
-def test_draws_in_lockstep_share_one_block_product_a_step():
-    shapes = []
-
-    def matmat(block):
-        shapes.append(block.shape)
-        return block * np.arange(30)[:, np.newaxis]
-
-    operator = LinearOperator((30, 30), matvec=None, matmat=matmat, dtype=float)
-    lanczos(operator, 4, num_draws=6, draws_at_once=3)
-    assert shapes == [(30, 3)] * 8
-
-
 def peak_bytes(size, order, **options):
     operator = diagonal_operator(np.linspace(-1, 1, size))
     tracemalloc.start()
@@ -313,14 +248,6 @@ def test_memory_is_that_of_the_basis():
     freed, _ = peak_bytes(size, order, num_draws=4, draws_at_once=1, keep_basis=False)
     assert freed <= 1.25 * basis
     assert peak_bytes(size, order, reorthogonalize="none")[0] <= 8 * size * 8
-
-
-def test_the_default_lockstep_follows_from_the_problem_size():
-    assert default_draws_at_once(1000, 50) == 16
-    assert default_draws_at_once(3_000_000, 30) == 2
-    assert default_draws_at_once(6_000_000, 30, basis_dtype="float32") == 2
-    assert default_draws_at_once(100_000_000, 90) == 1
-    assert default_draws_at_once(3_000_000, 30, reorthogonalize="none") == 16
 
 
 def test_the_callback_sees_every_step_of_every_group():

@@ -1,0 +1,202 @@
+"""Options of a Lanczos run: argument checks, memory, checkpoint identity, groups of draws."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density.checkpoint import workers_of
+from spectral_density.linalg.arguments import array_hash, integer, signature
+from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
+from spectral_density.linalg.lockstep import LockstepGroup, lockstep_groups
+from spectral_density.linalg.memory import check_memory, on_disk
+from spectral_density.linalg.start_vectors import as_starts, start_vector
+
+_WAYS_OUT = (
+    "basis_dtype='float32' halves the basis, basis='disk' keeps it in a file, fewer draws_at_once "
+    "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a draw and is right "
+    "for densities; or choose a lower order, or fewer parameters with variables=."
+)
+
+
+@dataclass(frozen=True)
+class LanczosOptions:
+    """The arguments of `lanczos`, checked."""
+
+    size: int
+    order: int
+    num_draws: int
+    seed: int
+    first_draw: int
+    reorthogonalize: str
+    dtype: np.dtype
+    basis: str
+    keep_basis: bool
+    starts: np.ndarray | None  # (size, num_draws), unit columns
+    groups: list[range]
+    checkpoint: str | os.PathLike[str] | None
+
+    @property
+    def full(self) -> bool:
+        """Whether every vector is made orthogonal to all before it."""
+        return self.reorthogonalize == "full"
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the result has a basis."""
+        return self.keep_basis and self.full
+
+    def check_memory(self) -> None:
+        """Raise a `MemoryError` if the run would not fit into the free memory."""
+        needed = memory_needed(
+            self.size,
+            self.order,
+            num_draws=self.num_draws,
+            draws_at_once=max(map(len, self.groups)),
+            reorthogonalize=self.reorthogonalize,
+            basis_dtype=self.dtype,
+            basis=self.basis,
+            keep_basis=self.keep_basis,
+        )
+        check_memory(needed, _WAYS_OUT)
+
+    def problem(self, operator: LinearOperator) -> dict[str, Any]:
+        """Return what must be the same in every run that shares a checkpoint."""
+        return {
+            "algorithm": "lanczos",
+            "operator": signature(operator),
+            "seed": self.seed,
+            "start": None if self.starts is None else array_hash(self.starts),
+            "reorthogonalize": self.reorthogonalize,
+            "basis_dtype": self.dtype.name,
+        }
+
+    def allocate(self, num_draws: int) -> np.ndarray:
+        """Return an array for the Lanczos vectors of some draws, shape (num_draws, rows, size)."""
+        # Not zeroed: a page of memory is taken only when its row is written.
+        shape = (num_draws, self.order if self.full else 2, self.size)
+        if self.basis == "memory":
+            return np.empty(shape, self.dtype)
+        return on_disk(shape, self.dtype, self.checkpoint)
+
+    def group(
+        self, draws: range, alpha: np.ndarray, beta: np.ndarray, rows: np.ndarray | None
+    ) -> LockstepGroup:
+        """Return a group before its first step, given the arrays of all draws."""
+        members = slice(draws.start - self.first_draw, draws.stop - self.first_draw)
+        own_rows = self.allocate(len(draws)) if rows is None else rows[members]
+        recurrences = []
+        for draw, row, a, b in zip(draws, own_rows, alpha[members], beta[members], strict=True):
+            row[0] = self.first_vector(draw)
+            recurrences.append(
+                LanczosRecurrence(
+                    row,
+                    a,
+                    b,
+                    key=(self.seed, draw),
+                    full=self.full,
+                    extendable=self.checkpoint is not None,
+                )
+            )
+        return LockstepGroup(draws, recurrences, alpha[members], beta[members])
+
+    def first_vector(self, draw: int) -> np.ndarray:
+        """Return the start vector of a draw."""
+        if self.starts is None:
+            return start_vector(self.size, self.seed, draw)
+        return self.starts[:, draw - self.first_draw]
+
+
+def checked_options(
+    operator: LinearOperator,
+    order: Any,
+    *,
+    num_draws: Any,
+    seed: Any,
+    first_draw: Any,
+    reorthogonalize: Any,
+    draws_at_once: Any,
+    basis_dtype: Any,
+    basis: Any,
+    keep_basis: bool,
+    start: Any,
+    checkpoint: str | os.PathLike[str] | None,
+) -> LanczosOptions:
+    """Return the options of `lanczos`, checked; see there for the errors."""
+    size = operator.shape[0]
+    order = integer(order, "order", 1)
+    if order > size:
+        raise ValueError(
+            f"order is {order}, but the operator has n = {size} rows and no more than n Lanczos "
+            f"steps exist. Use order <= {size}."
+        )
+    num_draws = integer(num_draws, "num_draws", 1)
+    seed = integer(seed, "seed", 0)
+    first_draw = integer(first_draw, "first_draw", 0)
+    if reorthogonalize not in ("full", "none"):
+        raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
+    dtype = _basis_dtype(basis_dtype)
+    if basis not in ("memory", "disk"):
+        raise ValueError(f"basis must be 'memory' or 'disk', got {basis!r}.")
+    starts = None if start is None else as_starts(start, size, num_draws)
+    groups = lockstep_groups(
+        size,
+        order,
+        num_draws=num_draws,
+        first_draw=first_draw,
+        draws_at_once=draws_at_once,
+        reorthogonalize=reorthogonalize,
+        basis_dtype=dtype,
+        checkpoint=checkpoint,
+        workers=workers_of(operator),
+    )
+    return LanczosOptions(
+        size=size,
+        order=order,
+        num_draws=num_draws,
+        seed=seed,
+        first_draw=first_draw,
+        reorthogonalize=reorthogonalize,
+        dtype=dtype,
+        basis=basis,
+        keep_basis=keep_basis,
+        starts=starts,
+        groups=groups,
+        checkpoint=checkpoint,
+    )
+
+
+def memory_needed(
+    size: int,
+    order: int,
+    *,
+    num_draws: int = 1,
+    draws_at_once: int = 1,
+    reorthogonalize: str = "full",
+    basis_dtype: Any = "float64",
+    basis: str = "memory",
+    keep_basis: bool = True,
+) -> dict[str, int]:
+    """Return the bytes that `lanczos` holds between two products, by name."""
+    full = reorthogonalize == "full"
+    kept = num_draws if keep_basis and full else draws_at_once
+    row = size * np.dtype(basis_dtype).itemsize
+    return {
+        "basis": kept * (order if full else 2) * row if basis == "memory" else 0,
+        # The vectors, their products, and a copy of these in float64 rows.
+        "block": 3 * draws_at_once * size * 8,
+    }
+
+
+def _basis_dtype(dtype: Any) -> np.dtype:
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = np.dtype(object)
+    if result not in (np.float32, np.float64):
+        raise ValueError(f"basis_dtype must be 'float64' or 'float32', got {dtype!r}.")
+    return result

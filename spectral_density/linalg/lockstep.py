@@ -1,0 +1,220 @@
+"""Lanczos draws in lockstep: their groups, their block products, and their checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog, Workers
+from spectral_density.linalg.arguments import (
+    block_product,
+    identifies,
+    integer,
+    is_same_form,
+    product_precision,
+    rounding_share,
+    row_products,
+    signature,
+)
+from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
+from spectral_density.linalg.threads import blas_threads, each_in_a_thread
+
+GROUP_BYTES = 2 * 1024**3
+"""Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
+
+GROUP_DRAWS = 16
+"""Draws that advance in lockstep at most by default."""
+
+# Share of ||A|| by which u'Av and v'Au may differ; low precision has more.
+_ASYMMETRY = 1e-3
+
+
+def lockstep_groups(
+    size: int,
+    order: int,
+    *,
+    num_draws: int,
+    first_draw: int = 0,
+    draws_at_once: int | None = None,
+    reorthogonalize: str = "full",
+    basis_dtype: Any = "float64",
+    checkpoint: str | os.PathLike[str] | None = None,
+    workers: Workers | None = None,
+) -> list[range]:
+    """Return the draws that advance together, group by group; see `lanczos` for the arguments.
+
+    Groups that a checkpoint has begun stay as they are. Of `workers` that compute a run together
+    the chief alone looks for them, and all must call this.
+
+    Raises:
+        ValueError: if the last of the draws is in the middle of a group begun.
+    """
+    if draws_at_once is None:
+        draws_at_once = default_draws_at_once(
+            size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
+        )
+    draws_at_once = integer(draws_at_once, "draws_at_once", 1)
+    begun = groups_begun(checkpoint, workers)
+    groups, draw, end = [], first_draw, first_draw + num_draws
+    while draw < end:
+        ahead = min((first for first in begun if first > draw), default=end)
+        stop = begun.get(draw, min(draw + draws_at_once, end, ahead))
+        if stop > end:
+            raise ValueError(
+                f"the checkpoint advances draws {draw} to {stop - 1} together, and {num_draws} "
+                f"draws from {first_draw} end among them. Ask for num_draws={stop - first_draw}, "
+                "or use another directory."
+            )
+        groups.append(range(draw, stop))
+        draw = stop
+    return groups
+
+
+def groups_begun(
+    path: str | os.PathLike[str] | None, workers: Workers | None = None
+) -> dict[int, int]:
+    """Return the groups of a checkpoint: the first draw to the one after the last.
+
+    Of several workers only the chief may have the directory; its answer is sent to the others.
+    """
+    if path is None:
+        return {}
+    folder = Path(path)
+
+    def here() -> dict[int, int]:
+        names = (entry.name.split("-") for entry in folder.glob("draws-*-*"))
+        return {int(first): int(end) for _, first, end in names}
+
+    return here() if workers is None else workers.on_chief(here)
+
+
+def default_draws_at_once(
+    size: int, order: int, *, reorthogonalize: str = "full", basis_dtype: Any = "float64"
+) -> int:
+    """Return how many draws advance in lockstep where no number is given.
+
+    As many as keep their Lanczos vectors under `GROUP_BYTES`, at most `GROUP_DRAWS`, at least
+    one. It depends on the problem alone, never on the memory that is free, so that results repeat.
+    """
+    num_rows = order if reorthogonalize == "full" else 2
+    row_bytes = np.dtype(basis_dtype).itemsize * size
+    return max(1, min(GROUP_DRAWS, GROUP_BYTES // (num_rows * row_bytes)))
+
+
+class LockstepGroup:
+    """The recurrences of k draws, advanced together by one block product a step.
+
+    `alpha` and `beta`, shape (k, order), are the arrays that the recurrences write into.
+    """
+
+    def __init__(
+        self,
+        draws: range,
+        recurrences: list[LanczosRecurrence],
+        alpha: np.ndarray,
+        beta: np.ndarray,
+    ) -> None:
+        self.draws = draws
+        self.recurrences = recurrences
+        self.alpha = alpha
+        self.beta = beta
+        self._log: VectorLog | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+        return self.recurrences[0].step
+
+    def advance(self, operator: LinearOperator) -> None:
+        """Advance every draw by one step, and make that durable in a checkpoint."""
+        products, eps = row_products(operator, self._vectors(), self._place_of)
+        if len(products) == 1:
+            with blas_threads(products.shape[1]):
+                self.recurrences[0].advance(products[0], eps)
+        else:
+            each_in_a_thread(
+                lambda recurrence, product: recurrence.advance(product, eps),
+                products.shape[1],
+                self.recurrences,
+                products,
+            )
+        self._check_symmetry(operator, eps)
+        if self._log is not None:
+            self._save(self._log)
+
+    @contextmanager
+    def saved_in(self, run: RunDirectory, operator: LinearOperator) -> Iterator[None]:
+        """Restore the steps that a checkpoint has of these draws, and save those made meanwhile.
+
+        Raises:
+            CheckpointError: if the checkpoint is of another operator.
+        """
+        first = self.recurrences[0]
+        # Without reorthogonalization a step needs the last two vectors, and the one that is being
+        # written must not be one of them.
+        slots = None if first.full else 3 * len(self.draws)
+        name = f"draws-{self.draws.start}-{self.draws.stop}"
+        with closing(run.log(name, first.rows.shape[1], first.rows.dtype, slots)) as log:
+            if log.num_vectors:
+                self._restore(log, operator)
+            self._log = log
+            yield
+        self._log = None
+
+    def _vectors(self) -> np.ndarray:
+        if len(self.recurrences) == 1:
+            return self.recurrences[0].current[np.newaxis]
+        return np.stack([recurrence.current for recurrence in self.recurrences])
+
+    def _place_of(self, row: int) -> str:
+        return f"at step {self.step + 1} of draw {self.draws[row]}"
+
+    def _check_symmetry(self, operator: LinearOperator, eps: float) -> None:
+        worst = max(self.recurrences, key=lambda recurrence: recurrence.asymmetry)
+        share = worst.asymmetry / worst.norm if worst.norm else 0.0
+        if share <= max(_ASYMMETRY, 100 * eps):
+            return
+        # A difference of matrices that are equal on paper is rounding, and not symmetric.
+        if share > 10 * rounding_share(operator, worst.current):
+            raise ValueError(
+                f"The operator is not symmetric: u'Av and v'Au differ by {share:.1e} of ||A|| for "
+                "unit vectors u and v. Pass a symmetric one, such as (A + A') / 2."
+            )
+
+    def _save(self, log: VectorLog) -> None:
+        step, zeros = self.step, np.zeros(self.recurrences[0].rows.shape[1])
+        log.append(
+            [zeros if r.following is None else r.following for r in self.recurrences],
+            {
+                "alpha": self.alpha[:, :step].copy(),
+                "beta": self.beta[:, :step].copy(),
+                "norms": np.array([r.norm for r in self.recurrences]),
+            },
+        )
+
+    def _restore(self, log: VectorLog, operator: LinearOperator) -> None:
+        saved = log.arrays
+        if not identifies(signature(operator)):
+            # The entries of the matrix are not known: one product distinguishes it from another.
+            first = self.recurrences[0].current
+            alpha = first @ block_product(operator, first)
+            expected, norm = float(saved["alpha"][0, 0]), float(saved["norms"][0])
+            if not is_same_form(alpha, expected, norm, product_precision(operator)):
+                raise CheckpointError(
+                    f"the checkpoint {log.path} is of another operator: the first coefficient of T "
+                    f"is {alpha:.9g} and was {expected:.9g}. Use another directory."
+                )
+        width = len(self.recurrences)
+        for i, recurrence in enumerate(self.recurrences):
+            recurrence.restore(
+                saved["alpha"][i],
+                saved["beta"][i],
+                float(saved["norms"][i]),
+                lambda step, i=i: log.read(step * width + i),  # type: ignore[misc]
+            )
