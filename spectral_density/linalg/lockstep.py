@@ -17,6 +17,7 @@ from spectral_density.linalg.arguments import (
     identifies,
     integer,
     is_same_form,
+    precision,
     product_precision,
     rounding_share,
     row_products,
@@ -205,7 +206,9 @@ class LockstepGroup:
             first = self.recurrences[0].current
             alpha = first @ block_product(operator, first)
             expected, norm = float(saved["alpha"][0, 0]), float(saved["norms"][0])
-            if not is_same_form(alpha, expected, norm, product_precision(operator)):
+            # A basis vector in float32 is a unit vector to its own precision.
+            rounding = max(product_precision(operator), precision(self.recurrences[0].rows.dtype))
+            if not is_same_form(alpha, expected, norm, rounding):
                 raise CheckpointError(
                     f"the checkpoint {log.path} is of another operator: the first coefficient of T "
                     f"is {alpha:.9g} and was {expected:.9g}. Use another directory."

@@ -5,6 +5,7 @@ import pytest
 from cases import dense_symmetric, diagonal_operator, semicircle_with_outliers
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density.checkpoint import CheckpointError
 from spectral_density.linalg import default_draws_at_once, lanczos, threads
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -56,3 +57,21 @@ def test_the_default_lockstep_follows_from_the_problem_size():
     assert default_draws_at_once(6_000_000, 30, basis_dtype="float32") == 2
     assert default_draws_at_once(100_000_000, 90) == 1
     assert default_draws_at_once(3_000_000, 30, reorthogonalize="none") == 16
+
+
+@pytest.mark.parametrize("basis_dtype", ["float64", "float32"])
+@pytest.mark.parametrize("reorthogonalize", ["full", "none"])
+def test_an_operator_known_by_its_products_alone_resumes_its_own_checkpoint(
+    tmp_path, basis_dtype, reorthogonalize
+):
+    matrix = dense_symmetric(semicircle_with_outliers(100))
+    operator = LinearOperator((100, 100), matvec=lambda v: matrix @ v, dtype=float)
+    other = LinearOperator((100, 100), matvec=lambda v: 1.1 * (matrix @ v), dtype=float)
+    options = {"num_draws": 2, "basis_dtype": basis_dtype, "reorthogonalize": reorthogonalize}
+    expected = lanczos(operator, 9, **options)
+    lanczos(operator, 5, checkpoint=tmp_path, **options)
+    resumed = lanczos(operator, 9, checkpoint=tmp_path, **options)
+    np.testing.assert_array_equal(resumed.alpha, expected.alpha)
+    np.testing.assert_array_equal(resumed.beta, expected.beta)
+    with pytest.raises(CheckpointError, match="of another operator"):
+        lanczos(other, 9, checkpoint=tmp_path, **options)
