@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from spectral_density.curvature.fingerprint import identity
 from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.sweep import Sweep, SweepOptions
 from spectral_density.curvature.symmetric import (
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from spectral_density.curvature.data import Batches
     from spectral_density.curvature.preflight import PreflightReport
-
-FINGERPRINT_FORMAT = 1
-"""Number of the form of `CurvatureOperator.fingerprint`."""
 
 _LAYERS_SHOWN = 6  # by name, in notebooks
 
@@ -213,30 +211,9 @@ class CurvatureOperator(SymmetricOperator):
 
         Weights and data are hashed, which takes a pass over the data without any computation.
         """
-        derivatives, functions = self.derivatives, self.derivatives.functions
-        hashed = self.sweep.hashes()
-        class_weight = self._options.class_weight
-        return {
-            "format": FINGERPRINT_FORMAT,
-            "matrix": {"kind": type(self).__name__, **self.settings()},
-            "loss": derivatives.settings(),
-            # Keras numbers names as models are made: the same model made again has others.
-            "shapes": [list(shape) for shape in self.parameters.shapes],
-            "dtype": self.product_dtype.name,
-            "weights": derivatives.state.hash_of_weights(),
-            "other variables": derivatives.state.hash_of_other_variables(),
-            "graph": derivatives.state.hash_of_graph(),
-            "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
-            "linearize": self._options.linearize,
-            "join_batches": self._options.join_batches,
-            "batches": len(self.batches),
-            "data": functions.batch_hash([data for _, data, _, _ in hashed]),
-            "batch weights": functions.batch_hash([weight for _, _, weight, _ in hashed]),
-            # The same in any order of the examples, where that is the same matrix.
-            "examples": None
-            if self.numbers_examples
-            else f"{sum(examples for *_, examples in hashed) % functions.HASHES:032x}",
-        }
+        found = {"matrix": {"kind": type(self).__name__, **self.settings()}, **identity(self.sweep)}
+        # Where the places of examples count, another order is another matrix.
+        return found | ({"examples": None} if self.numbers_examples else {})
 
     def _words(self) -> list[str]:
         """Return the options of the matrix as `repr` says them."""

@@ -72,7 +72,7 @@ class Sweep:
         self.local = 0
         self.num_passes = 0
         self._is_first = earlier is None
-        self._weights: list[float] = []
+        self.weights: list[float] = []  # of what is computed together
         self._first_examples: list[int] = []
         self._num_labels = 0
         # Examples of each form to compute together.
@@ -106,10 +106,10 @@ class Sweep:
             visit=self._survey,
             replicas=self.replicas,
         )
-        if not self._weights and self.batches.sample is not None:
+        if not self.weights and self.batches.sample is not None:
             # None of the batches is computed here: one shows what the loss is made of.
             self._survey(self.batches.sample, 0.0)
-            self._weights.clear()
+            self.weights.clear()
             self._first_examples.clear()
             self._num_labels = 0
             self._denominators = np.zeros_like(self._denominators)
@@ -123,7 +123,7 @@ class Sweep:
             _, form = derivatives.functions.form_of(batch)
             if form and form not in self.together:
                 self.together[form] = derivatives.examples_together(batch, number)
-        self._weights.append(weight)
+        self.weights.append(weight)
         self._first_examples.append(self._num_labels)
         self._num_labels += derivatives.num_labels(batch)
         self._denominators = self._denominators + found
@@ -147,7 +147,7 @@ class Sweep:
     def _join_batches(self) -> None:
         self.batches.merge(self.together)
         parcels = self.batches.parcels
-        self._weights = [sum(self._weights[parcel.start : parcel.stop]) for parcel in parcels]
+        self.weights = [sum(self.weights[parcel.start : parcel.stop]) for parcel in parcels]
         self._first_examples = [self._first_examples[parcel.start] for parcel in parcels]
 
     def _set_scales(self) -> None:
@@ -163,7 +163,7 @@ class Sweep:
                 "the weights of the dataset sum to zero (all sample weights or masks are 0): "
                 "there is no mean to take."
             )
-        number = len(self._weights if self.replicas is None else self.batches)
+        number = len(self.weights if self.replicas is None else self.batches)
         self.divisor = float(number) if averaged.all() else 1.0
         scales = derivatives.coefficients * self.divisor / denominators
         self.scales = derivatives.tensors.to_rows(scales, np.float64)
@@ -172,9 +172,7 @@ class Sweep:
         """Return what is fixed of a batch, without its tensors."""
         derivatives = self.derivatives
         first = derivatives.tensors.integer(self._first_examples[place])
-        return BatchInput(
-            None, first, derivatives.tensors.number(self._weights[place]), self.scales
-        )
+        return BatchInput(None, first, derivatives.tensors.number(self.weights[place]), self.scales)
 
     def _new_cache(self) -> Any:
         """Return room for what products with the batches kept leave behind."""
@@ -346,32 +344,8 @@ class Sweep:
         self.local, self.replicas = local, None
         self.batches = batches
         self._inputs = [self._inputs[place] for place in places]
-        self._weights = [self._weights[place] for place in places]
+        self.weights = [self.weights[place] for place in places]
         self.cache = self._new_cache()
-
-    def hashes(self) -> list[tuple[int, str, float, int]]:
-        """Return number, hash, weight and examples' hash of what is computed together, in order."""
-        functions = self.derivatives.functions
-
-        def examples(batch: Any, weight: float) -> int:
-            if self.options.batch_weight is None:
-                return functions.examples_hash(batch)
-            # A weight of the user's belongs to the batch as a whole.
-            return int(functions.batch_hash((batch, weight))[:32], 16)
-
-        def here() -> list[tuple[int, str, float, int]]:
-            entries = zip(
-                self.batches.parcels, self.batches.in_parcels(), self._weights, strict=True
-            )
-            return [
-                (numbers.start, functions.batch_hash(batch), weight, examples(batch, weight))
-                for numbers, batch, weight in entries
-            ]
-
-        if self.replicas is None:
-            return here()
-        of_workers = self.replicas.gather(self.replicas.together(here))
-        return sorted(entry for entries in of_workers for entry in entries)
 
     # Checks --------------------------------------------------------------------------------------
 

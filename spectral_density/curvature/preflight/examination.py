@@ -177,32 +177,7 @@ class Examination:
             "split",
             status,
             figure,
-            message + self._why_not_split(passes.halves, random, writers),
-        )
-
-    def _why_not_split(self, halves: Halves, random: list[str], writers: list[str]) -> str:
-        passes = self.passes
-        (a, b), (share_a, share_b) = halves
-        if self.derivatives.is_function:
-            if difference(share_a * a + share_b * b, passes.first) <= passes.rounding:
-                return (
-                    'The loss is a mean over the batch, declared as a sum: pass reduction="mean".'
-                )
-            if difference(a / share_a + b / share_b, passes.first) <= passes.rounding:
-                return 'The loss is a sum over the batch, declared as a mean: pass reduction="sum".'
-        if random:
-            return f"Random numbers depend on the place in the batch: {', '.join(random)}."
-        if writers:
-            return (
-                f"Examples depend on the others in their batch through {', '.join(writers)} in "
-                "training mode: call the model with training=False."
-            )
-        norms = self.derivatives.inspection.batch_normalizations()
-        hint = f" The model holds {', '.join(norms)}: in training mode?" if norms else ""
-        return (
-            "The loss of an example depends on the others in its batch (batch statistics, "
-            "contrastive losses), or it is neither a mean nor a sum over examples, or batch_weight "
-            f"is not the weight of a batch.{hint}"
+            message + _why_not_split(passes, passes.halves, random, writers),
         )
 
     def _judge_symmetry(self, repeats: bool) -> None:
@@ -324,3 +299,26 @@ class Examination:
 
     def _add(self, name: str, status: Status, figure: float | None, message: str) -> None:
         self.checks.append(Check(name, status, figure, message))
+
+
+def _why_not_split(passes: Passes, halves: Halves, random: list[str], writers: list[str]) -> str:
+    (a, b), (share_a, share_b) = halves
+    if passes.sweep.derivatives.is_function:
+        if difference(share_a * a + share_b * b, passes.first) <= passes.rounding:
+            return 'The loss is a mean over the batch, declared as a sum: pass reduction="mean".'
+        if difference(a / share_a + b / share_b, passes.first) <= passes.rounding:
+            return 'The loss is a sum over the batch, declared as a mean: pass reduction="sum".'
+    if random:
+        return f"Random numbers depend on the place in the batch: {', '.join(random)}."
+    if writers:
+        return (
+            f"Examples depend on the others in their batch through {', '.join(writers)} in "
+            "training mode: call the model with training=False."
+        )
+    norms = passes.sweep.derivatives.inspection.batch_normalizations()
+    hint = f" The model holds {', '.join(norms)}: in training mode?" if norms else ""
+    return (
+        "The loss of an example depends on the others in its batch (batch statistics, "
+        "contrastive losses), or it is neither a mean nor a sum over examples, or batch_weight "
+        f"is not the weight of a batch.{hint}"
+    )
