@@ -132,7 +132,9 @@ class Sweep:
         """Return what every worker must have in common: the weights."""
         if self.replicas is None or self.replicas.num_workers == 1:
             return 0
-        return int(self.derivatives.state.hash_of_weights()[:8], 16)
+        derivatives = self.derivatives
+        variables = list(derivatives.parameters.variables)
+        return int(derivatives.functions.batch_hash(variables)[:8], 16)
 
     def _number_among_all(self, replicas: Replicas) -> None:
         """Count the examples before each batch, those of other replicas included."""
