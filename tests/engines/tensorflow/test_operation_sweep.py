@@ -142,6 +142,6 @@ def test_an_operation_that_can_end_the_process_is_refused(name):
         f"print(judged(CATALOGUE[{name!r}])[0])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert (ended.returncode, ended.stdout.strip()) == (0, "refused"), ended.stderr[-500:]
