@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,62 @@ _WAYS_OUT = (
 )
 
 
-@dataclass(frozen=True)
 class LanczosOptions:
-    """The arguments of `lanczos`, checked."""
+    """The options of `lanczos`, checked; see there for their meaning and for the errors.
 
-    size: int
-    order: int
-    num_draws: int
-    seed: int
-    first_draw: int
-    reorthogonalize: str
-    dtype: np.dtype
-    basis: str
-    keep_basis: bool
-    starts: np.ndarray | None  # (size, num_draws), unit columns
-    groups: list[range]
-    checkpoint: str | os.PathLike[str] | None
+    Attributes:
+        size: n, rows of the operator.
+        starts: given start vectors as unit columns, shape (n, num_draws), or None.
+        groups: draws that advance together, one range a group.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        order: Any,
+        *,
+        num_draws: Any,
+        seed: Any,
+        first_draw: Any,
+        reorthogonalize: Any,
+        draws_at_once: Any,
+        basis_dtype: Any,
+        basis: Any,
+        keep_basis: bool,
+        start: Any,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> None:
+        self.size: int = operator.shape[0]
+        self.order = integer(order, "order", 1)
+        if self.order > self.size:
+            raise ValueError(
+                f"order is {order}, but the operator has n = {self.size} rows and no more than n "
+                f"Lanczos steps exist. Use order <= {self.size}."
+            )
+        self.num_draws = integer(num_draws, "num_draws", 1)
+        self.seed = integer(seed, "seed", 0)
+        self.first_draw = integer(first_draw, "first_draw", 0)
+        if reorthogonalize not in ("full", "none"):
+            raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
+        self.reorthogonalize: str = reorthogonalize
+        self.dtype = _basis_dtype(basis_dtype)
+        if basis not in ("memory", "disk"):
+            raise ValueError(f"basis must be 'memory' or 'disk', got {basis!r}.")
+        self.basis: str = basis
+        self.keep_basis = keep_basis
+        self.starts = None if start is None else as_starts(start, self.size, self.num_draws)
+        self.checkpoint = checkpoint
+        self.groups = lockstep_groups(
+            self.size,
+            self.order,
+            num_draws=self.num_draws,
+            first_draw=self.first_draw,
+            draws_at_once=draws_at_once,
+            reorthogonalize=reorthogonalize,
+            basis_dtype=self.dtype,
+            checkpoint=checkpoint,
+            workers=workers_of(operator),
+        )
 
     @property
     def full(self) -> bool:
@@ -109,65 +148,6 @@ class LanczosOptions:
         if self.starts is None:
             return start_vector(self.size, self.seed, draw)
         return self.starts[:, draw - self.first_draw]
-
-
-def checked_options(
-    operator: LinearOperator,
-    order: Any,
-    *,
-    num_draws: Any,
-    seed: Any,
-    first_draw: Any,
-    reorthogonalize: Any,
-    draws_at_once: Any,
-    basis_dtype: Any,
-    basis: Any,
-    keep_basis: bool,
-    start: Any,
-    checkpoint: str | os.PathLike[str] | None,
-) -> LanczosOptions:
-    """Return the options of `lanczos`, checked; see there for the errors."""
-    size = operator.shape[0]
-    order = integer(order, "order", 1)
-    if order > size:
-        raise ValueError(
-            f"order is {order}, but the operator has n = {size} rows and no more than n Lanczos "
-            f"steps exist. Use order <= {size}."
-        )
-    num_draws = integer(num_draws, "num_draws", 1)
-    seed = integer(seed, "seed", 0)
-    first_draw = integer(first_draw, "first_draw", 0)
-    if reorthogonalize not in ("full", "none"):
-        raise ValueError(f"reorthogonalize must be 'full' or 'none', got {reorthogonalize!r}.")
-    dtype = _basis_dtype(basis_dtype)
-    if basis not in ("memory", "disk"):
-        raise ValueError(f"basis must be 'memory' or 'disk', got {basis!r}.")
-    starts = None if start is None else as_starts(start, size, num_draws)
-    groups = lockstep_groups(
-        size,
-        order,
-        num_draws=num_draws,
-        first_draw=first_draw,
-        draws_at_once=draws_at_once,
-        reorthogonalize=reorthogonalize,
-        basis_dtype=dtype,
-        checkpoint=checkpoint,
-        workers=workers_of(operator),
-    )
-    return LanczosOptions(
-        size=size,
-        order=order,
-        num_draws=num_draws,
-        seed=seed,
-        first_draw=first_draw,
-        reorthogonalize=reorthogonalize,
-        dtype=dtype,
-        basis=basis,
-        keep_basis=keep_basis,
-        starts=starts,
-        groups=groups,
-        checkpoint=checkpoint,
-    )
 
 
 def memory_needed(

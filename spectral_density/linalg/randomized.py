@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from math import hypot, inf, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
@@ -140,17 +140,9 @@ def randomized_svd(
         Tropp, Webber (2023), arXiv 2306.12418 (block Krylov in practice).
     """
     linear, symmetric = as_real_operator(operator, symmetric)
-    space, probes = _sketch_and_products(
-        linear,
-        rank,
-        symmetric=symmetric,
-        oversampling=oversampling,
-        krylov_depth=krylov_depth,
-        num_probes=num_probes,
-        seed=seed,
-        progress=progress,
-        description="Randomized SVD",
-    )
+    sizes = _Sizes.checked(linear, rank, oversampling, krylov_depth, num_probes)
+    space = KrylovSpace(linear, symmetric, integer(seed, "seed", 0), keep=True)
+    probes = _build(space, sizes, "Randomized SVD", progress)
     basis, products = space.basis, space.products
     with blas_threads(max(linear.shape)):
         asymmetry = _asymmetry(space) if symmetric else 0.0
@@ -236,17 +228,9 @@ def randomized_eigh(
         Tropp, Webber (2023), arXiv 2306.12418 (block Krylov in practice).
     """
     linear = as_real_square(operator)
-    space, probes = _sketch_and_products(
-        linear,
-        rank,
-        symmetric=True,
-        oversampling=oversampling,
-        krylov_depth=krylov_depth,
-        num_probes=num_probes,
-        seed=seed,
-        progress=progress,
-        description="Randomized eigh",
-    )
+    sizes = _Sizes.checked(linear, rank, oversampling, krylov_depth, num_probes)
+    space = KrylovSpace(linear, True, integer(seed, "seed", 0), keep=True)
+    probes = _build(space, sizes, "Randomized eigh", progress)
     basis, products = space.basis, space.products
     with blas_threads(len(basis)):
         asymmetry = _asymmetry(space)
@@ -280,33 +264,37 @@ def randomized_eigh(
     )
 
 
-def _sketch_and_products(
-    operator: LinearOperator,
-    rank: Any,
-    *,
-    symmetric: bool,
-    oversampling: Any,
-    krylov_depth: Any,
-    num_probes: Any,
-    seed: Any,
-    progress: bool | None,
-    description: str,
-) -> tuple[KrylovSpace, Probes]:
-    """Check the arguments and return the space with all its products, and the probes."""
-    width = block_width(rank_within(rank, operator), oversampling, operator)
-    krylov_depth = integer(krylov_depth, "krylov_depth", 1)
-    num_probes = integer(num_probes, "num_probes", 0)
-    seed = integer(seed, "seed", 0)
-    total = width * (krylov_depth + 1 if symmetric else 2 * krylov_depth) + 2 * num_probes
+class _Sizes(NamedTuple):
+    """Numbers of vectors and powers, checked."""
+
+    width: int  # test vectors
+    depth: int
+    num_probes: int
+
+    @classmethod
+    def checked(
+        cls, operator: LinearOperator, rank: Any, oversampling: Any, depth: Any, num_probes: Any
+    ) -> _Sizes:
+        return cls(
+            block_width(rank_within(rank, operator), oversampling, operator),
+            integer(depth, "krylov_depth", 1),
+            integer(num_probes, "num_probes", 0),
+        )
+
+
+def _build(space: KrylovSpace, sizes: _Sizes, description: str, progress: bool | None) -> Probes:
+    """Build the space with all its products, and return the probes."""
+    width, depth, num_probes = sizes
+    total = width * (depth + 1 if space.symmetric else 2 * depth) + 2 * num_probes
     with progress_bar(total, description, progress) as bar:
-        space = KrylovSpace(operator, symmetric, seed, bar.update, keep=True)
-        probes = sketch(space, width, krylov_depth, num_probes)
-        with blas_threads(operator.shape[0]):
+        space.advance = bar.update
+        probes = sketch(space, width, depth, num_probes)
+        with blas_threads(space.operator.shape[0]):
             outside = project_out(probes.products, space.basis)
         # Of unit size in between, so that no square under- or overflows.
         scale = float(np.abs(outside).max(initial=0.0)) or 1.0
         squared = probed_norm(space.finish(outside / scale))
-    return space, replace(probes, range_norm=sqrt(scale) * sqrt(squared))
+    return replace(probes, range_norm=sqrt(scale) * sqrt(squared))
 
 
 def _asymmetry(space: KrylovSpace) -> float:

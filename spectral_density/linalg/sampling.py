@@ -175,9 +175,10 @@ def grow_sample(
         if plan.prefers_exact(size, sample, used):
             return plan.judged(exact(used))
         extend(sample)
-        result = plan.judged(estimate())
-        if result.num_products == used:
+        larger = estimate()
+        if larger.num_products == used:
             break
+        result = plan.judged(larger)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -108,7 +107,7 @@ def solve(
         Liu, Roosta (2022), SIAM J. Optim. 32:2636 (negative curvature along MINRES residuals).
         Saad, Schultz (1986), SIAM J. Sci. Stat. Comput. 7:856 (GMRES).
     """
-    problem = _checked_problem(
+    problem = _Problem(
         operator,
         b,
         method=method,
@@ -135,60 +134,43 @@ def solve(
     return state.solution(problem, first_residual)
 
 
-@dataclass(frozen=True)
 class _Problem:
     """The arguments of `solve`, checked."""
 
-    system: LinearSystem
-    b: np.ndarray
-    x0: np.ndarray
-    method: str
-    tolerance: float  # of ||b - B x||
-    maxiter: int
-    radius: float | None
-    restart: int
-    verify: bool
-
-
-def _checked_problem(
-    operator: Any,
-    b: Any,
-    *,
-    method: Any,
-    damping: Any,
-    preconditioner: Any,
-    rtol: Any,
-    atol: Any,
-    maxiter: Any,
-    x0: Any,
-    radius: Any,
-    restart: Any,
-    verify: bool,
-) -> _Problem:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-    damping = number(damping, "damping", least=0.0)
-    system = LinearSystem(as_real_square(operator), damping, preconditioner)
-    n = system.size
-    b = _as_vector(b, "b", n)
-    rtol = number(rtol, "rtol", least=0.0)
-    atol = number(atol, "atol", least=0.0)
-    maxiter = 10 * n if maxiter is None else integer(maxiter, "maxiter", 0)
-    restart = integer(restart, "restart", 1)
-    x = np.zeros(n) if x0 is None else _as_vector(x0, "x0", n)
-    radius = _as_radius(radius, method, x)
-    b_norm = euclidean_norm(b)
-    return _Problem(
-        system=system,
-        b=b,
-        x0=x if b_norm else np.zeros(n),  # of b = 0 zero is the solution
-        method=method,
-        tolerance=max(rtol * b_norm, atol),
-        maxiter=maxiter,
-        radius=radius,
-        restart=restart,
-        verify=verify,
-    )
+    def __init__(
+        self,
+        operator: Any,
+        b: Any,
+        *,
+        method: Any,
+        damping: Any,
+        preconditioner: Any,
+        rtol: Any,
+        atol: Any,
+        maxiter: Any,
+        x0: Any,
+        radius: Any,
+        restart: Any,
+        verify: bool,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+        self.method: str = method
+        damping = number(damping, "damping", least=0.0)
+        self.system = LinearSystem(as_real_square(operator), damping, preconditioner)
+        n = self.system.size
+        self.b = _as_vector(b, "b", n)
+        rtol = number(rtol, "rtol", least=0.0)
+        atol = number(atol, "atol", least=0.0)
+        self.maxiter = 10 * n if maxiter is None else integer(maxiter, "maxiter", 0)
+        self.restart = integer(restart, "restart", 1)
+        self.x0 = np.zeros(n) if x0 is None else _as_vector(x0, "x0", n)
+        self.radius = _as_radius(radius, method, self.x0)
+        self.verify = verify
+        b_norm = euclidean_norm(self.b)
+        self.tolerance = max(rtol * b_norm, atol)  # of ||b - B x||
+        if not b_norm:
+            self.x0 = np.zeros(n)  # the solution, whatever was given
 
 
 class _State:

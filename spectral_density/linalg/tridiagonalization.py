@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import open_run, workers_of
 from spectral_density.linalg.arguments import as_real_square, check_operator
-from spectral_density.linalg.lanczos_options import checked_options
+from spectral_density.linalg.lanczos_options import LanczosOptions
 from spectral_density.linalg.lockstep import LockstepGroup
 
 
@@ -143,7 +143,7 @@ def lanczos(
         Golub, Meurant (2010), Matrices, Moments and Quadrature (T as a quadrature rule).
     """
     operator = as_real_square(operator)
-    options = checked_options(
+    options = LanczosOptions(
         operator,
         order,
         num_draws=num_draws,
