@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +25,8 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
+
+from spectral_density._warnings import warn
 
 try:
     import fcntl
@@ -443,11 +444,9 @@ def _compare(path: Path, recorded: Mapping[str, Any], problem: Mapping[str, Any]
         names = [name for name in names if name not in _ORDERED]
     different = [_difference(name, old.get(name), new.get(name)) for name in names]
     if reordered and not different:
-        warnings.warn(
+        warn(
             f"the checkpoint {path} was begun with the same examples in another order: the steps "
-            "that follow differ by rounding from those of an undisturbed run.",
-            UserWarning,
-            stacklevel=5,
+            "that follow differ by rounding from those of an undisturbed run."
         )
     if different:
         raise CheckpointError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._warnings import warn
 from spectral_density.linalg.arguments import integer
 from spectral_density.linalg.memory import check_memory
 from spectral_density.linalg.tridiagonalization import Tridiagonalization, lanczos
@@ -157,11 +157,10 @@ def _summed_if_per_example(
     shape, _ = traced_loss(model, loss_fn, dataset, KerasObjective(model, loss_fn))
     if shape is None or shape.rank == 0:
         return loss_fn, reduction
-    warnings.warn(
+    warn(
         f"loss_fn returned one loss per example (shape {tuple(shape.as_list())}), not a scalar: "
         'they are summed over the whole data set, as reduce_op="SUM". '
-        "Return their mean or sum to choose.",
-        stacklevel=3,
+        "Return their mean or sum to choose."
     )
     return lambda model, batch: tf.reduce_sum(loss_fn(model, batch)), "sum"
 

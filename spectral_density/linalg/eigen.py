@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density._warnings import warn
 from spectral_density.checkpoint import open_run, workers_of
 from spectral_density.linalg.arguments import (
     as_real_square,
@@ -334,7 +334,7 @@ def _warn(
             "The products are not accurate enough to reduce it: raise tolerance to "
             f"{2 * worst / result.norm:.1g}."
         )
-    warnings.warn(text, ConvergenceWarning, stacklevel=4)
+    warn(text, ConvergenceWarning)
 
 
 def residual_tolerance(tolerance: float | None, precision: float) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density._warnings import warn
 from spectral_density.linalg.arguments import (
     as_real_square,
     block_product,
@@ -147,9 +147,8 @@ def _warn(result: PowerIteration, step: _Step, tolerance: float, alternates: boo
         magnitude = np.ldexp(step.norm, step.exponent)
         why = f"cannot converge: both {magnitude:.6g} and {-magnitude:.6g} are eigenvalues"
         remedy = 'use top_eigenpairs with which="BE" or "LM"'
-    warnings.warn(
+    warn(
         f"power_iteration {why}. The residual is {result.residual:.2g} where "
         f"{np.ldexp(tolerance * step.norm, step.exponent):.2g} was asked for: {remedy}.",
         ConvergenceWarning,
-        stacklevel=3,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from math import hypot, inf, sqrt
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density._warnings import warn
 from spectral_density.linalg.arguments import (
     as_real_operator,
     as_real_square,
@@ -245,11 +245,10 @@ def randomized_eigh(
             vectors = np.hstack([vectors, random_complement(vectors, rank - kept, seed)])
             values = np.append(values, np.zeros(rank - kept))
     if _is_asymmetric(asymmetry, linear, basis):
-        warnings.warn(
+        warn(
             f"The operator is not symmetric: Q'A Q differs from its transpose by {asymmetry:.2g} "
             "of ||A Q||. The eigenpairs are those of its symmetric part; the residuals are A's.",
             RuntimeWarning,
-            stacklevel=2,
         )
     if kept < rank:
         residuals = np.append(residuals, column_norms(space.multiply(vectors[:, kept:])))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import keras
 
+from spectral_density._warnings import warn
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.tensorflow.keras_internals import print_message
@@ -291,12 +291,10 @@ class SpectrumCallback(keras.callbacks.Callback):
             return
         self._warned.add(kind)
         try:
-            warnings.warn(
+            warn(
                 f"SpectrumCallback failed at step {self._step}, and the training goes on: {kind}: "
                 f"{error}. "
-                "What is missing for it is NaN. Further errors of this kind are only logged.",
-                UserWarning,
-                stacklevel=2,
+                "What is missing for it is NaN. Further errors of this kind are only logged."
             )
         except UserWarning:
             # Where warnings are errors this one would end the training; it is in the log.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spectral_density._warnings import warn
 from spectral_density.engines.tensorflow.frameworks import check_backend
 from spectral_density.engines.tensorflow.keras_internals import compiled_loss, loss_tracker
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
@@ -321,12 +321,10 @@ class _FitState:
         """Read off the arguments of `fit` how many examples an epoch has."""
         self.num_examples, self._steps = _epoch_size(arguments)
         if arguments.get("class_weight") is not None and self.method.hessian_data is not None:
-            warnings.warn(
+            warn(
                 "class_weight weighs the examples that fit is given, and not those of "
                 "hessian_data: the matrix is of another loss than the gradient. Give hessian_data "
-                "sample weights, (x, y, sample_weight), or leave it out.",
-                UserWarning,
-                stacklevel=3,
+                "sample weights, (x, y, sample_weight), or leave it out."
             )
         if self.problem is not None:
             self.problem.work.go_on_with_other_data()

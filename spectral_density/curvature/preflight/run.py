@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from spectral_density._warnings import warn
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preflight.data import (
     Comparison,
@@ -24,8 +23,6 @@ from spectral_density.curvature.preflight.report import (
 )
 from spectral_density.engines.data import Replicas
 from spectral_density.linalg.arguments import integer
-
-_PACKAGE = __name__.partition(".")[0] + "."
 
 # The doubts that a user knows of, and the state in which an operator was found to be no worse.
 _warned: WeakKeyDictionary[CurvatureOperator, set[str]] = WeakKeyDictionary()
@@ -202,8 +199,7 @@ def check(
     if new:
         already.update(doubt.name for doubt in new)
         text = "\n".join(f"- {doubt.message}" for doubt in new)
-        level = _level_of_caller()
-        warnings.warn(f"preflight leaves a doubt:\n{text}", UserWarning, stacklevel=level)
+        warn(f"preflight leaves a doubt:\n{text}")
     return report
 
 
@@ -215,14 +211,3 @@ def _is_unwarned(dataset: Any) -> bool:
     except TypeError:  # a list or another iterable that cannot be remembered
         return True
     return unwarned
-
-
-def _level_of_caller() -> int:
-    """Return the stack level, as seen by the caller of this, of the first frame that is a user's.
-
-    Algorithms check their operators, and a warning should show the line that started them.
-    """
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from spectral_density._warnings import warn
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BatchVerbs, Composition, Derivatives, Needs
 from spectral_density.engines.tensorflow import batches, tensors
@@ -113,12 +113,10 @@ class TensorFlowDerivatives(Derivatives):
             self.product_dtype = compute_dtype(graph, self.parameters.variables)
         self.state.add(graph)
         if known.num_graphs == _MANY_SHAPES + 1:
-            warnings.warn(
+            warn(
                 f"the batches have more than {_MANY_SHAPES} shapes, and each shape builds graphs "
                 "of its own, which takes most of the time. Pad or bucket: pad sequences to one "
-                "length (or a few), with a mask, and give all batches the same number of examples.",
-                UserWarning,
-                stacklevel=2,
+                "length (or a few), with a mask, and give all batches the same number of examples."
             )
 
     def num_labels(self, batch: Any) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from spectral_density._warnings import warn
 from spectral_density.engines.tensorflow.keras_internals import (
     is_of_keras,
     is_of_tf_keras,
@@ -108,10 +108,8 @@ def is_of_probabilities(name: str | None) -> bool:
 
 def warn_unmoved(what: str | None) -> None:
     """Warn that an activation stays a part of the model, where it should belong to the loss."""
-    warnings.warn(
+    warn(
         f"the activation that the model ends in cannot be moved into the loss ({what}). If that is "
         f"a cross-entropy, {_OTHER_MATRIX} Let the model end in Keras's softmax or sigmoid and use "
-        "Keras's cross-entropy, or let it give logits, with from_logits=True.",
-        UserWarning,
-        stacklevel=2,
+        "Keras's cross-entropy, or let it give logits, with from_logits=True."
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from spectral_density._warnings import warn
 from spectral_density.engines.engine import Needs
 from spectral_density.engines.tensorflow.compiled_products import compiled
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
@@ -119,9 +119,8 @@ class LossNeeds:
         pairs = zip(self._parameters.names, reached, strict=True)
         names = [name for name, part in pairs if part is not None]
         if names:
-            warnings.warn(
+            warn(
                 f"loss(outputs, batch) reads variables beside the outputs: {', '.join(names)}. "
                 "The matrix holds nothing of what they do there. Compute it in predict, or use "
-                "HessianOperator.",
-                stacklevel=2,
+                "HessianOperator."
             )

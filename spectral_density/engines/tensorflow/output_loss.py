@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from spectral_density._warnings import warn
 from spectral_density.engines.tensorflow.compiled_products import compiled
 from spectral_density.engines.tensorflow.endings import (
     ACTIVATIONS,
@@ -80,12 +80,10 @@ class OutputLoss:
         terms = _terms(self.objective, structure, batch)
         self.endings = [ending_of(part, self._warn) for part in terms]
         if self.objective.adds_losses():
-            warnings.warn(
+            warn(
                 "the model's layers add losses in their call (activity regularization or "
                 "add_loss). They are linear in themselves and no function of the outputs, so this "
-                "matrix holds nothing of them: it is that of the loss at the outputs.",
-                UserWarning,
-                stacklevel=2,
+                "matrix holds nothing of them: it is that of the loss at the outputs."
             )
 
     def at(self, batch: Any, first_example: tf.Tensor | None = None) -> OutputsOfBatch:
