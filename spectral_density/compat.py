@@ -30,7 +30,7 @@ __all__ = [
 _ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES of TensorFlow's builds
 
 
-def approximate_hessian(
+def approximate_hessian(  # noqa: PLR0917 (the order of the original)
     model: Any,
     loss_fn: Any,
     dataset: Any,

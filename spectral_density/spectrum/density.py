@@ -60,7 +60,7 @@ def tridiag_to_eigv(tridiag_list: Iterable[ArrayLike]) -> tuple[FloatArray, Floa
     return eig_vals, all_weights
 
 
-def eigv_to_density(
+def eigv_to_density(  # noqa: PLR0917 (the order of the original)
     eig_vals: ArrayLike,
     all_weights: ArrayLike | None = None,
     grids: ArrayLike | None = None,

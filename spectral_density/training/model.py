@@ -110,7 +110,7 @@ class SecondOrderModel(keras.Model):
         """Names of the outputs, of models that have them."""
         return self.model.output_names
 
-    def compile(
+    def compile(  # noqa: PLR0917 (Keras's signature)
         self,
         optimizer: SecondOrderMethod,
         loss: Any = None,

@@ -37,6 +37,7 @@ def compare_hessian(
     product: Callable[[np.ndarray], np.ndarray],
     rows: Callable[[np.ndarray], Any],
     direction: np.ndarray,
+    *,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
 ) -> dict[str, Finding]:
@@ -60,7 +61,7 @@ def compare_hessian(
         if not _settled(batch.at, slopes, direction, where, accuracy):
             return _unsettled(found, of_loss)
     if found.status == "failed":
-        layer = _layer_before(batch, slopes, direction, layers, accuracy, product)
+        layer = _layer_before(batch, slopes, direction, product, layers=layers, accuracy=accuracy)
         found = _wrong(found, layer, "gradient")
     return {"derivative": found, "gradient": of_loss}
 
@@ -93,13 +94,22 @@ def compare_through_outputs(
         def tangent_of(part: np.ndarray) -> np.ndarray:
             return np.concatenate([np.zeros(n), _joined(batch.product(rows(part))[1])])
 
-        layer = _layer_before(batch, slopes, direction, layers, accuracy, tangent_of, at_outputs)
+        layer = _layer_before(
+            batch,
+            slopes,
+            direction,
+            tangent_of,
+            layers=layers,
+            accuracy=accuracy,
+            where=at_outputs,
+        )
         found = _wrong(found, layer, "outputs")
     elif found.status == "passed":
         outputs = slopes.gradient[n:]
         shapes = [part.shape for part in tangents]
         found = _worse(
-            found, _matrix_at_outputs(batch, outputs, shapes, tangent, cotangent, at_loss)
+            found,
+            _matrix_at_outputs(batch, outputs, tangent, cotangent, shapes=shapes, accuracy=at_loss),
         )
         found = _worse(found, _quadratic_form(direction @ product, tangent, cotangent, at_loss))
     return {"derivative": found, "gradient": of_loss}
@@ -130,9 +140,10 @@ def _layer_before(
     batch: BesideWeights,
     slopes: Slopes,
     direction: np.ndarray,
+    product: Callable[[np.ndarray], np.ndarray],
+    *,
     layers: Mapping[str, Any],
     accuracy: Accuracy,
-    product: Callable[[np.ndarray], np.ndarray],
     where: slice | None = None,
 ) -> str:
     """Return the layer before what is wrong, from the blocks of layers that follow each other.
@@ -141,9 +152,9 @@ def _layer_before(
         batch: what is compared.
         slopes: along the direction.
         direction: in all layers.
+        product: with the part of the direction in some layers.
         layers: the indices of each, by its name.
         accuracy: of products and differences.
-        product: with the part of the direction in some layers.
         where: products are compared, None for these layers themselves.
     """
 
@@ -194,9 +205,10 @@ def _unsettled(*findings: Finding) -> dict[str, Finding]:
 def _matrix_at_outputs(
     batch: BesideWeights,
     outputs: np.ndarray,
-    shapes: list[Any],
     tangent: np.ndarray,
     cotangent: np.ndarray,
+    *,
+    shapes: list[Any],
     accuracy: Accuracy,
 ) -> Finding:
     """Compare B t with differences of the loss, or of each example's, in the outputs along t."""

@@ -66,4 +66,4 @@ def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str
         def product(vector: np.ndarray) -> np.ndarray:
             return np.asarray(passes.product(passes.at, vector[None].astype(dtype)), np.float64)
 
-        return compare_hessian(batch, product, rows, direction, layers, accuracy)
+        return compare_hessian(batch, product, rows, direction, layers=layers, accuracy=accuracy)

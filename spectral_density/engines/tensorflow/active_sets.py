@@ -64,6 +64,7 @@ class HeldGraph:
         graph: Any,
         outputs: Sequence[tf.Tensor],
         variables: Iterable[tf.Variable] = (),
+        *,
         free: Sequence[tf.Tensor] = (),
         values: Sequence[tf.Tensor] = (),
         in_float64: bool = False,

@@ -32,7 +32,7 @@ def sampled_gradients(
     """
     labels = sampled_labels(outputs, num_samples, seed)
     return [
-        _gradients(i, outputs, part, ending, scales, drawn)
+        _gradients(i, outputs, part, ending, scales=scales, labels=drawn)
         for i, ((part, ending), drawn) in enumerate(zip(outputs.terms(), labels, strict=True))
     ]
 
@@ -53,6 +53,7 @@ def _gradients(
     outputs: OutputsOfBatch,
     part: OutputTerm,
     ending: Ending,
+    *,
     scales: tf.Tensor,
     labels: tf.Tensor,
 ) -> tf.Tensor:

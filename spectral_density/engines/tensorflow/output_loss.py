@@ -155,7 +155,9 @@ class OutputsOfBatch:
         columns = []
         for i, (part, ending) in enumerate(self.terms()):
             along = [tangent[i] for tangent in tangents]
-            columns.append(self._term_products(i, part, ending, weight, scales, along))
+            columns.append(
+                self._term_products(i, part, ending, along, weight=weight, scales=scales)
+            )
         return [list(row) for row in zip(*columns, strict=True)]
 
     def example_gradients(self, weight: tf.Tensor, scales: tf.Tensor) -> list[tf.Tensor]:
@@ -207,9 +209,10 @@ class OutputsOfBatch:
         i: int,
         part: OutputTerm,
         ending: Ending,
+        along: list[tf.Tensor],
+        *,
         weight: tf.Tensor,
         scales: tf.Tensor,
-        along: list[tf.Tensor],
     ) -> list[tf.Tensor]:
         if ending.distribution is not None:
             weights = value_weights(part, term_values(part), scales)
