@@ -38,6 +38,7 @@ from models import (
 from spectral_density import approximate_hessian, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 from spectral_density.curvature.preflight import PreflightError, preflight
+from spectral_density.engines.tensorflow.compiled_products import CompiledProducts
 
 
 def of_sequences(model, **options):
@@ -762,3 +763,37 @@ def test_a_loss_that_takes_no_half_of_a_batch_is_sound_however_it_says_so():
             [x],
         )
         assert operator.check().verdict == "sound"
+
+
+# What is kept between products -------------------------------------------------------------------
+
+
+def kept(**options):
+    """An operator whose batches leave something behind."""
+    stack = [keras.Input((100,)), layers.Dense(256, "tanh"), layers.Dense(3)]
+    model = set_random_weights(keras.Sequential(stack))
+    return hessian(model, data=(normals(120, 100), classes(120)), sizes=(80, 40), **options)
+
+
+def test_a_product_from_what_is_kept_is_compared_with_one_computed_anew():
+    report = preflight(kept())
+    assert report["linearized"].status == "passed"
+    assert report["linearized"].figure <= 1e-5
+
+
+def test_what_is_kept_fails_if_it_gives_another_product(monkeypatch):
+    right = CompiledProducts.linearized
+
+    def doubled(self, cache, at, rows):
+        return 2 * right(self, cache, at, rows)
+
+    monkeypatch.setattr(CompiledProducts, "linearized", doubled)
+    check = preflight(kept())["linearized"]
+    assert check.status == "failed"
+    assert check.figure == pytest.approx(0.5, abs=1e-5)  # of the larger of both
+    assert "linearize=False" in check.message
+
+
+def test_nothing_is_compared_where_nothing_is_kept():
+    assert preflight(kept(linearize=False))["linearized"].status == "skipped"
+    assert preflight(shared("mlp"))["linearized"].status == "skipped"
