@@ -1,16 +1,15 @@
 import warnings
-from itertools import pairwise
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from cases import dense_symmetric, orthogonality_error, semicircle_with_outliers
+from models import split
 
 import spectral_density as density_lib
 import spectral_density as lanczos_algorithm
-from spectral_density import HessianOperator, approximate_hessian, estimate_spectrum
-from spectral_density.command import demo
+from spectral_density import HessianOperator, approximate_hessian
 
 NUM_SAMPLES, NUM_FEATURES = 50, 16
 PER_EXAMPLE = "one loss per example"
@@ -56,18 +55,7 @@ def relative_error(v, t, exact):
     return np.linalg.norm(found - exact) / np.linalg.norm(exact)
 
 
-def batches(x, y, sizes):
-    ends = np.cumsum([0, *sizes])
-    return [(x[a:b], y[a:b]) for a, b in pairwise(ends)]
-
-
 # The original notebook
-
-
-@pytest.mark.parametrize("operator", [lambda v: v, 3.0, None])
-def test_a_spectrum_of_no_operator_is_refused(operator):
-    with pytest.raises((TypeError, ValueError), match="operator must be"):
-        estimate_spectrum(operator, 1)
 
 
 def test_the_toy_of_the_original_notebook_is_two_x_transposed_x():
@@ -128,7 +116,7 @@ def test_a_scalar_loss_is_not_warned_about():
 @pytest.mark.parametrize("sizes", [(50,), (20, 20, 10), (49, 1), (1, 49), (7, 30, 13)])
 def test_the_mean_is_that_of_the_data_whatever_the_batching(sizes):
     model, x, y = regression()
-    v, t = approximate_hessian(model, mean_loss, batches(x, y, sizes), NUM_FEATURES)
+    v, t = approximate_hessian(model, mean_loss, split((x, y), sizes), NUM_FEATURES)
     assert relative_error(v, t, 2 * gram(x) / NUM_SAMPLES) <= 1e-5
 
 
@@ -138,7 +126,7 @@ def test_losses_per_example_are_summed_whatever_the_batching(sizes, reduce_op):
     model, x, y = regression()
     with pytest.warns(UserWarning, match=PER_EXAMPLE):
         v, t = approximate_hessian(
-            model, mse, batches(x, y, sizes), NUM_FEATURES, reduce_op=reduce_op
+            model, mse, split((x, y), sizes), NUM_FEATURES, reduce_op=reduce_op
         )
     assert relative_error(v, t, 2 * gram(x)) <= 1e-5
 
@@ -146,7 +134,7 @@ def test_losses_per_example_are_summed_whatever_the_batching(sizes, reduce_op):
 @pytest.mark.parametrize("sizes", [(50,), (20, 20, 10)])
 def test_sums_are_added_over_batches(sizes):
     model, x, y = regression()
-    v, t = approximate_hessian(model, sum_loss, batches(x, y, sizes), NUM_FEATURES, reduce_op="SUM")
+    v, t = approximate_hessian(model, sum_loss, split((x, y), sizes), NUM_FEATURES, reduce_op="SUM")
     assert relative_error(v, t, 2 * gram(x)) <= 1e-5
 
 
@@ -161,14 +149,14 @@ def test_a_dataset_whose_last_batch_is_ragged_streams_as_well():
 def test_keras_losses_are_means_over_the_data(loss):
     model, x, y = regression()
     model.compile(loss="mse")
-    data = batches(x, y[:, None], (30, 20))
+    data = split((x, y[:, None]), (30, 20))
     v, t = approximate_hessian(model, loss, data, NUM_FEATURES)
     assert relative_error(v, t, 2 * gram(x) / NUM_SAMPLES) <= 1e-5
 
 
 def test_keras_losses_can_be_summed():
     model, x, y = regression()
-    data = batches(x, y[:, None], (30, 20))
+    data = split((x, y[:, None]), (30, 20))
     v, t = approximate_hessian(model, "mse", data, NUM_FEATURES, reduce_op="SUM")
     assert relative_error(v, t, 2 * gram(x)) <= 1e-5
 
@@ -176,7 +164,7 @@ def test_keras_losses_can_be_summed():
 def test_the_weights_of_classes_are_those_of_fit():
     model, x, _ = regression()
     labels = np.arange(NUM_SAMPLES) % 2
-    data = batches(x, labels[:, None], (30, 20))
+    data = split((x, labels[:, None]), (30, 20))
     v, t = approximate_hessian(model, "mse", data, NUM_FEATURES, class_weight={1: 3.0})
     weighted = gram(np.asarray(x) * np.sqrt(np.where(labels == 1, 3.0, 1.0))[:, None])
     assert relative_error(v, t, 2 * weighted / NUM_SAMPLES) <= 1e-5
@@ -197,7 +185,7 @@ def network():
         ]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return model, loss, batches(x, y, (9, 9, 5))
+    return model, loss, split((x, y), (9, 9, 5))
 
 
 @pytest.mark.parametrize("order", [1, 2, 10, 43])
@@ -340,87 +328,6 @@ def test_a_function_that_returns_another_shape_is_an_error(wrong):
 def test_a_function_that_gives_nan_is_an_error():
     with pytest.raises(FloatingPointError, match="not finite"):
         density_lib.lanczos_algorithm(lambda v: v * np.nan, 6, 2)
-
-
-# A network against the eigenvalues of its dense Hessian
-
-
-def dense_float64_hessian(weights, x, y):
-    """Forward over reverse in float64 on a transcription of the network, column by column."""
-    variables = [tf.Variable(w, dtype=tf.float64) for w in weights]
-    sizes = [w.size for w in weights]
-    shapes = [w.shape for w in weights]
-    x, labels = tf.constant(x, tf.float64), tf.one_hot(y, 10, dtype=tf.float64)
-
-    def loss():
-        w1, b1, w2, b2, w3, b3 = variables
-        logits = tf.tanh(tf.tanh(x @ w1 + b1) @ w2 + b2) @ w3 + b3
-        return tf.reduce_mean(
-            tf.reduce_logsumexp(logits, axis=1) - tf.reduce_sum(labels * logits, axis=1)
-        )
-
-    @tf.function
-    def column(direction):
-        parts = tf.split(direction, sizes)
-        tangents = [tf.reshape(p, s) for p, s in zip(parts, shapes, strict=True)]
-        with tf.autodiff.ForwardAccumulator(variables, tangents) as forward:
-            with tf.GradientTape() as tape:
-                value = loss()
-            gradients = tape.gradient(value, variables)
-        return tf.concat([tf.reshape(forward.jvp(g), [-1]) for g in gradients], axis=0)
-
-    return np.stack([column(row) for row in np.eye(sum(sizes))])
-
-
-@pytest.fixture(scope="session")
-def digits():
-    """The spectrum of the demo's network on 300 images, and its exact eigenvalues."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    x, y = datasets.load_digits(return_X_y=True)
-    x = (x / 16.0).astype(np.float32)
-    model = demo.train_digits_model(x, y)
-    x, y = x[:300], y[:300]
-    hessian = HessianOperator(model, None, batches(x, y, (120, 120, 60)))
-    spectrum = estimate_spectrum(hessian, 90, 10, seed=1)
-    dense = dense_float64_hessian(model.get_weights(), x, y)
-    return spectrum, np.linalg.eigvalsh((dense + dense.T) / 2)
-
-
-@pytest.mark.slow
-def test_the_spectrum_of_a_network_is_that_of_its_dense_hessian(digits):
-    spectrum, exact = digits
-    assert len(exact) >= 4000
-    assert demo.wasserstein_share(spectrum, exact) <= 1e-3
-
-
-@pytest.mark.slow
-def test_the_ten_largest_eigenvalues_of_a_network_are_exact_to_float32(digits):
-    spectrum, exact = digits
-    assert demo.largest_relative_error(spectrum, exact, 10) <= 1e-5
-    ends = spectrum.extreme_eigenvalues
-    assert abs(ends.largest - exact[-1]) <= ends.largest_bound
-    assert np.abs(exact - ends.smallest).min() <= ends.smallest_bound
-
-
-@pytest.mark.slow
-def test_the_trace_and_the_share_below_zero_of_a_network_are_within_their_bounds(digits):
-    spectrum, exact = digits
-    assert abs(spectrum.trace - exact.sum()) <= 4 * spectrum.trace_standard_error
-    assert spectrum.trace_standard_error <= 0.1 * exact.sum()
-    lower, upper = spectrum.negative_mass_bounds
-    assert lower <= np.mean(exact < 0) <= upper
-
-
-@pytest.mark.slow
-def test_the_band_covers_the_smoothed_density_of_the_network(digits):
-    spectrum, exact = digits
-    density = spectrum.density()
-    kernel = np.exp(-0.5 * ((density.grid[:, None] - exact) / density.sigma) ** 2)
-    truth = kernel.mean(axis=1) / (density.sigma * np.sqrt(2 * np.pi))
-    seen = truth > 1e-6 * truth.max()
-    slack = 1e-3 * truth  # products are float32
-    inside = (density.lower - slack <= truth) & (truth <= density.upper + slack)
-    assert inside[seen].mean() >= 0.85
 
 
 # The former module
