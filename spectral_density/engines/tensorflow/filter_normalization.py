@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable
 from spectral_density.engines.tensorflow.keras_internals import all_layers, graph_calls
+from spectral_density.engines.tensorflow.weights import restored
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,10 @@ def normalized_filters(
         new, norms = _normalized(pair)
         changes += new
         records.append(NormalizedLayer(pair.layer.name, pair.norm.name, norms))
-    before = [tf.identity(variable) for variable, _ in changes]
-    try:
+    with restored(variable for variable, _ in changes):
         for variable, value in changes:
             variable.assign(value)
         yield records
-    finally:
-        for (variable, _), value in zip(changes, before, strict=True):
-            variable.assign(value)
 
 
 class _Filters(NamedTuple):
