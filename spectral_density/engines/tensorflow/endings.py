@@ -32,7 +32,7 @@ _OTHER_MATRIX = (
 )
 
 
-class Ending(NamedTuple):
+class OutputEnding(NamedTuple):
     """How an output ends, and what its loss is in closed form."""
 
     activation: str | None  # moved into the loss: "Softmax", "Sigmoid" or None
@@ -64,7 +64,7 @@ def logits_of(output: tf.Tensor) -> tf.Tensor:
     return logits if marked is None else marked
 
 
-def ending_of(part: OutputTerm, warn: bool) -> Ending:
+def ending_of(part: OutputTerm, warn: bool) -> OutputEnding:
     """Decide where the model of a term ends, and warn where that is at probabilities."""
     name, options = standard_loss(part.term.loss)
     activation, _ = activation_of(part.output)
@@ -72,7 +72,7 @@ def ending_of(part: OutputTerm, warn: bool) -> Ending:
         if activation is None and not options.get("from_logits", False):
             if warn:
                 warn_unmoved(name)
-            return Ending(None, None)
+            return OutputEnding(None, None)
     else:
         if warn and activation is not None and name in (None, "dice", "tversky"):
             warn_unmoved(getattr(part.term.loss, "__name__", type(part.term.loss).__name__))
@@ -89,7 +89,7 @@ def ending_of(part: OutputTerm, warn: bool) -> Ending:
             and values.shape.is_compatible_with(part.output.shape[:-1])
         )
         distribution = distribution if fits else None
-    return Ending(activation, distribution)
+    return OutputEnding(activation, distribution)
 
 
 def standard_loss(loss: Any) -> tuple[str | None, dict[str, Any]]:

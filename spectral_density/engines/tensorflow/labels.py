@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.endings import Ending
+from spectral_density.engines.tensorflow.endings import OutputEnding
 from spectral_density.engines.tensorflow.output_loss import (
     OutputsOfBatch,
     num_averaged,
@@ -52,7 +52,7 @@ def _gradients(
     i: int,
     outputs: OutputsOfBatch,
     part: OutputTerm,
-    ending: Ending,
+    ending: OutputEnding,
     *,
     scales: tf.Tensor,
     labels: tf.Tensor,
@@ -75,7 +75,7 @@ def _gradients(
 
 
 def _labels(
-    i: int, outputs: OutputsOfBatch, ending: Ending, num_samples: int, seed: int
+    i: int, outputs: OutputsOfBatch, ending: OutputEnding, num_samples: int, seed: int
 ) -> tf.Tensor:
     tensor, first = outputs.tensors[i], outputs.first_example
     key = tf.constant(stream(seed, _KEY, i).integers(2**64, size=1, dtype=np.uint64))

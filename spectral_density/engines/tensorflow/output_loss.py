@@ -11,7 +11,7 @@ from spectral_density._warnings import warn
 from spectral_density.engines.tensorflow.compiled_products import compiled
 from spectral_density.engines.tensorflow.endings import (
     ACTIVATIONS,
-    Ending,
+    OutputEnding,
     activation_of,
     ending_of,
     logits_of,
@@ -63,7 +63,7 @@ class OutputLoss:
                 "loss(outputs, batch) -> scalar."
             )
         self.objective = objective
-        self.endings: list[Ending] = []
+        self.endings: list[OutputEnding] = []
         self._warn = warn_of_probabilities
 
     def survey(self, batch: Any) -> None:
@@ -98,7 +98,7 @@ class OutputLoss:
         ]
         return OutputsOfBatch(self, batch, structure, tensors, first_example)
 
-    def terms(self, structure: Any, batch: Any) -> list[tuple[OutputTerm, Ending]]:
+    def terms(self, structure: Any, batch: Any) -> list[tuple[OutputTerm, OutputEnding]]:
         """Return the terms of a Keras loss at a model's outputs, and how these end."""
         if isinstance(self.objective, PairObjective):
             return []
@@ -128,7 +128,7 @@ class OutputsOfBatch:
         self._structure = structure
         self.tensors = tensors
 
-    def terms(self) -> list[tuple[OutputTerm, Ending]]:
+    def terms(self) -> list[tuple[OutputTerm, OutputEnding]]:
         """Return the terms of a Keras loss at these outputs, one for each of `tensors`."""
         return self._loss.terms(self._structure, self._batch)
 
@@ -208,7 +208,7 @@ class OutputsOfBatch:
         self,
         i: int,
         part: OutputTerm,
-        ending: Ending,
+        ending: OutputEnding,
         along: list[tf.Tensor],
         *,
         weight: tf.Tensor,
@@ -226,7 +226,7 @@ class OutputsOfBatch:
         return [product for (product,) in products]
 
     @staticmethod
-    def _moved(part: OutputTerm, ending: Ending, tensor: tf.Tensor) -> OutputTerm:
+    def _moved(part: OutputTerm, ending: OutputEnding, tensor: tf.Tensor) -> OutputTerm:
         """Return a term where its logits (or output) are another tensor."""
         return part._replace(output=_rebuilt(part.output, tensor, ending.activation))
 
@@ -264,7 +264,7 @@ def num_averaged(output: tf.Tensor, distribution: str | None, dtype: Any) -> tf.
     return tf.cast(count, dtype)
 
 
-def _root_sum(part: OutputTerm, ending: Ending, scales: tf.Tensor) -> tf.Tensor:
+def _root_sum(part: OutputTerm, ending: OutputEnding, scales: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(_root_losses(part, ending, scales))
 
 
@@ -272,7 +272,7 @@ def _sum_of_each(values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(values, axis=tf.range(1, tf.rank(values)))
 
 
-def _root_losses(part: OutputTerm, ending: Ending, scales: tf.Tensor) -> tf.Tensor:
+def _root_losses(part: OutputTerm, ending: OutputEnding, scales: tf.Tensor) -> tf.Tensor:
     values = term_values(part)
     weights = value_weights(part, values, scales)
     count = num_averaged(part.output, ending.distribution, values.dtype)

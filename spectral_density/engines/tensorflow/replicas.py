@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.data import BatchInput
-from spectral_density.engines.tensorflow.workers import Workers
+from spectral_density.engines.tensorflow.workers import TensorFlowWorkers
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ Adding = tuple[Callable[[BatchInput, list[Any]], list[Any]], list[Any]]
 """A function that adds what a batch gives to sums, and the sums it begins with."""
 
 
-def replicas_of(variables: Iterable[Any]) -> Replicas | None:
+def replicas_of(variables: Iterable[Any]) -> TensorFlowReplicas | None:
     """Return the replicas that hold the variables, None for variables of one device.
 
     Raises:
@@ -53,10 +53,10 @@ def replicas_of(variables: Iterable[Any]) -> Replicas | None:
             "replicas of MirroredStrategy and MultiWorkerMirroredStrategy only. Build it under one "
             "of these, or under none."
         )
-    return Replicas(strategy)
+    return TensorFlowReplicas(strategy)
 
 
-class Replicas(Workers):
+class TensorFlowReplicas(TensorFlowWorkers):
     """The replicas of a strategy: those of this process, and how to add over all of them."""
 
     def owner(self, position: int) -> int:

@@ -15,7 +15,7 @@ from spectral_density.engines.tensorflow.batches import batch_hash
 from spectral_density.engines.tensorflow.frameworks import tf_variable
 from spectral_density.engines.tensorflow.graph_state import GraphState
 from spectral_density.engines.tensorflow.objectives import Objective
-from spectral_density.engines.tensorflow.replicas import Replicas
+from spectral_density.engines.tensorflow.replicas import TensorFlowReplicas
 from spectral_density.engines.tensorflow.variables import Variables
 from spectral_density.engines.tensorflow.weights import Weights, restored
 
@@ -27,7 +27,9 @@ class TensorFlowState(State):
         graphs: what the graphs of the loss read and write.
     """
 
-    def __init__(self, objective: Objective, parameters: Variables, replicas: Replicas | None):
+    def __init__(
+        self, objective: Objective, parameters: Variables, replicas: TensorFlowReplicas | None
+    ):
         """Know of no graph yet."""
         self.graphs = GraphState(parameters.variables, parameters.names, objective.model)
         self._objective = objective

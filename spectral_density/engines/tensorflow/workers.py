@@ -25,7 +25,7 @@ this is for one that is there and does not take part.
 _LANES = 4096
 
 
-class Workers:
+class TensorFlowWorkers:
     """The workers of a strategy, and its replicas in this process.
 
     What talks to other workers has to be called by all of them, in the same order.
@@ -71,7 +71,7 @@ class Workers:
         text = f"{self.num_replicas} replica{'s' if self.num_replicas != 1 else ''}"
         return text if self.num_workers == 1 else f"{text} on {self.num_workers} workers"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Workers:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorFlowWorkers:
         """Return itself: there is one cluster."""
         return self
 
@@ -213,7 +213,7 @@ def _workers(numbers: np.ndarray) -> str:
     return f"worker{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _lost(error: tf.errors.OpError, workers: Workers) -> str:
+def _lost(error: tf.errors.OpError, workers: TensorFlowWorkers) -> str:
     why = (str(error.message).strip() or type(error).__name__).splitlines()[0][:300]
     if isinstance(error, tf.errors.InvalidArgumentError):
         return (
