@@ -20,16 +20,16 @@ EIGENVALUE = "eigenvalue"
 DENSITY = "density (1 / eigenvalue)"
 
 LINE_STYLES = ("-", "--", "-.", ":")
-"""In turn for curves on the same axes, which differ without colours, too."""
+"""Line styles of successive curves on the same axes, which must be distinguishable in grey."""
 
 COLORMAP = "viridis"
-"""Perceptually uniform, the same order in grey and to the colour-blind."""
+"""Perceptually uniform, and monotonic in lightness for readers who do not see colours."""
 
-# Densities fall over many decades between the outliers; what is lower than this share of the
-# peak is the kernel's tail, not the spectrum.
+# Densities fall over many decades between the outliers. Values below this fraction of the peak are
+# tails of the kernel, not of the spectrum.
 VISIBLE_DECADES = 9
 
-_TICK_INCHES = 0.45  # width that a label such as -10^-2 takes with its gap
+_TICK_INCHES = 0.45  # width of a label such as -10^-2, with spacing
 
 
 def new_axes(ax: Axes | None, *, square: bool = False) -> Axes:
@@ -37,7 +37,7 @@ def new_axes(ax: Axes | None, *, square: bool = False) -> Axes:
 
     Args:
         ax: axes or None.
-        square: the picture has a fixed aspect, and is to be as high as its colour bar.
+        square: the aspect is fixed, and the axes are as high as their colour bar.
     """
     if ax is not None:
         return ax
@@ -45,7 +45,7 @@ def new_axes(ax: Axes | None, *, square: bool = False) -> Axes:
 
 
 def png_bytes(draw: Callable[[Axes], Any], size: tuple[float, float], dpi: int = 110) -> bytes:
-    """Return a picture as PNG, without pyplot, which shows its figures in notebooks.
+    """Return a figure as PNG, without pyplot, which would show it in notebooks.
 
     Args:
         draw: called with the axes.
@@ -95,7 +95,7 @@ def set_scale(ax: Axes, which: str, scale: str, linthresh: float) -> None:
 
 
 class SignedDecades(Locator):
-    """Zero and signed powers of ten, as many as fit without touching."""
+    """Ticks at zero and signed powers of ten, as many as fit without overlap."""
 
     def __init__(self, linthresh: float):
         self._first = int(np.ceil(np.log10(linthresh) - 1e-9))
@@ -157,7 +157,7 @@ def whole_numbers(ax: Axes, times: np.ndarray) -> None:
 
 
 def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np.ndarray:
-    """Return points from low to high that are evenly spaced on a symlog axis, but for its bend."""
+    """Return points from low to high, nearly evenly spaced on a symlog axis."""
     ends = np.arcsinh(np.array([low, high]) / linthresh)
     points = linthresh * np.sinh(np.linspace(ends[0], ends[1], count))
     points[[0, -1]] = low, high
@@ -165,12 +165,12 @@ def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np
 
 
 def fit_density_limits(ax: Axes) -> None:
-    """Set limits that show the peaks of all curves and some decades of their tails."""
+    """Set limits that show the peaks of all curves and `VISIBLE_DECADES` below the lowest."""
     shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines if _in_data(ax, line)]
     peaks = [peak for peak in shown if peak > 0]
     ax.set_ylim(min(peaks) * 10.0**-VISIBLE_DECADES, 5 * max(peaks))
 
 
 def _in_data(ax: Axes, line: Any) -> bool:
-    """Whether a line's heights are in the units of the axis, not in shares of its length."""
+    """Tell whether a line is in data coordinates, not in fractions of the axes."""
     return line.get_transform() == ax.transData

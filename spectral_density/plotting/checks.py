@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def plot_finite_differences(check: FiniteDifferenceCheck, ax: Axes | None = None) -> Axes:
     """Draw the errors of gradient and product against the step of the differences, log-log.
 
-    The dotted line falls as h^2, as the errors of right derivatives do until rounding makes them
-    rise. An error that stays level belongs to a derivative that is wrong, or to a kink.
+    The dotted line falls as h^2, as do the errors of correct derivatives until rounding errors
+    dominate. An error that does not fall with h indicates a wrong derivative, or a kink.
 
     Args:
         check: what `finite_difference_check` returned.

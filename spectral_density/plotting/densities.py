@@ -87,8 +87,8 @@ def plot_log_density(
 ) -> Axes:
     """Draw the density over the logarithm of the magnitude, negative eigenvalues to the left.
 
-    The kernel is as wide in every decade, so that the bulk next to zero is resolved where a fixed
-    width shows one peak. What is smaller than `floor`, zero included, is drawn at `floor`.
+    The kernel has the same width in every decade, which resolves the bulk next to zero, where a
+    fixed width shows one peak. Magnitudes below `floor`, zero included, are drawn at `floor`.
 
     Args:
         spectrum: what to draw.
@@ -104,11 +104,11 @@ def plot_log_density(
         floor = max(magnitudes.min(), 1e-9 * magnitudes.max()) or None
     density = spectrum.log_density(sigma=sigma, floor=floor, num_points=_LOG_POINTS)
     peak = max(density.negative.max(), density.positive.max())
-    # A kernel at the floor reaches below it: the axis is linear only where it has ended.
+    # The kernel at the floor extends below it: the axis is linear below that only.
     linthresh = density.magnitudes[0]
     signed = np.concatenate([-density.magnitudes[::-1], density.magnitudes])
     values = np.concatenate([density.negative[::-1], density.positive])
-    # No line through the gap around zero, where there is no logarithm.
+    # No line across zero, where the logarithm is not defined.
     signed = np.insert(signed, len(density.magnitudes), 0.0)
     values = np.insert(values, len(density.magnitudes), np.nan)
     visible = np.where(values > peak * 1e-7, values, np.nan)
@@ -280,7 +280,7 @@ def plot_layers(
         panels = grid.ravel()[:count]
         for spare in grid.ravel()[count:]:
             spare.remove()
-        # One name for each axis, not one a panel: they would not fit.
+        # One label for the whole figure: labels of each panel would overlap.
         figure.supxlabel(EIGENVALUE, fontsize=plt.rcParams["axes.labelsize"])
         figure.supylabel(DENSITY, fontsize=plt.rcParams["axes.labelsize"])
     else:
@@ -295,7 +295,7 @@ def plot_layers(
             panel.set_ylabel("")
             panel.tick_params(labelbottom=panel in _lowest(panels, columns))
     if axes is None:
-        # Panels that share an axis have the limits of the last: they need those of all.
+        # Shared axes take the limits of the last panel; they must cover all panels.
         shown = [np.max(panel.lines[0].get_ydata()) for panel in panels]
         panels[0].set_ylim(min(shown) * 10.0**-VISIBLE_DECADES, 5 * max(shown))
         ends = np.array([panel.lines[0].get_xdata()[[0, -1]] for panel in panels])
@@ -318,7 +318,7 @@ def _density(spectrum: Spectrum, sigma: float | None, deflate: bool, xscale: str
     density = spectrum.density(sigma=sigma, deflate=deflate)
     if xscale != "symlog":
         return density
-    # The even grid has too few points near zero, the signed logarithmic one among the outliers.
+    # The uniform grid has too few points near zero, the logarithmic one too few near outliers.
     low, high = density.grid[0], density.grid[-1]
     near_zero = signed_log_grid(low, high, density.sigma / 10, _LOG_POINTS)
     return spectrum.density(np.union1d(density.grid, near_zero), density.sigma, deflate)

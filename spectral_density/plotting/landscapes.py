@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spectral_density.analysis.landscape import LossLandscape
 
 _LEVELS = 12
-_LOG_RATIO = 30  # of the largest to the smallest loss from which levels are logarithmic
+_LOG_RATIO = 30  # levels are logarithmic above this ratio of the largest to the smallest loss
 
 
 def plot_loss_line(
@@ -45,7 +45,7 @@ def plot_loss_line(
     ax.plot(0.0, landscape.loss, "o", color=line.get_color())
     finite = landscape.losses[np.isfinite(landscape.losses)]
     if quadratic:
-        # Limits of the loss: the model may leave them by far.
+        # The limits are those of the loss, which the model may exceed by far.
         limits = ax.get_ylim()
         curvature = float(landscape.curvature[0, 0])
         name = rf"quadratic model, $\lambda$ = {curvature:.3g}"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DECADES = 6
-_CELLS = 600  # a side, which is more than a printed column shows
-# Layers that are a smaller share of the side get no name: it would lie on its neighbour's.
+_CELLS = 600  # along each side, more than a printed column resolves
+# Layers that are a smaller fraction of the side are not labelled: labels would overlap.
 _NAMED_SHARE = 0.04
 
 
@@ -38,7 +38,7 @@ def plot_matrix(
         ax: axes to draw on; None for new ones. The colour bar is set beside them.
         layers: indices of each layer by name, as `curvature.submatrix.layer_indices` returns them;
             rows and columns are drawn in their order, with lines between layers.
-        decades: shown below the largest magnitude; what is smaller has the darkest colour.
+        decades: number shown below the largest magnitude; smaller entries have the darkest colour.
         colormap: colours of the magnitudes.
 
     Raises:
@@ -82,7 +82,7 @@ def plot_matrix(
     named = sizes >= _NAMED_SHARE * n
     middles = ((starts + ends) / 2)[named]
     names = [name for name, shown in zip(layers, named, strict=True) if shown]
-    # On one side only: rows and columns are the same, and names below would overlap.
+    # On the left only: rows and columns are the same, and labels below would overlap.
     ax.set_yticks(middles, names)
     ax.set_xticks([])
     ax.tick_params(length=0)

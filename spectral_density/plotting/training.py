@@ -41,16 +41,16 @@ def plot_ridge(
     colormap: Any = COLORMAP,
     ylabel: str = "",
 ) -> Axes:
-    """Draw densities over each other as a ridge, the first at the top.
+    """Draw a ridge plot of densities, the first at the top.
 
-    Each row has the same logarithmic scale over five decades of density.
+    All rows have the same logarithmic scale, over five decades of density.
 
     Args:
         spectra: what to draw, by the names of the rows: epochs, for instance.
         ax: axes to draw on; None for new ones.
         sigma: kernel width of all; None for the largest of their own.
         xscale: "linear" or "symlog", see `plot_density`.
-        overlap: by how much of its height a row reaches into the one above it.
+        overlap: fraction of its height by which a row overlaps the one above it.
         colormap: colours of the rows, from the first to the last.
         ylabel: what the names are.
 
@@ -113,7 +113,7 @@ def plot_evolution(
         np.maximum(values[order].T, peak * 10.0**-_DECADES),
         norm=LogNorm(peak * 10.0**-_DECADES, peak),
         cmap=colormap,
-        rasterized=True,  # thousands of cells, which a vector format would keep one by one
+        rasterized=True,  # a vector format would store each of thousands of cells
     )
     set_scale(ax, "y", yscale, sigma)
     ax.set_ylim(grid[0], grid[-1])
@@ -181,7 +181,7 @@ def plot_eigenvalues(
 def _common_densities(
     spectra: Mapping[Any, Spectrum], sigma: float | None, scale: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return one grid for all, densities (num_spectra, g), and the kernel width."""
+    """Return a common grid (g,), densities (num_spectra, g), and the kernel width."""
     require_spectra(spectra)
     if sigma is None:
         sigma = max(spectrum.default_sigma for spectrum in spectra.values())
@@ -205,7 +205,7 @@ def _times(spectra: Mapping[float, Spectrum]) -> np.ndarray:
 
 
 def _edges(points: np.ndarray) -> np.ndarray:
-    """Return the edges of cells around points: the middles, and as far beyond the ends."""
+    """Return the edges of cells around points: midpoints, and the outer edges by symmetry."""
     if len(points) == 1:
         return points[0] + np.array([-0.5, 0.5])
     middles = (points[1:] + points[:-1]) / 2

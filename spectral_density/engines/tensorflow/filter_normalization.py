@@ -1,4 +1,4 @@
-"""Filters of unit norm where batch normalization makes their scale arbitrary."""
+"""Filter normalization: unit norm for filters whose scale batch normalization cancels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spectral_density.engines.tensorflow.weights import restored
 
 @dataclass(frozen=True)
 class NormalizedLayer:
-    """A layer whose filters have unit norm, and what their norms were."""
+    """A layer whose filters have unit norm, and their norms before."""
 
     layer: str  # name of the convolution or dense layer
     batch_normalization: str  # name of the layer it feeds
@@ -29,22 +29,21 @@ class NormalizedLayer:
 def normalized_filters(
     model: Any, pairs: Iterable[Any] | None = None
 ) -> Iterator[list[NormalizedLayer]]:
-    r"""Give unit norm to each filter that feeds a batch normalization, for the time of a `with`.
+    r"""Scale each filter that feeds a batch normalization to unit norm inside a `with` block.
 
-    Training sees such a filter's direction alone: multiplied by c > 0, with its bias, the moving
-    mean and c^2 times the moving variance, it computes the same function, and the curvature with
-    respect to it is 1 / c^2 times what it was. So curvature of two networks, or of one at two
-    times, can be compared where every filter has norm 1:
+    The output of batch normalization is invariant to the scale of such a filter: with filter, bias
+    and moving mean multiplied by c > 0, and the moving variance by c^2, the network computes the
+    same function, and the Hessian with respect to the filter is multiplied by 1 / c^2. Curvatures
+    of two networks, or of one at two times, are comparable where every filter has norm 1:
 
     .. math:: w \to w / s, \quad b \to b / s, \quad \mu \to \mu / s, \quad
               \sigma^2 \to \sigma^2 / s^2, \qquad s = \|w\|_2
 
-    Predictions at inference stay what they were up to the normalization's epsilon, which is not
-    divided; weight decay, which sees the scale, changes. Everything comes back bit for bit when
-    the block is left, after an exception too; what else was assigned to these variables inside is
-    lost.
+    Predictions at inference do not change, up to the normalization's epsilon, which is not scaled;
+    weight decay depends on the scale, and changes. All variables are restored bit for bit when the
+    block ends, after an exception too; other values assigned to them inside are lost.
 
-    A layer feeds a normalization if that is the only thing its output goes to: a convolution,
+    A layer feeds a normalization if that is the only consumer of its output: a convolution,
     depthwise or transposed or not, or a dense layer, without activation, called once, and a
     `BatchNormalization` over its channels, called once. Separable convolutions have two kernels in
     a row and are left out, as are layers that share their weights with others.
@@ -61,7 +60,7 @@ def normalized_filters(
         TypeError: if `model` is no Keras model, or a pair no such pair of layers.
         ValueError: if there is nothing to normalize, it cannot be known which layer feeds which,
             or a pair cannot be normalized (the message says why).
-        FloatingPointError: if a norm, or what is divided by it, is not finite.
+        FloatingPointError: if a norm, or a variable divided by it, is not finite.
 
     References:
         van Laarhoven (2017), arXiv 1706.05350, section 2; Li et al. (2018), arXiv 1712.09913,
@@ -72,8 +71,8 @@ def normalized_filters(
         raise TypeError(f"model must be a Keras model, got {type(model).__name__}.")
     if not model.built:
         raise ValueError(f"model {model.name!r} was never built, so it has no weights yet.")
-    found = _pairs_of_graph(model, module) if pairs is None else _named_pairs(model, module, pairs)
-    if not found:
+    chosen = _pairs_of_graph(model, module) if pairs is None else _named_pairs(model, module, pairs)
+    if not chosen:
         raise ValueError(
             f"nothing to normalize in {model.name!r}: no convolution or dense layer, without "
             "activation and used once, has a BatchNormalization over its channels as the only "
@@ -81,7 +80,7 @@ def normalized_filters(
         )
     changes: list[tuple[tf.Variable, tf.Tensor]] = []
     records = []
-    for pair in found:
+    for pair in chosen:
         new, norms = _normalized(pair)
         changes += new
         records.append(NormalizedLayer(pair.layer.name, pair.norm.name, norms))
@@ -92,7 +91,7 @@ def normalized_filters(
 
 
 class _Filters(NamedTuple):
-    """The kernel of a layer, and the axes of it that number the output channels."""
+    """The kernel of a layer, and its axes of output channels."""
 
     kernel: tf.Variable
     bias: tf.Variable | None
@@ -106,7 +105,7 @@ class _Pair(NamedTuple):
     filters: _Filters
 
 
-# The arithmetic ----------------------------------------------------------------------------------
+# Scaling -----------------------------------------------------------------------------------------
 
 
 def _normalized(pair: _Pair) -> tuple[list[tuple[tf.Variable, tf.Tensor]], np.ndarray]:
@@ -114,7 +113,7 @@ def _normalized(pair: _Pair) -> tuple[list[tuple[tf.Variable, tf.Tensor]], np.nd
     filters, norm = pair.filters, pair.norm
     kernel = _float64(filters.kernel)
     others = tuple(i for i in range(kernel.ndim) if i not in filters.channel_axes)
-    # Scaled before they are squared, which would overflow or vanish.
+    # Scaled before they are squared, so that squares neither overflow nor underflow.
     largest = np.abs(kernel).max(axis=others, keepdims=True)
     unit = np.where(largest > 0, largest, 1.0)
     norms = unit * np.sqrt(np.sum((kernel / unit) ** 2, axis=others, keepdims=True))
@@ -143,7 +142,7 @@ def _float64(values: Any) -> np.ndarray:
     return np.asarray(tf.cast(values, tf.float64))
 
 
-# Which layer feeds which -------------------------------------------------------------------------
+# Pairs of layers ---------------------------------------------------------------------------------
 
 
 def _pairs_of_graph(model: Any, module: Any) -> list[_Pair]:
@@ -154,7 +153,7 @@ def _pairs_of_graph(model: Any, module: Any) -> list[_Pair]:
     _collect_calls(model, module, calls, set())
     times = Counter(id(operation) for operation, _ in calls)
     owners = _owners(model)
-    found = []
+    normalizable = []
     for layer, consumers in calls:
         norm = consumers[0] if len(consumers) == 1 else None
         filters = _filters(layer, module)
@@ -162,17 +161,17 @@ def _pairs_of_graph(model: Any, module: Any) -> list[_Pair]:
             isinstance(norm, module.layers.BatchNormalization)
             and filters is not None
             and times[id(layer)] == times[id(norm)] == 1
-            and all(owners[id(v)] == 1 for v in _touched(filters, norm))
-            and _why_not(layer, norm, filters, module) is None
+            and all(owners[id(v)] == 1 for v in _scaled_variables(filters, norm))
+            and _obstacle(layer, norm, filters, module) is None
         ):
-            found.append(_Pair(layer, norm, filters))
-    return found
+            normalizable.append(_Pair(layer, norm, filters))
+    return normalizable
 
 
 def _collect_calls(
     model: Any, module: Any, calls: list[tuple[Any, list[Any]]], seen: set[int]
 ) -> None:
-    """Append each call of a layer with the layers its outputs go to; None is a model's output."""
+    """Append each call of a layer with the consumers of its outputs; None is a model's output."""
     if id(model) in seen:
         return
     seen.add(id(model))
@@ -191,12 +190,12 @@ def _collect_calls(
         if graph or _holds_batch_norm(operation, module):
             _collect_calls(operation, module, calls, seen)
         else:
-            # Nothing to normalize inside; but what it may call is called once more than it seems.
+            # Nothing to normalize inside, but its layers may be called by it, too.
             calls += [(part, []) for part in all_layers(operation, include_self=False)]
 
 
 def _has_graph(model: Any, module: Any) -> bool:
-    """Tell whether what a model computes is written in its layers: Keras's own `call` of them."""
+    """Tell whether the layers of a model define what it computes, by the `call` of Keras itself."""
     known = isinstance(model, module.Sequential) or graph_calls(model) is not None
     return known and type(model).call.__module__.startswith(f"{module.__name__}.")
 
@@ -213,7 +212,7 @@ def _sequence(model: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def _graph(model: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Read off the calls of a functional model's own graph where the outputs of each go."""
+    """Yield each call in the graph of a functional model with the consumers of its outputs."""
     calls = graph_calls(model) or []
     consumers: dict[int, list[Any]] = {}
     for call in calls:
@@ -236,10 +235,10 @@ def _owners(model: Any) -> Counter[int]:
 
 
 def _named_pairs(model: Any, module: Any, pairs: Iterable[Any]) -> list[_Pair]:
-    """Check the pairs a user names."""
+    """Return the pairs that a user names, checked."""
     if isinstance(pairs, str) or not isinstance(pairs, Iterable):
         raise TypeError(f"pairs must be a list of (layer, batch_normalization), got {pairs!r}.")
-    found = []
+    normalizable = []
     used: Counter[int] = Counter()
     for entry in pairs:
         if not isinstance(entry, (tuple, list)) or len(entry) != 2:
@@ -253,17 +252,17 @@ def _named_pairs(model: Any, module: Any, pairs: Iterable[Any]) -> list[_Pair]:
                 f"{layer.name!r} is a {type(layer).__name__}, no convolution or dense layer with "
                 "one floating-point kernel."
             )
-        reason = _why_not(layer, norm, filters, module)
+        reason = _obstacle(layer, norm, filters, module)
         if reason is not None:
             raise ValueError(f"{layer.name!r} and {norm.name!r} cannot be normalized: {reason}.")
-        used.update(id(v) for v in _touched(filters, norm))
-        found.append(_Pair(layer, norm, filters))
+        used.update(id(v) for v in _scaled_variables(filters, norm))
+        normalizable.append(_Pair(layer, norm, filters))
         if used.most_common(1)[0][1] > 1:
             raise ValueError(
                 f"{layer.name!r} or {norm.name!r} shares its weights with an earlier pair, and "
                 "they can be divided by one set of norms only."
             )
-    return found
+    return normalizable
 
 
 def _layer(model: Any, given: Any) -> Any:
@@ -303,7 +302,7 @@ def _filters(layer: Any, module: Any) -> _Filters | None:
         return None
     try:
         variable = tf_variable(kernel)
-    except TypeError:  # a sum of several, as with low-rank adaptation
+    except TypeError:  # a sum of several variables, as with low-rank adaptation
         return None
     if not variable.dtype.is_floating:
         return None
@@ -312,8 +311,8 @@ def _filters(layer: Any, module: Any) -> _Filters | None:
     return _Filters(variable, bias, tuple(rank + axis for axis in axes), channels_first)
 
 
-def _why_not(layer: Any, norm: Any, filters: _Filters, module: Any) -> str | None:
-    """Return what speaks against normalizing a pair, None for nothing."""
+def _obstacle(layer: Any, norm: Any, filters: _Filters, module: Any) -> str | None:
+    """Return the reason why a pair cannot be normalized, None if it can."""
     if layer.activation is not None and layer.activation is not module.activations.linear:
         name = getattr(layer.activation, "__name__", layer.activation)
         return f"the activation {name} stands between them"
@@ -330,7 +329,7 @@ def _why_not(layer: Any, norm: Any, filters: _Filters, module: Any) -> str | Non
     return None
 
 
-def _touched(filters: _Filters, norm: Any) -> list[tf.Variable]:
-    """Return the variables of a pair that are divided."""
+def _scaled_variables(filters: _Filters, norm: Any) -> list[tf.Variable]:
+    """Return the variables of a pair that are scaled."""
     own = [filters.kernel, filters.bias, norm.moving_mean, norm.moving_variance]
     return [tf_variable(variable) for variable in own if variable is not None]

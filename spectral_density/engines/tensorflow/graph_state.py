@@ -14,20 +14,20 @@ from spectral_density.engines.tensorflow.batches import batch_hash
 from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
 from spectral_density.engines.tensorflow.keras_internals import all_layers
 
-# What leaves a variable as it is.
+# Operations that only read a variable.
 _READING = frozenset(
     ["ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"]
 )
-_PASSING_ON = frozenset(("Identity", "IdentityN"))
+_FORWARDING = frozenset(("Identity", "IdentityN"))
 
-# What has a state that cannot be read and written back: tables, queues, iterators.
+# Operations on state that cannot be read and restored: tables, queues, iterators.
 _IRREVERSIBLE = (
     *("LookupTableInsert", "LookupTableImport", "LookupTableRemove", "InitializeTable"),
     *("Queue", "Barrier", "Stack", "Iterator", "MutexLock"),
 )
-_HARMLESS_QUERIES = ("QueueSize", "QueueIsClosed", "BarrierReadySize", "IteratorToString")
+_QUERIES = ("QueueSize", "QueueIsClosed", "BarrierReadySize", "IteratorToString")
 
-# Attributes that name things or say where they run; the same computation may have others.
+# Attributes that hold names, devices or seeds; the same computation traced again may have others.
 _NOT_HASHED = frozenset(
     [
         "shared_name",
@@ -43,17 +43,17 @@ _NOT_HASHED = frozenset(
 
 
 class StateVariable(NamedTuple):
-    """A variable by its handle: graphs know no more of it."""
+    """A variable given by its handle, which is all that a graph has of it."""
 
     handle: tf.Tensor
     dtype: tf.DType
 
     def value(self) -> tf.Tensor:
-        """Return the value that it has now."""
+        """Return the current value."""
         return tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=self.dtype)
 
     def assign(self, value: tf.Tensor) -> None:
-        """Set its value."""
+        """Set the value."""
         tf.raw_ops.AssignVariableOp(resource=self.handle, value=value)
 
 
@@ -61,24 +61,24 @@ class _Use(NamedTuple):
     """An operation that takes a captured resource."""
 
     operation: str
-    dtype: int | None  # the type of the variable, as its number
+    dtype: int | None  # of the variable, as an enum value
 
 
 class GraphState:
-    """What the graphs of one loss read and write beside their arguments.
+    """Variables that the graphs of one loss read and write.
 
     Attributes:
-        written: variables that some graph writes, wherever they live.
-        num_graphs: how many graphs were looked into.
+        written: variables that some graph writes, of the model or not.
+        num_graphs: number of graphs examined.
     """
 
     def __init__(self, variables: Sequence[Any], names: Sequence[str], model: Any = None):
-        """Look into nothing yet.
+        """Begin without a graph.
 
         Args:
-            variables: those that the loss is differentiated in.
-            names: of these.
-            model: whose trainable variables count too, or None.
+            variables: those that the loss is differentiated with respect to.
+            names: their names.
+            model: whose trainable variables must not be written either, or None.
         """
         self.written: list[StateVariable] = []
         self._model = model
@@ -92,22 +92,22 @@ class GraphState:
 
     @property
     def num_graphs(self) -> int:
-        """How many graphs were looked into."""
+        """Number of graphs examined."""
         return len(self._graphs)
 
     def knows(self, graph: Any) -> bool:
-        """Tell whether a graph was looked into before."""
+        """Tell whether a graph was examined before."""
         return any(graph is known for known in self._graphs)
 
     def add(self, graph: Any) -> None:
-        """Look into a traced graph, before anything of it has run.
+        """Examine a traced graph before it runs.
 
         Args:
             graph: of a concrete function.
 
         Raises:
-            ValueError: if it writes to a variable that it is differentiated in, or to any
-                trainable one of the model, or to a table or queue, which cannot be restored.
+            ValueError: if it writes to a variable that it is differentiated with respect to, to a
+                trainable variable of the model, or to a table or queue, which cannot be restored.
         """
         for handle, uses in _resources(graph):
             changing = [use for use in uses if use.operation not in _READING]
@@ -125,11 +125,11 @@ class GraphState:
         self._graphs.append(graph)
 
     def written_elsewhere(self) -> list[StateVariable]:
-        """Return the variables written that are no variables of the model."""
+        """Return the variables written that do not belong to the model."""
         return [variable for variable in self.written if id(variable.handle) not in self._own]
 
     def hash_of_others(self) -> str:
-        """Return a hash of the values of all variables outside the model that are only read."""
+        """Return a hash of the values of the variables outside the model that are only read."""
         written = {id(variable.handle) for variable in self.written}
         read = [variable for key, variable in self._others.items() if key not in written]
         return batch_hash([variable.value() for variable in read])
@@ -137,8 +137,8 @@ class GraphState:
     def hash_of_graph(self) -> str:
         """Return a hash of the first graph: operations, constants and captured tensors, no names.
 
-        The order in which TensorFlow lists functions is no matter, so that a loss traced anew has
-        the same hash.
+        It does not depend on the order in which TensorFlow lists functions, so that a loss that is
+        traced again has the same hash.
         """
         return graph_hash(self._graphs[0]) if self._graphs else ""
 
@@ -160,36 +160,36 @@ class _Library:
     functions: Mapping[str, Any]
 
     def uses(self, nodes: Iterable[Any], sources: Mapping[str, int]) -> dict[int, list[_Use]]:
-        """Return what uses each source, in the nodes and in all the functions that they call.
+        """Return the uses of each source in the nodes and in all functions that they call.
 
         Args:
             nodes: of a graph or function.
-            sources: the name of each tensor to follow, with its number.
+            sources: number of each tensor to follow, by its name.
         """
         known = dict(sources)
-        found: dict[int, list[_Use]] = {number: [] for number in sources.values()}
+        uses_of: dict[int, list[_Use]] = {number: [] for number in sources.values()}
         for node in nodes:
             inputs = [entry.split(":")[0] for entry in node.input if not entry.startswith("^")]
             taken = [(at, known[name]) for at, name in enumerate(inputs) if name in known]
             if not taken:
                 continue
-            if node.op in _PASSING_ON:
+            if node.op in _FORWARDING:
                 known[node.name] = taken[0][1]
                 continue
             called = [self.functions[name] for name in _called(node) if name in self.functions]
             for function in called:
-                # What comes before the arguments is a condition or a branch.
+                # Inputs before the arguments are a condition or the index of a branch.
                 before = len(inputs) - len(function.signature.input_arg)
                 arguments = self.of_function(function)
                 for at, number in taken:
-                    found[number] += arguments.get(at - before, [])
+                    uses_of[number] += arguments.get(at - before, [])
             if not called:
                 for _, number in taken:
-                    found[number].append(_Use(node.op, _variable_dtype(node)))
-        return found
+                    uses_of[number].append(_Use(node.op, _variable_dtype(node)))
+        return uses_of
 
     def of_function(self, function: Any) -> dict[int, list[_Use]]:
-        """Return what uses each argument of a function."""
+        """Return the uses of each argument of a function."""
         sources = {arg.name: at for at, arg in enumerate(function.signature.input_arg)}
         resources = {
             arg.name: sources[arg.name]
@@ -220,7 +220,7 @@ def _node_hash(node: Any) -> bytes:
         value = node.attr[name]
         kind = value.WhichOneof("value")
         named = name in _NOT_HASHED or name.startswith("_") or kind in ("func", "placeholder")
-        # Text holds names, as in the messages of assertions.
+        # Strings hold names, as in the messages of assertions.
         text = kind == "tensor" and value.tensor.dtype == tf.string.as_datatype_enum
         if named or text or (kind == "list" and value.list.func):
             continue
@@ -229,7 +229,7 @@ def _node_hash(node: Any) -> bytes:
 
 
 def _resources(graph: Any) -> list[tuple[tf.Tensor, list[_Use]]]:
-    """Return the captured resources of a graph, each with what uses it."""
+    """Return the captured resources of a graph, each with its uses."""
     captured = [(outer, inner) for outer, inner in graph.captures if inner.dtype == tf.resource]
     if not captured:
         return []
@@ -252,8 +252,9 @@ def _called(node: Any) -> list[str]:
 
 
 def _variable_dtype(node: Any) -> int | None:
-    """Return the type of the variable that a node takes, None if it takes no variable."""
-    if node.op.startswith(("Rng", "Stateful")):  # generators; the type given is that of the numbers
+    """Return the dtype of the variable that a node takes, None if it takes no variable."""
+    # The dtype attribute of a random generator is that of its numbers.
+    if node.op.startswith(("Rng", "Stateful")):
         return tf.int64.as_datatype_enum
     if node.op.startswith(("ResourceApply", "ResourceSparseApply", "ResourceStrided")):
         return node.attr["T"].type
@@ -263,17 +264,17 @@ def _variable_dtype(node: Any) -> int | None:
 
 def _refuse_irreversible(uses: list[_Use]) -> None:
     for operation in (use.operation for use in uses):
-        if operation.startswith(_IRREVERSIBLE) and not operation.startswith(_HARMLESS_QUERIES):
+        if operation.startswith(_IRREVERSIBLE) and not operation.startswith(_QUERIES):
             raise ValueError(
                 f"the loss changes a table, queue or iterator ({operation}), whose contents cannot "
-                "be restored: each product would find others. Pass what it gives in the batches."
+                "be restored: each product would see others. Pass what it gives in the batches."
             )
 
 
 def _handles(variables: Iterable[Any]) -> list[Any]:
-    """Return the handles of variables, of each replica where they are mirrored."""
-    found = [tf_variable(variable) for variable in variables]
-    return [part.handle for variable in found for part in getattr(variable, "values", [variable])]
+    """Return the handles of variables, those of all replicas where they are mirrored."""
+    unwrapped = [tf_variable(variable) for variable in variables]
+    return [v.handle for variable in unwrapped for v in getattr(variable, "values", [variable])]
 
 
 def _layers_with(model: Any, name: str) -> str:

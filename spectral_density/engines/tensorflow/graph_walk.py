@@ -1,9 +1,10 @@
-"""A walk over a traced graph: the operations that a derivative passes.
+"""The operations of a traced graph that lie on the paths of a derivative.
 
-An operation counts if it lies on a path from the sources (variables) to the targets (a loss, or a
-gradient) that a derivative takes: through real and complex numbers, into the bodies of loops,
-branches and functions, and around what `tf.custom_gradient` bridges. What only makes data
-(integers, comparisons, stopped values) does not count.
+They are those reachable forward from the sources (variables) and backward from the targets (a loss,
+or a gradient) along differentiable edges: tensors of real and complex numbers, in the bodies of
+loops, branches and functions too. Operations inside a `tf.custom_gradient` are skipped, since the
+derivative uses the gradient function in their place. Operations whose outputs have no derivative
+(integers, comparisons, stopped gradients) are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ZERO_DERIVATIVE = frozenset(_ZERO_DERIVATIVE.split())
 
 STOP = "StopGradient"
 
-# Attributes with the functions of an operation, and the number of inputs before their arguments.
+# Attributes that hold the functions of an operation, and the number of inputs before the arguments.
 _BODIES = {
     "While": (("body",), 0),
     "StatelessWhile": (("body",), 0),
@@ -46,19 +47,19 @@ _BODIES = {
 _LOOPS = ("While", "StatelessWhile")
 
 CALLS = frozenset(_BODIES)
-"""Operations that run functions, whose operations count instead of them."""
+"""Operations that call functions; the operations inside are examined in their place."""
 
 _Positions = frozenset[int]
 
 
 @dataclass(frozen=True)
 class Node:
-    """An operation that a derivative passes.
+    """An operation on a path of a derivative.
 
     Attributes:
-        operation: itself.
-        name: its name, after those of the loops, branches and calls that it is in.
-        inputs: positions of the inputs through which the derivative goes.
+        operation: the TensorFlow operation.
+        name: its name, preceded by those of the loops, branches and calls that contain it.
+        inputs: positions of the inputs that the derivative is propagated to.
     """
 
     operation: Any
@@ -73,16 +74,16 @@ def differentiated(
     *,
     through_stops: bool = False,
 ) -> list[Node]:
-    """Return the operations that a derivative of targets with respect to sources passes.
+    """Return the operations on the paths of a derivative of targets with respect to sources.
 
     Args:
         graph: a `FuncGraph`, or the one that is being traced.
         sources: variables, or tensors of the graph.
         targets: tensors of the graph.
-        through_stops: go on through `tf.stop_gradient`, as if it were not there.
+        through_stops: treat `tf.stop_gradient` as the identity.
     """
     passed = frozenset({STOP}) if through_stops else frozenset()
-    return _Walk(passed).between(graph, sources, targets)
+    return _Reachability(passed).between(graph, sources, targets)
 
 
 def stops(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> list[Node]:
@@ -95,26 +96,34 @@ def stops(graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor]) -> l
 def deliberate_stops(
     graph: Any, sources: Iterable[Any], targets: Iterable[tf.Tensor], layers: Sequence[Any] = ()
 ) -> list[tuple[str, str]]:
-    """Return the stopped gradients between sources and targets that are no library's own.
+    """Return the stopped gradients between sources and targets that are called by user code.
 
-    Those inside functions of TensorFlow and Keras (`tf.reduce_logsumexp`) leave the derivative what
-    it is. Those that a model or a loss calls itself make it another one, on purpose.
+    Those inside functions of TensorFlow and Keras (`tf.reduce_logsumexp`) do not change the
+    derivative. Those that a model or a loss calls change it on purpose.
 
     Returns:
-        For each the name of the operation, and the layer or else the name scope that it is in.
+        For each, the name of the operation, and the layer or else the name scope that contains it.
     """
-    found = [node for node in stops(graph, sources, targets) if is_deliberate_stop(node.operation)]
-    return [(node.name, place_of(node.name, layers)) for node in found]
+    return [
+        (node.name, place_of(node.name, layers))
+        for node in stops(graph, sources, targets)
+        if is_deliberate_stop(node.operation)
+    ]
 
 
-class _Walk:
-    """One walk over a graph and the graphs of the functions that it calls."""
+class _Reachability:
+    """Forward and backward reachability in a graph and the graphs of the functions it calls.
+
+    Results for the body of a function are kept for each set of arguments and outputs.
+    """
 
     def __init__(self, passed: frozenset[str]):
-        """Take the types that are passed though no derivative goes there."""
+        """Take the types of operations to traverse although their derivative is zero."""
         self._cut = (ZERO_DERIVATIVE | {STOP}) - passed
-        self._reached: dict[tuple[int, _Positions], tuple[set[int], _Positions]] = {}
-        self._parts: dict[tuple[int, _Positions, _Positions], tuple[_Positions, list[Node]]] = {}
+        self._forward_of: dict[tuple[int, _Positions], tuple[set[int], _Positions]] = {}
+        self._backward_of: dict[
+            tuple[int, _Positions, _Positions], tuple[_Positions, list[Node]]
+        ] = {}
         self._targets: set[int] = set()
 
     def between(
@@ -128,55 +137,55 @@ class _Walk:
                 starts += captured(graph, handles_of(source))
             else:
                 starts.append(source)
-        reached = self._reached_from(starts)
-        return self._back(reached, ends)[1]
+        reached = self._forward(starts)
+        return self._backward(reached, ends)[1]
 
-    # From the sources ----------------------------------------------------------------------------
+    # Forward from the sources --------------------------------------------------------------------
 
-    def _reached_from(self, starts: list[Any], loop: Any = None) -> set[int]:
-        """Return the ids of the tensors that depend on some, those included.
+    def _forward(self, starts: list[Any], loop: Any = None) -> set[int]:
+        """Return the ids of the tensors that depend on the given ones, and of these themselves.
 
         Args:
-            starts: the tensors, of one graph.
-            loop: the graph if it is the body of a loop: what a step returns, the next one takes.
+            starts: tensors of one graph.
+            loop: the graph if it is the body of a loop, whose outputs are inputs of the next step.
         """
-        following = _next_step(loop)
+        following = _next_inputs(loop)
         reached = {id(tensor) for tensor in starts}
-        waiting = list(starts)
-        later: dict[str, Any] = {}  # what runs functions, when all of its inputs are known
-        while waiting or later:
-            if waiting:
-                tensor = waiting.pop()
+        pending = list(starts)
+        deferred: dict[str, Any] = {}  # calls of functions, once all of their inputs are known
+        while pending or deferred:
+            if pending:
+                tensor = pending.pop()
                 new = list(following.get(id(tensor), ()))
                 operations = []
                 for operation in tensor.consumers():
                     if operation.type in _BODIES:
-                        later[operation.name] = operation
+                        deferred[operation.name] = operation
                     else:
                         operations.append(operation)
             else:
-                operations, new = [later.pop(next(iter(later)))], []
+                operations, new = [deferred.pop(next(iter(deferred)))], []
             for operation in operations:
                 outputs = operation.outputs
-                given = _those_in(operation, reached)
+                given = _input_positions(operation, reached)
                 new += [outputs[i] for i in self._outputs_reached(operation, given)]
             for tensor in new:
                 if id(tensor) not in reached:
                     reached.add(id(tensor))
-                    waiting.append(tensor)
+                    pending.append(tensor)
         return reached
 
     def _outputs_reached(self, operation: Any, given: _Positions) -> Iterable[int]:
-        """Return which outputs depend on some of the inputs of an operation."""
+        """Return the positions of the outputs of an operation that depend on the given inputs."""
         if operation.type in self._cut:
             return ()
         bodies = _bodies(operation)
         if bodies:
             before = _BODIES[operation.type][1]
             inside = frozenset(position - before for position in given)
-            found = [self._through(operation, body, inside)[1] for body in bodies]
-            # A reverse pass gives the body of an operation that was there before more outputs.
-            return frozenset().union(*found) & frozenset(range(len(operation.outputs)))
+            outputs = [self._through(operation, body, inside)[1] for body in bodies]
+            # A reverse pass adds outputs to the body of an operation that exists already.
+            return frozenset().union(*outputs) & frozenset(range(len(operation.outputs)))
         numbers = [i for i, tensor in enumerate(operation.outputs) if _takes_derivatives(tensor)]
         if operation.type != "IdentityN":
             return numbers
@@ -186,63 +195,65 @@ class _Walk:
         return given.intersection(numbers)
 
     def _through(self, operation: Any, body: Any, given: _Positions) -> tuple[set[int], _Positions]:
-        """Return what depends on some arguments of a body: the ids of tensors, and the outputs."""
+        """Return the tensors (ids) and outputs of a body that depend on some arguments."""
         key = id(body), given
-        if key not in self._reached:
+        if key not in self._forward_of:
             starts = [body.inputs[i] for i in given if 0 <= i < len(body.inputs)]
-            reached = self._reached_from(starts, body if operation.type in _LOOPS else None)
+            reached = self._forward(starts, body if operation.type in _LOOPS else None)
             outputs = (i for i, tensor in enumerate(body.outputs) if id(tensor) in reached)
-            self._reached[key] = reached, frozenset(outputs)
-        return self._reached[key]
+            self._forward_of[key] = reached, frozenset(outputs)
+        return self._forward_of[key]
 
-    # Back from the targets -----------------------------------------------------------------------
+    # Backward from the targets -------------------------------------------------------------------
 
-    def _back(
+    def _backward(
         self, reached: set[int], targets: Iterable[Any], loop: Any = None
     ) -> tuple[set[int], list[Node]]:
-        """Return what targets depend on among the tensors reached, and the operations between."""
-        before = _step_before(loop)
-        waiting = [tensor for tensor in targets if id(tensor) in reached]
-        wanted = {id(tensor) for tensor in waiting}
+        """Return the tensors reached that targets depend on, and the operations in between."""
+        before = _previous_outputs(loop)
+        pending = [tensor for tensor in targets if id(tensor) in reached]
+        needed_tensors = {id(tensor) for tensor in pending}
         nodes: dict[str, list[Node]] = {}
-        later: dict[str, Any] = {}  # what runs functions, when all that is wanted of it is known
-        while waiting or later:
-            if waiting:
-                tensor = waiting.pop()
+        deferred: dict[str, Any] = {}  # calls of functions, once all of their outputs are known
+        while pending or deferred:
+            if pending:
+                tensor = pending.pop()
                 operation = tensor.op
                 new = list(before.get(id(tensor), ()))
                 if operation.type in _BODIES:
-                    later[operation.name] = operation
+                    deferred[operation.name] = operation
                     operation = None
             else:
-                operation, new = later.pop(next(iter(later))), []
-            given = frozenset() if operation is None else _those_in(operation, reached)
+                operation, new = deferred.pop(next(iter(deferred))), []
+            given = frozenset() if operation is None else _input_positions(operation, reached)
             if given:
-                needed, inside = self._inputs_needed(operation, given, wanted)
+                needed, inside = self._inputs_needed(operation, given, needed_tensors)
                 own = Node(operation, operation.name, tuple(sorted(needed)))
                 nodes[operation.name] = [own, *inside]
                 new += [operation.inputs[position] for position in needed]
             for tensor in new:
-                if id(tensor) in reached and id(tensor) not in wanted:
-                    wanted.add(id(tensor))
-                    waiting.append(tensor)
-        return wanted, [node for entry in nodes.values() for node in entry]
+                if id(tensor) in reached and id(tensor) not in needed_tensors:
+                    needed_tensors.add(id(tensor))
+                    pending.append(tensor)
+        return needed_tensors, [node for entry in nodes.values() for node in entry]
 
     def _inputs_needed(
-        self, operation: Any, given: _Positions, wanted: set[int]
+        self, operation: Any, given: _Positions, needed_tensors: set[int]
     ) -> tuple[_Positions, list[Node]]:
-        """Return which of the inputs given the wanted outputs depend on, and what is between."""
-        asked = frozenset(i for i, tensor in enumerate(operation.outputs) if id(tensor) in wanted)
+        """Return the given inputs that needed outputs depend on, and the operations inside."""
+        requested = frozenset(
+            i for i, tensor in enumerate(operation.outputs) if id(tensor) in needed_tensors
+        )
         bodies = _bodies(operation)
         if bodies:
             offset = _BODIES[operation.type][1]
             inside = frozenset(position - offset for position in given)
-            parts = [self._part(operation, body, inside, asked) for body in bodies]
-            needed = frozenset(i + offset for found, _ in parts for i in found)
+            parts = [self._part(operation, body, inside, requested) for body in bodies]
+            needed = frozenset(i + offset for arguments, _ in parts for i in arguments)
             nodes = [
                 replace(node, name=f"{operation.name}/{node.name}")
-                for _, found in parts
-                for node in found
+                for _, inner in parts
+                for node in inner
             ]
             return needed & given, nodes
         if operation.type != "IdentityN":
@@ -250,54 +261,57 @@ class _Walk:
         if has_custom_gradient(operation):
             results = self._num_results(operation)
             return frozenset(i for i in given if i >= results), []
-        return given & asked, []
+        return given & requested, []
 
     def _part(
-        self, operation: Any, body: Any, given: _Positions, asked: _Positions
+        self, operation: Any, body: Any, given: _Positions, requested: _Positions
     ) -> tuple[_Positions, list[Node]]:
-        """Return which arguments some outputs of a body depend on, and what is between."""
-        key = id(body), given, asked
-        if key not in self._parts:
+        """Return the arguments that some outputs of a body depend on, and what lies between."""
+        key = id(body), given, requested
+        if key not in self._backward_of:
             reached, _ = self._through(operation, body, given)
-            ends = [body.outputs[i] for i in asked if i < len(body.outputs)]
+            ends = [body.outputs[i] for i in requested if i < len(body.outputs)]
             loop = body if operation.type in _LOOPS else None
-            wanted, nodes = self._back(reached, ends, loop)
-            needed = (i for i, tensor in enumerate(body.inputs) if id(tensor) in wanted)
-            self._parts[key] = frozenset(needed), nodes
-        return self._parts[key]
+            needed_tensors, nodes = self._backward(reached, ends, loop)
+            needed = (i for i, tensor in enumerate(body.inputs) if id(tensor) in needed_tensors)
+            self._backward_of[key] = frozenset(needed), nodes
+        return self._backward_of[key]
 
     def _num_results(self, operation: Any) -> int:
-        """Return how many of its inputs are results in what `tf.custom_gradient` leaves behind.
+        """Return the number of results among the inputs of the operation of a `tf.custom_gradient`.
 
-        It is one operation on results and arguments together, whose gradient leads from the former
-        to the latter; nothing reads what it gives for the latter.
+        The operation takes the results followed by the arguments; its gradient function maps
+        gradients of the results to gradients of the arguments. Its outputs for the arguments have
+        no consumers.
         """
         ends = {id(tensor) for tensor in getattr(operation.graph, "outputs", ())} | self._targets
         used = [i for i, t in enumerate(operation.outputs) if id(t) in ends or t.consumers()]
         return max(used, default=-1) + 1
 
 
-def _those_in(operation: Any, tensors: set[int]) -> _Positions:
+def _input_positions(operation: Any, tensors: set[int]) -> _Positions:
     return frozenset(i for i, tensor in enumerate(operation.inputs) if id(tensor) in tensors)
 
 
-def _next_step(loop: Any) -> dict[int, list[Any]]:
-    """Return, by the id of what a step of a loop returns, what the next one takes for it."""
+def _next_inputs(loop: Any) -> dict[int, list[Any]]:
+    """Return, by the id of each output of a loop body, the inputs it becomes in the next step."""
     following: dict[int, list[Any]] = {}
-    for taken, returned in () if loop is None else zip(loop.inputs, loop.outputs, strict=False):
-        following.setdefault(id(returned), []).append(taken)
+    pairs = () if loop is None else zip(loop.inputs, loop.outputs, strict=False)
+    for argument, output in pairs:
+        following.setdefault(id(output), []).append(argument)
     return following
 
 
-def _step_before(loop: Any) -> dict[int, list[Any]]:
-    """Return, by the id of what a step of a loop takes, what the one before returned."""
+def _previous_outputs(loop: Any) -> dict[int, list[Any]]:
+    """Return, by the id of each input of a loop body, the output of the step before."""
     if loop is None:
         return {}
-    return {id(a): [b] for a, b in zip(loop.inputs, loop.outputs, strict=False)}
+    pairs = zip(loop.inputs, loop.outputs, strict=False)
+    return {id(argument): [output] for argument, output in pairs}
 
 
 def _bodies(operation: Any) -> list[Any]:
-    """Return the graphs of the functions that an operation runs; none where one is not known."""
+    """Return the graphs of the functions that an operation calls; none if one is unknown."""
     if operation.type not in _BODIES:
         return []
     functions: list[Any] = []
@@ -309,18 +323,18 @@ def _bodies(operation: Any) -> list[Any]:
 
 
 def _takes_derivatives(tensor: tf.Tensor) -> bool:
-    """Tell whether a derivative can go through a tensor: numbers, lists of them, and variables."""
+    """Tell whether a tensor can have a derivative: numbers, lists of them, and variables."""
     dtype = tensor.dtype
     return dtype.is_floating or dtype.is_complex or dtype in (tf.variant, tf.resource)
 
 
 def is_deliberate_stop(operation: Any, counts_own: bool = False) -> bool:
-    """Tell whether an operation is a `stop_gradient` that no function of a library called.
+    """Tell whether an operation is a `tf.stop_gradient` that user code calls.
 
-    One of unknown origin (a graph from a file) counts as deliberate.
+    One of unknown origin (a graph loaded from a file) is taken for one.
 
     Args:
         operation: of any type.
-        counts_own: whether those of this package count (labels that a Fisher matrix draws).
+        counts_own: whether those of this package count too (labels that a Fisher matrix draws).
     """
     return operation.type == STOP and user_stopped_gradient(operation, counts_own)

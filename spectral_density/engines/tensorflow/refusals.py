@@ -1,8 +1,8 @@
-"""What a graph says before any number is computed: operations without a second derivative.
+"""Operations without a second derivative, refused before any number is computed.
 
-Each is told in one `ValueError` that names the operation, the layer and the way out. TensorFlow
-takes the derivative of some operations for zero without a word, raises errors of its internals for
-others, and gives quantized models the gradient of another function.
+The `ValueError` names the operation, its layer and a remedy. TensorFlow itself takes the derivative
+of some operations for zero without a warning, raises internal errors for others, and gives
+quantized models the gradient of another function.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from spectral_density.engines.tensorflow.keras_internals import (
 )
 from spectral_density.engines.tensorflow.scopes import place_of
 
-# Gradients of operations, by the inputs that they are with respect to: None for any. Those that the
-# registry knows no derivative of, or one of zero, leave the operation without a second derivative.
+# The gradient operations of operations, each with the inputs that it is the gradient for, None for
+# any. Where the registry has no derivative of a gradient operation, or one of zero, the operation
+# has no second derivative.
 _GRADIENTS: dict[str, tuple[tuple[str, tuple[int, ...] | None], ...]] = {
     "BatchNormWithGlobalNormalization": (("BatchNormWithGlobalNormalizationGrad", None),),
     "BlockLSTM": (("BlockLSTMGrad", None),),
@@ -67,13 +68,14 @@ _PYTHON = {
 _CTC = ("CTCLoss", "CTCLossV2")
 _QUANTIZED = ("FakeQuantWithMinMax", "QuantizeAndDequantize")
 
-# Their registered gradients raise an error: always, and unless `fast` is set.
+# Operations whose registered gradient always raises an error, and one whose gradient raises it
+# unless `fast` is set.
 _PREVENTED = frozenset({"PreventGradient", "SparseDenseCwiseAdd"})
 _PREVENTED |= {"SparseSparseMaximum", "SparseSparseMinimum"}
 _LEAST_SQUARES = "MatrixSolveLs"
 
-# Errors of TensorFlow in a reverse pass: unregistered gradients, gradients that were switched off,
-# and functions that were written for one derivative only.
+# Errors that TensorFlow raises in a reverse pass: for unregistered or disabled gradients, and for
+# functions that support one derivative only.
 _RAW = (LookupError, NotImplementedError, tf.errors.NotFoundError, tf.errors.UnimplementedError)
 
 _ANOTHER = "choose variables that come after it with variables=, or replace it"
@@ -83,47 +85,47 @@ _ANOTHER = "choose variables that come after it with variables=, or replace it"
 def refuse_without_derivatives(
     sources: Iterable[Any], targets: Iterable[tf.Tensor], layers: Iterable[Any], order: int
 ) -> None:
-    """Raise if an operation of the graph being traced has not all the derivatives to come.
+    """Raise if an operation of the graph being traced lacks a derivative that will be taken.
 
     Args:
-        sources: variables, or tensors of the graph: what is differentiated with respect to.
-        targets: tensors of the graph: what is differentiated.
+        sources: variables, or tensors of the graph, that derivatives are with respect to.
+        targets: tensors of the graph that are differentiated.
         layers: of the model, to name them.
         order: how many derivatives are still to be taken: 2 of a loss, 1 of a gradient.
 
     Raises:
-        ValueError: naming operation, layer and way out.
+        ValueError: naming the operation, its layer and a remedy.
     """
     if tf.executing_eagerly():
         return
     graph = tf.compat.v1.get_default_graph()
-    for node, text in faults(differentiated(graph, sources, targets), order):
+    for node, text in reasons_to_refuse(differentiated(graph, sources, targets), order):
         text = text.format(operation=_named(node, layers))
         raise unchanged_by_autograph(ValueError(text))
 
 
-def faults(nodes: Sequence[Node], order: int) -> Iterator[tuple[Node, str]]:
-    """Yield the operations that have not all the derivatives to come, the worst first.
+def reasons_to_refuse(nodes: Sequence[Node], order: int) -> Iterator[tuple[Node, str]]:
+    """Yield the operations that lack a derivative that will be taken, most specific reason first.
 
     Args:
-        nodes: what is differentiated.
+        nodes: operations on the paths of the derivative.
         order: how many derivatives are still to be taken.
 
     Yields:
-        The operation and what is wrong with it, a text with a place for `operation`.
+        The operation and the reason, a text with the placeholder `{operation}`.
     """
-    for fault in (_of_ctc, _of_python, _of_quantization, _of_first, _of_second):
-        if fault is _of_second and order < 2:
+    for reason in (_ctc, _python_function, _quantization, _first_derivative, _second_derivative):
+        if reason is _second_derivative and order < 2:
             continue
         for node in nodes:
-            text = fault(node)
+            text = reason(node)
             if text is not None:
                 yield node, text
 
 
 @contextmanager
 def gradients_explained() -> Iterator[None]:
-    """Say what it means where a reverse pass of TensorFlow's ends in an error of its internals.
+    """Replace internal errors of TensorFlow's reverse pass by one that states the cause.
 
     Raises:
         ValueError: in place of a `LookupError` and the like.
@@ -133,43 +135,43 @@ def gradients_explained() -> Iterator[None]:
     except (*_RAW, TypeError, ValueError) as error:
         if not isinstance(error, _RAW) and not raised_in_gradient_function(error):
             raise
-        found = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
+        detail = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         raise unchanged_by_autograph(
             ValueError(
                 "an operation between the variables and the loss has no second derivative in "
-                f"TensorFlow ({type(error).__name__}: {found}). Write it in other TensorFlow "
+                f"TensorFlow ({type(error).__name__}: {detail}). Write it in other TensorFlow "
                 f"operations, {_ANOTHER.removesuffix(', or replace it')}."
             )
         ) from error
 
 
-# What is wrong with a node, or None: a text with a place for its name ----------------------------
+# Reasons to refuse an operation: a text with the placeholder {operation}, or None ----------------
 
 
-def _of_ctc(node: Node) -> str | None:
+def _ctc(node: Node) -> str | None:
     operation = node.operation
     if operation.type not in _CTC and not is_custom_gradient_of_ctc(operation):
         return None
     return (
         "the CTC loss has no second derivative in TensorFlow: {operation} computes its gradient "
         "together with its value, and that gradient has no derivative. Hessian, Gauss-Newton and "
-        "Fisher matrices of it cannot be had; take those of another loss at the same outputs."
+        "Fisher matrices of it cannot be computed; take those of another loss at the same outputs."
     )
 
 
-def _of_python(node: Node) -> str | None:
+def _python_function(node: Node) -> str | None:
     name = _PYTHON.get(node.operation.type)
     if name is None:
         return None
     return (
         f"{{operation}} is a Python function ({name}) between the variables and the loss: "
         "TensorFlow does not see what it computes and takes its second derivative for zero. Write "
-        "it in TensorFlow operations; one that only makes data, of nothing that depends on the "
-        "variables, may stay."
+        "it in TensorFlow operations; one that only prepares data, independent of the variables, "
+        "may stay."
     )
 
 
-def _of_quantization(node: Node) -> str | None:
+def _quantization(node: Node) -> str | None:
     operation = node.operation
     if not operation.type.startswith(_QUANTIZED) and not is_straight_through(operation):
         return None
@@ -181,39 +183,39 @@ def _of_quantization(node: Node) -> str | None:
     )
 
 
-def _of_first(node: Node) -> str | None:
+def _first_derivative(node: Node) -> str | None:
     operation = node.operation
-    slow = operation.type == _LEAST_SQUARES and not operation.get_attr("fast")
-    if operation.type in _PREVENTED or slow:
-        found = Derivative.MISSING
+    raises = operation.type == _LEAST_SQUARES and not operation.get_attr("fast")
+    if operation.type in _PREVENTED or raises:
+        derivative = Derivative.MISSING
     elif operation.type in CALLS:
         return None
     else:
-        found = derivative_of(gradient_type(operation))
-    if found is Derivative.REGISTERED:
+        derivative = derivative_of(gradient_type(operation))
+    if derivative is Derivative.REGISTERED:
         return None
-    what = (
+    problem = (
         "has no derivative in TensorFlow"
-        if found is Derivative.MISSING
+        if derivative is Derivative.MISSING
         else "counts as not differentiable in TensorFlow, which takes its derivative for zero"
     )
     return (
-        f"{{operation}} {what}, and lies between the variables and the loss (or the gradient of "
+        f"{{operation}} {problem}, and lies between the variables and the loss (or the gradient of "
         f"the loss): there is no second derivative. Write it in other operations, {_ANOTHER}."
     )
 
 
-def _of_second(node: Node) -> str | None:
+def _second_derivative(node: Node) -> str | None:
     for gradient, inputs in _gradients_of(node.operation):
         if inputs is not None and not set(inputs) & set(node.inputs):
             continue
-        found = derivative_of(gradient)
-        if found is Derivative.REGISTERED:
+        derivative = derivative_of(gradient)
+        if derivative is Derivative.REGISTERED:
             continue
-        what = "is unknown" if found is Derivative.MISSING else "is taken for zero"
+        problem = "is unknown" if derivative is Derivative.MISSING else "is taken for zero"
         return (
             "{operation} has no second derivative in TensorFlow: the derivative of its gradient, "
-            f"{gradient}, {what}. Write it in other operations, {_ANOTHER}."
+            f"{gradient}, {problem}. Write it in other operations, {_ANOTHER}."
         )
     return None
 
