@@ -22,9 +22,11 @@ from models import (
     vectors,
     weights_of_examples,
 )
+from scipy.special import softmax
 
 from spectral_density.curvature.fisher import FisherOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.linalg.arguments import stream
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BINARY = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -267,6 +269,33 @@ def test_monte_carlo_does_not_depend_on_the_cut_into_batches(name):
     np.testing.assert_allclose(one.sampled_labels()[0][0], labels, rtol=1e-14)
     block = vectors(31)
     assert relative_error(three @ block, one @ block) <= 1e-12
+
+
+def philox(key, low, high):
+    """The four uniform numbers of Philox4x32-10 at a key and a counter (Salmon et al., 2011)."""
+    mask = 2**32 - 1
+    keys, words = [key & mask, key >> 32], [low & mask, low >> 32, high & mask, high >> 32]
+    for _ in range(10):
+        first, second = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]
+        words = [
+            second >> 32 ^ words[1] ^ keys[0],
+            second & mask,
+            first >> 32 ^ words[3] ^ keys[1],
+            first & mask,
+        ]
+        keys = [(keys[0] + 0x9E3779B9) & mask, (keys[1] + 0xBB67AE85) & mask]
+    # The last 23 bits are the fraction of a float32 between 1 and 2.
+    return (np.array(words) & 0x7FFFFF) / 2.0**23
+
+
+def test_example_i_is_drawn_by_the_random_numbers_at_counter_i():
+    seed = 3
+    fisher = fisher_of("monte_carlo", num_samples=2, seed=seed)
+    labels = np.concatenate([batch[0] for batch in fisher.sampled_labels()], axis=1)
+    key = int(stream(seed, 7049, 0).integers(2**64, size=1, dtype=np.uint64)[0])
+    numbers = [[philox(key, i, sample)[0] for i in range(NUM_EXAMPLES)] for sample in range(2)]
+    shares = np.cumsum(softmax(np.asarray(mlp("float64")(X)), axis=-1), axis=-1)
+    np.testing.assert_array_equal(labels, np.sum(shares <= np.array(numbers)[..., None], axis=-1))
 
 
 def test_monte_carlo_is_one_fixed_matrix_for_each_seed():

@@ -175,6 +175,12 @@ def test_full_precision_is_not_scaled(dtype):
     )
 
 
+@pytest.mark.parametrize(("dtype", "length"), [("float16", 1e-9), ("float32", 1e-300)])
+def test_a_small_vector_whose_entries_are_all_negative_is_scaled_too(dtype, length):
+    v = -length * np.array([1.0, 2.0])
+    np.testing.assert_allclose(quadratic(3.0, dtype) @ v, 3.0 * v, rtol=2e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("curvature", [HessianOperator, GaussNewtonOperator])
 def test_in_full_precision_no_vector_is_too_small_or_large(curvature, dtype):
