@@ -78,6 +78,7 @@ def assert_is_the_block(block, dense):
         (np.arange(N) > 8, [7]),
         (range(3), np.array([4, 5], np.uint8)),
         (slice(None, None, -1), None),
+        (slice(0, 3), [8, 4, 6]),  # square, and not symmetric
     ],
 )
 def test_a_block_is_what_numpy_cuts_out(kind, rows, columns):
