@@ -21,6 +21,14 @@ def quotients(function, start, direction, steps=(1e-5, 4e-5)):
     return Quotients.of(function(start), pairs, DOUBLE.eps())
 
 
+def test_the_error_of_a_quotient_is_that_of_a_cubic_and_no_bend_counts_as_rounding():
+    """The central difference of w^3 at 0 is h^2, and the derivative 0."""
+    slopes = quotients(lambda w: w**3 + w**2, np.zeros(1), np.ones(1), steps=(0.25, 0.5))
+    np.testing.assert_allclose(slopes.error, 0.25**2, rtol=1e-14)
+    np.testing.assert_allclose(slopes.near, 0.25**2, rtol=1e-14)
+    np.testing.assert_array_equal(slopes.rounding, 0.0)
+
+
 def test_a_small_part_that_is_all_wrong_is_found():
     """Of the norm of the whole it is 1e-3, and all of its layer."""
     rng = np.random.default_rng(0)
