@@ -625,6 +625,23 @@ def test_a_fingerprint_is_that_of_the_matrix():
     assert fingerprint(model)["weights"] != same["weights"]
 
 
+def test_the_weights_of_batches_are_part_of_a_fingerprint():
+    def of_weights(*weights):
+        data = [{"x": normals(2, 3, seed=i), "weight": i} for i in range(len(weights))]
+        hessian = HessianOperator(
+            mlp(),
+            lambda model, batch: tf.reduce_mean(model(batch["x"]) ** 2),
+            data,
+            batch_weight=lambda batch: weights[int(batch["weight"])],
+        )
+        return hessian.fingerprint()
+
+    first, same, other = of_weights(1.0, 3.0), of_weights(1.0, 3.0), of_weights(3.0, 1.0)
+    assert first["data"] == same["data"] == other["data"]
+    for part in ("batch weights", "examples"):
+        assert first[part] == same[part] != other[part]
+
+
 def test_the_states_of_a_stateful_recurrent_layer_are_put_back():
     model = set_random_weights(
         keras.Sequential([keras.Input(batch_shape=(4, 3, 2)), keras.layers.GRU(3, stateful=True)])
