@@ -30,6 +30,7 @@ from spectral_density.analysis.layer_samples import (
     sums,
 )
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
+from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.sampling import Plan
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -143,6 +144,20 @@ def test_kernels_alone_under_relu_and_tanh():
 
 
 # Estimated ---------------------------------------------------------------------------------------
+
+
+def test_products_for_the_spectral_norms_are_counted_with_both_matrices(monkeypatch):
+    counts = []
+    products = CurvatureOperator._products
+
+    def counted(operator, block):
+        # Those for norms and traces are of blocks.
+        counts.append(block.shape[1] == 1)
+        return products(operator, block)
+
+    monkeypatch.setattr(CurvatureOperator, "_products", counted)
+    found = curvature_decomposition(network("tanh"), SPARSE, batches(), num_products=2)
+    assert found.num_spectral_products == sum(counts) > 0
 
 
 def test_estimates_are_within_four_standard_errors(truth):

@@ -43,6 +43,15 @@ def test_a_polynomial_has_the_error_that_its_third_derivative_says():
     assert check.derivative == 12.0
 
 
+def test_the_error_of_a_product_is_relative_to_the_product():
+    x = tf.Variable([2.0], dtype=tf.float64)
+    operator = HessianOperator.from_function(lambda x: x[0] ** 4, x)
+    check = finite_difference_check(operator, direction=[1.0], steps=[0.5, 0.1])
+    # The gradient 4 x^3 has the central difference 12 x^2 + 4 h^2, and the product is 12 x^2.
+    np.testing.assert_allclose(check.product_errors, np.array([0.25, 0.01]) / 12, rtol=1e-12)
+    assert (check.gradient_norm, check.product_norm) == (32.0, 48.0)
+
+
 def test_a_matrix_that_is_not_the_hessian_keeps_its_error():
     model, data = model_and_data()
     check = finite_difference_check(GaussNewtonOperator(model, "mse", data), steps=[1e-3, 1e-5])

@@ -74,6 +74,9 @@ def test_a_cubic_by_hand():
     [
         (np.diag([1.0, -3.0]), [1.0, 1.0], StepStatus.NEGATIVE_CURVATURE),
         (np.diag([1.0, -1.0]), [1.0, 1.0], StepStatus.ZERO_CURVATURE),
+        # Within the rounding of float32, and far beyond that of float64.
+        (np.diag([1.0, -1 - 2.0**-23]).astype("f4"), [1.0, 1.0], StepStatus.ZERO_CURVATURE),
+        (np.diag([1.0, -1 - 2.0**-23]), [1.0, 1.0], StepStatus.NEGATIVE_CURVATURE),
         (np.zeros((2, 2)), [1.0, 1.0], StepStatus.ZERO_CURVATURE),
         (np.eye(2), [0.0, 0.0], StepStatus.ZERO_GRADIENT),
     ],

@@ -61,6 +61,15 @@ def test_a_trust_region_grows_where_the_model_was_right_at_its_boundary():
     assert region.radius == 0.7
 
 
+def test_the_first_radius_is_the_length_of_the_direction_within_the_largest():
+    region = TrustRegion(max_radius=0.5)
+    assert region.choose(ray(exact)).length == 0.5
+    assert region.radius == 0.5
+    region = TrustRegion(max_radius=2.0)
+    assert region.choose(ray(exact)).length == 1.0
+    assert region.radius == 2.0  # the model was right at the boundary
+
+
 def test_a_trust_region_keeps_its_radius_where_the_step_ended_within():
     region = TrustRegion(initial_radius=5.0)
     assert region.choose(ray(exact)).length == 1.0
