@@ -151,7 +151,12 @@ def test_loss_gradient_and_curvature_are_those_of_the_same_objective(weighted):
         assert problem.loss() == pytest.approx(float(objective()), rel=1e-12)
         np.testing.assert_allclose(gradient, flat_gradient(objective, variables), atol=1e-12)
         dense = problem.curvature() @ np.eye(problem.weights.size)
-        assert relative_error(dense, jacobian_hessian(objective, variables)) < 1e-12
+        exact = jacobian_hessian(objective, variables)
+        assert relative_error(dense, exact) < 1e-12
+        # Four parts of equal size, with the regularization in each.
+        parts = [part @ np.eye(problem.weights.size) for part in problem.parts()]
+        if not weighted:
+            assert relative_error(np.mean(parts, axis=0), exact) < 1e-12
         # And the loss that Keras reports is this one.
         evaluated = wrapped.evaluate(x, y, sample_weight=weights, batch_size=N, verbose=0)
         assert evaluated == pytest.approx(loss, rel=1e-6)
