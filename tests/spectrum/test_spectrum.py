@@ -715,3 +715,10 @@ def test_lists_will_do_for_arrays():
     assert spectrum.moment(1) == pytest.approx(1.0)
     assert not spectrum.simple.any()
     assert spectrum.density().lost_mass == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_cumulative_distribution_is_at_the_middle_of_each_step():
+    # T = [[2, 1], [1, 2]]: the nodes 1 and 3, with a weight of 1/2 each.
+    spectrum = Spectrum([[2.0, 2.0]], [[1.0]], [0.0], size=2)
+    np.testing.assert_allclose(spectrum.cdf([1.0, 2.0, 3.0]), [0.25, 0.5, 0.75], rtol=1e-14)
+    np.testing.assert_array_equal(spectrum.cdf([0.9, 3.1]), [0.0, 1.0])
