@@ -88,7 +88,7 @@ def estimate_spectrum(
             by a smaller tolerance.
         check: let an operator that can (`CurvatureOperator.check`) first verify that it is one
             fixed, symmetric, finite matrix and the right derivative: two passes over the data and
-            six gradients of a batch, once for its weights.
+            five gradients of a batch, once for its weights.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 

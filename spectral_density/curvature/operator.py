@@ -187,14 +187,14 @@ class CurvatureOperator(SymmetricOperator):
     def check(self, *, seed: int = 0, derivative: bool = True) -> PreflightReport:
         """Raise unless this is one fixed, symmetric, finite matrix, and the right derivative.
 
-        It takes two passes over the data, and six gradients and one product of the first batch, see
+        It takes two passes over the data, five gradients and one product of the first batch, see
         `preflight`. The report is remembered while the variables that the loss reads stay as they
         are, so asking again costs nothing.
 
         Args:
             seed: of the vectors.
             derivative: whether product and gradient are compared with differences of the first
-                batch: six gradients and one product of it.
+                batch: five gradients and one product of it.
 
         Raises:
             PreflightError: a `ValueError` that names what is unsound, with its figure.

@@ -79,8 +79,16 @@ class Parameters:
 
 def indices_of(parameters: Parameters, positions: Iterable[int]) -> np.ndarray:
     """Return the indices, in the flat vector, of the variables at these positions."""
-    everything = np.arange(parameters.size, dtype=np.intp)
-    return np.concatenate([everything[parameters.slices[position]] for position in positions])
+    slices = [parameters.slices[position] for position in positions]
+    return np.concatenate([np.arange(w.start, w.stop, dtype=np.intp) for w in slices])
+
+
+def place_of(parameters: Parameters, positions: Sequence[int]) -> slice | np.ndarray:
+    """Return where the variables at these positions are: as a slice if they follow each other."""
+    first, last = positions[0], positions[-1]
+    if list(positions) == list(range(first, last + 1)):
+        return slice(parameters.slices[first].start, parameters.slices[last].stop)
+    return indices_of(parameters, positions)
 
 
 def as_list(variables: Any) -> list[Any]:

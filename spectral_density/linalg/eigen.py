@@ -125,7 +125,7 @@ def top_eigenpairs(
             killed, or used up `max_products`, goes on.
         check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
             one fixed, symmetric, finite matrix and the right derivative: two passes over the data
-            and six gradients of a batch, once for its weights.
+            and five gradients of a batch, once for its weights.
 
     Returns:
         Eigenpairs, in the order stated there. Where some have not converged, the best so far with

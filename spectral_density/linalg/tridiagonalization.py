@@ -124,7 +124,7 @@ def lanczos(
             where it returns True, that step is the last of this group and of all after it.
         check: let an operator that can (`CurvatureOperator.check`) first find out whether it is
             one fixed, symmetric, finite matrix and the right derivative: two passes over the data
-            and six gradients of a batch, once for its weights.
+            and five gradients of a batch, once for its weights.
 
     Returns:
         Tridiagonalization with `alpha`, `beta`, `residual_norms` and `basis`.

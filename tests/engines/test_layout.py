@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spectral_density.engines.layout import Parameters, indices_of
+from spectral_density.engines.layout import Parameters, indices_of, place_of
 
 
 def layout(*dtypes):
@@ -30,6 +30,16 @@ def test_the_widest_dtype_holds_all_variables():
 def test_the_indices_of_variables_are_their_places_in_the_vector():
     np.testing.assert_array_equal(indices_of(layout(), [1]), [6, 7])
     np.testing.assert_array_equal(indices_of(layout(), [1, 0]), [6, 7, *range(6)])
+
+
+def test_variables_that_follow_each_other_have_a_slice_for_their_place():
+    parameters = Parameters([object()] * 3, "abc", [(2,), (3, 1), (1,)], ["float32"] * 3)
+    vector = np.arange(6)
+    assert place_of(parameters, [0, 1]) == slice(0, 5)
+    assert place_of(parameters, [2]) == slice(5, 6)
+    for positions in ([0, 2], [1, 0], [2, 1, 0], [1]):
+        expected = indices_of(parameters, positions)
+        np.testing.assert_array_equal(vector[place_of(parameters, positions)], expected)
 
 
 @pytest.mark.parametrize(

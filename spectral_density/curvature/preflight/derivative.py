@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -128,7 +128,8 @@ class Quotients(NamedTuple):
         # of them beyond that is rounding.
         share = (near.step / far.step) ** 2
         uneven = np.abs(near.bend(here) - share * far.bend(here)) / (2 * near.step)
-        most = np.max(np.abs([near.after, near.before, here]), axis=0) / near.step
+        most = np.maximum(np.abs(near.after), np.abs(near.before))
+        most = np.maximum(most, np.abs(here)) / near.step
         rounding = uneven + eps * np.abs(here) / near.step
         return cls.at_two_steps(far.quotient(), near.quotient(), share, rounding, most)
 
@@ -149,6 +150,13 @@ class Quotients(NamedTuple):
         return Quotients(*(part[where] for part in self))
 
 
+class Parts(Protocol):
+    """Quotients of which parts are judged."""
+
+    def of_part(self, where: Any) -> Quotients:
+        """Return those of some elements."""
+
+
 # Returns gradient, (n,), and loss, (1,), where weights are moved by a vector.
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -161,9 +169,25 @@ class Slopes(NamedTuple):
     of_gradient: Sequence[Pair]
     of_loss: Sequence[Pair]
 
-    def quotients(self, accuracy: Accuracy) -> Quotients:
+    def quotients(self, accuracy: Accuracy) -> QuotientsOfParts:
         """Return the derivative of the gradient."""
-        return Quotients.of(self.gradient, self.of_gradient, accuracy.eps())
+        return QuotientsOfParts(self, accuracy.eps())
+
+
+class QuotientsOfParts(NamedTuple):
+    """Quotients of slopes, made for a part at a time: of all they are five vectors more."""
+
+    slopes: Slopes
+    eps: float
+
+    def of_part(self, where: Any) -> Quotients:
+        """Return those of some elements."""
+        pairs = [pair.of_part(where) for pair in self.slopes.of_gradient]
+        return Quotients.of(self.slopes.gradient[where], pairs, self.eps)
+
+    def of_all(self) -> Quotients:
+        """Return those of all elements."""
+        return self.of_part(slice(None))
 
 
 def slopes_along(
@@ -196,7 +220,7 @@ def pairs_at(evaluate: Evaluate, direction: np.ndarray, step: float) -> tuple[Pa
 
 
 def judge_product(
-    product: np.ndarray, slopes: Quotients, layers: Mapping[str, Any], accuracy: Accuracy
+    product: np.ndarray, slopes: Parts, layers: Mapping[str, Any], accuracy: Accuracy
 ) -> Finding:
     """Say whether a product is the derivative that differences show, layer by layer.
 
@@ -206,13 +230,15 @@ def judge_product(
         layers: the indices of each layer, by its name.
         accuracy: of both.
     """
-    if not all(np.isfinite(part).all() for part in (*slopes[:-1], product)):
+    parts = {
+        name: _Part.of(product[where], slopes.of_part(where)) for name, where in layers.items()
+    }
+    if not all(part.is_finite() for part in parts.values()):
         return Finding("skipped", None, "not judged: gradients beside the weights are not finite.")
     least = 100 * accuracy.eps() * float(np.linalg.norm(product))
     wrong: dict[str, float] = {}
     right: list[float] = []
-    for name, where in layers.items():
-        part = _Part.of(product[where], slopes.of_part(where))
+    for name, part in parts.items():
         explained = part.explained(accuracy) + least
         if part.gap > explained:
             wrong[name] = part.relative
@@ -223,8 +249,9 @@ def judge_product(
         return Finding("failed", wrong[names[0]], names[0])
     if right:
         return Finding("passed", max(right), "the product is the derivative of the gradient.")
+    sizes, roundings = zip(*((part.size, part.rounding) for part in parts.values()), strict=True)
     vanishes = not product.any() and (
-        np.linalg.norm(slopes.near) <= _ROUNDINGS * np.linalg.norm(slopes.rounding)
+        np.linalg.norm(sizes) <= _ROUNDINGS * np.linalg.norm(roundings)
     )
     why = "the product vanishes" if vanishes else "rounding outweighs the product, or kinks do"
     return Finding("skipped", None, f"not judged: {why}.")
@@ -309,6 +336,11 @@ class _Part(NamedTuple):
     @property
     def relative(self) -> float:
         return self.gap / self.scale if self.scale else 0.0
+
+    def is_finite(self) -> bool:
+        """Tell whether product and quotients are."""
+        norms = [self.size, self.gap, self.spread, self.error, self.rounding]
+        return bool(np.isfinite(norms).all())
 
     def is_settled(self) -> bool:
         """Tell whether the quotients agree with each other, and are not rounding alone."""

@@ -184,7 +184,7 @@ def _settled(
 ) -> bool:
     """Tell whether differences at a shorter step are those at the others: two gradients more."""
     eps = accuracy.eps()
-    if not settled(slopes.quotients(accuracy)):
+    if not settled(slopes.quotients(accuracy).of_all()):
         return False
     of_gradient, of_loss = pairs_at(evaluate, direction, shorter_step(slopes.of_gradient))
     near = min(slopes.of_gradient, key=lambda pair: pair.step)

@@ -15,7 +15,7 @@ from spectral_density.curvature.preflight.differences import (
     direction_of,
 )
 from spectral_density.curvature.preflight.passes import Passes, line
-from spectral_density.curvature.submatrix import layer_indices
+from spectral_density.engines.layout import place_of
 from spectral_density.linalg.arguments import stream
 
 # Key of the random share of the direction of differences.
@@ -35,8 +35,10 @@ def compare_with_differences(
 
 def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str, Finding]:
     derivatives = passes.sweep.derivatives
-    layers = layer_indices(operator)
-    n, dtype = derivatives.parameters.size, derivatives.parameters.dtype
+    parameters = derivatives.parameters
+    positions = derivatives.inspection.layers()
+    layers = {name: place_of(parameters, at) for name, at in positions.items()}
+    n, dtype = parameters.size, parameters.dtype
 
     def rows(vector: np.ndarray) -> Any:
         return derivatives.tensors.to_rows(vector[None], dtype)

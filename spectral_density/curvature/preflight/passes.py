@@ -47,7 +47,7 @@ class Passes:
         derivatives = sweep.derivatives
         self.rounding = stated_rounding(derivatives.product_dtype)
         parameters = derivatives.parameters
-        normals = [stream(seed, k).normal(size=parameters.size) for k in range(2)]
+        normals = (stream(seed, k).normal(size=parameters.size) for k in range(2))
         self.u, self.v = ((v[None] / np.linalg.norm(v)).astype(parameters.dtype) for v in normals)
 
     def make_first(self) -> None:

@@ -66,7 +66,7 @@ def preflight(
     - gradient: the gradient of the first batch has the slopes of its loss.
 
     "derivative" and "gradient" compare with the truth: what TensorFlow's tape gives may be wrong,
-    and symmetric all the same. They take six gradients and one product of the first batch, two
+    and symmetric all the same. They take five gradients and one product of the first batch, two
     steps to either side along a direction that the matrix acts on. Active sets (ReLU, max-pooling,
     comparisons) and values that a loss of the user's stops gradients at are held, so that
     differences converge. A check fails where two step lengths agree with each other and not with

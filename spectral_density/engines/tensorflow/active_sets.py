@@ -19,7 +19,11 @@ import tensorflow as tf
 
 from spectral_density.engines.tensorflow.float64 import in_float64, of_weight, widen
 from spectral_density.engines.tensorflow.graph_walk import is_deliberate_stop
-from spectral_density.engines.tensorflow.keras_internals import body_of, made_again
+from spectral_density.engines.tensorflow.keras_internals import (
+    body_of,
+    graphs_as_traced,
+    made_again,
+)
 from spectral_density.engines.tensorflow.pieces import PIECES
 
 # A list of tensors for each operation that is held: its inputs or its outputs at the point.
@@ -98,6 +102,7 @@ class HeldGraph:
         self.dtypes: set[tf.DType] = set()
         self.rounds: set[str] = set()
 
+    @graphs_as_traced()
     def record(
         self, arguments: Sequence[tf.Tensor], weights: Sequence[tf.Tensor] = ()
     ) -> tuple[list[tf.Tensor], Held]:
@@ -115,6 +120,7 @@ class HeldGraph:
             self._record_fn = _concrete(self._record, list(arguments), list(weights))
         return self._record_fn(list(arguments), list(weights))
 
+    @graphs_as_traced()
     def again(
         self, arguments: Sequence[tf.Tensor], held: Held, weights: Sequence[tf.Tensor] = ()
     ) -> list[tf.Tensor]:

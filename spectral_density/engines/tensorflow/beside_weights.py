@@ -56,10 +56,10 @@ class TracedBesideWeights(BesideWeights):
         self._tensors = [*noted(graph, "loss")[-1:], *noted(graph, "gradient"), *self.outputs]
         self._with_rows = list(arguments)
         self._arguments = flat(arguments)
-        self._start = parameters.flatten([tf.cast(v, tf.float64) for v in parameters.variables])
         self._graph: HeldGraph | None = None
         self._whole: HeldGraph | None = None
         self._held: Held = []
+        self._unmoved: tuple[np.ndarray, np.ndarray] | None = None
         self.num_gradients = 0
         self.in_float64 = True
         self.loss = 0.0
@@ -67,12 +67,17 @@ class TracedBesideWeights(BesideWeights):
     def at(self, displacement: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return gradient (and after it the outputs) and loss where weights are moved by a vector.
 
-        The first time they are not moved.
+        The first time they are not moved; that is not computed again.
         """
+        if self._unmoved is not None and not displacement.any():
+            return self._unmoved
         self.num_gradients += 1
         loss, *others = (np.asarray(tf.cast(t, tf.float64)) for t in self._computed(displacement))
         self.loss = float(loss)
-        return _joined(others), np.array([self.loss])
+        found = _joined(others), np.array([self.loss])
+        if self._unmoved is None:
+            self._unmoved = found
+        return found
 
     def _computed(self, displacement: np.ndarray) -> list[tf.Tensor]:
         graph = self._graph
@@ -90,7 +95,7 @@ class TracedBesideWeights(BesideWeights):
         if all(variable.dtype in (tf.float32, tf.float64) for variable in variables):
             try:
                 graph = HeldGraph(self._concrete, self._tensors, variables, in_float64=True)
-                found, self._held = graph.record(self._arguments, self._weights(0.0))
+                found, self._held = graph.record(self._arguments, self._weights())
             except (TypeError, ValueError, tf.errors.OpError):
                 graph = None
         else:
@@ -102,9 +107,13 @@ class TracedBesideWeights(BesideWeights):
         self._graph = graph
         return found
 
-    def _weights(self, displacement: Any) -> list[tf.Tensor]:
-        pieces = self._parameters.unflatten(self._start + displacement)
-        return [tf.cast(piece, tf.float64) for piece in pieces]
+    def _weights(self, displacement: np.ndarray | None = None) -> list[tf.Tensor]:
+        variables = map(tf.convert_to_tensor, self._parameters.variables)
+        weights = [tf.cast(variable, tf.float64) for variable in variables]
+        if displacement is None:
+            return weights
+        pieces = self._parameters.unflatten(displacement)
+        return [weight + piece for weight, piece in zip(weights, pieces, strict=True)]
 
     def precision(self, num_examples: float) -> Precision | None:
         """Return how well derivatives are known, None in half precision.
@@ -135,7 +144,7 @@ class TracedBesideWeights(BesideWeights):
         graph = self._concrete
         names = ("product", "tangents", "cotangents")
         tensors = [noted(graph, name) for name in names]
-        weights = self._weights(0.0) if self.in_float64 else []
+        weights = self._weights() if self.in_float64 else []
         if self._whole is None:
             variables = self._parameters.variables if self.in_float64 else ()
             wanted = [t for part in tensors for t in part]

@@ -14,6 +14,7 @@ from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BatchProducts
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
 from spectral_density.engines.tensorflow.frameworks import check_eager
+from spectral_density.engines.tensorflow.keras_internals import graphs_as_traced
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.linearization import (
     Linearization,
@@ -101,6 +102,7 @@ class CompiledProducts(BatchProducts):
         """See `BatchProducts`."""
         return Residuals(num_batches, room)
 
+    @graphs_as_traced()
     def add(
         self,
         cache: Residuals | None,
@@ -131,6 +133,7 @@ class CompiledProducts(BatchProducts):
             sums[place] = cut.products(kept, at, chunk, *before)
         return sums
 
+    @graphs_as_traced()
     def add_on(
         self, local: int, at: BatchInput, rows: Sequence[tf.Tensor], sums: list[list[tf.Tensor]]
     ) -> list[list[tf.Tensor]]:
@@ -150,6 +153,7 @@ class CompiledProducts(BatchProducts):
         cache.refresh()
         return np.asarray(self.add(cache, at, 0, [rows], sums)[0][0])
 
+    @graphs_as_traced()
     def of_batch(self, at: BatchInput, rows: tf.Tensor, local: int = 0) -> np.ndarray:
         """See `BatchProducts`."""
         zeros = tf.zeros(rows.shape, tf.float64)

@@ -103,8 +103,10 @@ def linearize(traced: TracedProducts) -> Linearization | None:
     names = [tensor.name for tensor in cut.residuals]
     fixed = [tensor.name for tensor in traced.fixed]
     changing = [tensor.name for tensor in traced.changing]
-    first = _Part(graph, cut.known, names)
-    second = _Part(graph, cut.linear, [tensor.name for tensor in traced.outputs])
+    captured = {inside.name: outside for outside, inside in graph.captures}
+    definition = graph.as_graph_def()
+    first = _Part(definition, captured, cut.known, names)
+    second = _Part(definition, captured, cut.linear, [tensor.name for tensor in traced.outputs])
     variables = first.variables()
     if variables is None:
         return None
@@ -241,8 +243,10 @@ class _Cut:
 class _Part:
     """Some operations of a graph, to be imported into another."""
 
-    def __init__(self, graph: Any, names: set[str], outputs: list[str]):
-        whole = graph.as_graph_def()
+    def __init__(
+        self, whole: Any, captured: dict[str, tf.Tensor], names: set[str], outputs: list[str]
+    ):
+        """Choose among the nodes of the definition of a graph, given the tensors it captures."""
         self._definition = type(whole)(versions=whole.versions, library=whole.library)
         for node in whole.node:
             if node.name in names:
@@ -255,7 +259,6 @@ class _Part:
                 clear_colocation(copied)
         used = {_full(name) for node in self._definition.node for name in node.input}
         self._used = {name for name in used if name.rsplit(":", 1)[0] not in names}
-        captured = {inside.name: outside for outside, inside in graph.captures}
         self._captured = {name: captured[name] for name in self._used & captured.keys()}
         self._outputs = outputs
 

@@ -175,6 +175,11 @@ NAMES = [
     ),
     of_tf("gradient_registry", tf_source("framework.ops"), "registered_gradient"),
     of_tf("get_registered_kernels_for_op", tf_source("framework.kernels"), "runs_with"),
+    of_tf("_create_op_internal", lambda: tf.Graph, "made_again"),
+    of_tf(
+        "function_call_options", lambda: tf_source("eager.context")().Context, "graphs_as_traced"
+    ),
+    of_tf("FunctionCallOptions", tf_source("eager.context"), "graphs_as_traced"),
     of_tf("stop_recording", tf_source("eager.record"), "linear"),
     of_tf("record_operation", tf_source("eager.record"), "linear"),
     of_tf("StagingError", tf_source("autograph.impl.api"), "AUTOGRAPH_ERROR"),
@@ -559,6 +564,43 @@ def test_an_operation_is_made_again_without_its_colocation():
 def test_kernels_tell_in_which_dtypes_a_type_of_operations_runs():
     assert internals.runs_with("MatMul", {"T": tf.float64.as_datatype_enum})
     assert not internals.runs_with("MatMul", {"T": tf.string.as_datatype_enum})
+
+
+def call_options():
+    """How this thread calls graphs."""
+    return tf_source("eager.context")().context().function_call_options
+
+
+def is_rewritten():
+    """Whether TensorFlow rewrites a graph that this thread calls first now."""
+    options = call_options()
+    config = tf.compat.v1.ConfigProto.FromString(options.config_proto_serialized)
+    return not config.graph_options.rewrite_options.disable_meta_optimizer
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="rewritten on a GPU")
+def test_graphs_run_as_traced_in_one_thread_and_until_the_context_ends():
+    in_another = []
+    with pytest.raises(KeyError), internals.graphs_as_traced():
+        assert not is_rewritten()
+        other = Thread(target=lambda: in_another.append(is_rewritten()))
+        other.start()
+        other.join()
+        raise KeyError
+    assert in_another == [True]
+    assert is_rewritten()
+
+
+def test_graphs_run_as_traced_keep_what_a_user_configured():
+    before = tf.config.optimizer.get_jit()
+    tf.config.optimizer.set_jit("autoclustering")
+    try:
+        with internals.graphs_as_traced():
+            options = call_options()
+    finally:
+        tf.config.optimizer.set_jit(before)
+    config = tf.compat.v1.ConfigProto.FromString(options.config_proto_serialized)
+    assert config.graph_options.optimizer_options.global_jit_level != 0
 
 
 # Call sites ---------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ The one package that uses them: `attributes` (of models, tensors, losses, datase
 a traced graph and TensorFlow's registries hold), `call_sites` (who made an operation) and `patches`
 (what is replaced). A test for each says in which versions it was seen.
 
+How a thread calls graphs is an option of its own (`graphs_as_traced`), restored when the context
+ends.
+
 What is replaced is replaced for the whole process, and restored when the context ends:
 
 While a graph is traced or differentiated here (`patched_frameworks`; one thread is in it at a time,
@@ -68,6 +71,7 @@ from spectral_density.engines.tensorflow.keras_internals.graphs import (
     clear_colocation,
     derivative_of,
     gradient_type,
+    graphs_as_traced,
     handles_of,
     has_custom_gradient,
     linear,
@@ -99,6 +103,7 @@ __all__ = [
     "derivative_of",
     "gradient_type",
     "graph_calls",
+    "graphs_as_traced",
     "handles_of",
     "has_custom_gradient",
     "inbound_calls",

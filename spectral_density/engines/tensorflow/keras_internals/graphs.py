@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.autograph.impl.api import StagingError
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 from tensorflow.python.framework import kernels, ops
 
 AUTOGRAPH_ERROR: type[Exception] = StagingError
@@ -130,7 +132,8 @@ def made_again(
         attributes: as in a `NodeDef`.
     """
     taken = operation.node_def.attr if attributes is None else attributes
-    made = tf.compat.v1.get_default_graph().create_op(
+    # `create_op` without the check of its deprecated argument, which takes half of its time.
+    made = tf.compat.v1.get_default_graph()._create_op_internal(
         operation.type,
         list(inputs),
         attrs={name: taken[name] for name in taken if name != _COLOCATION},
@@ -152,6 +155,12 @@ def runs_with(kind: str, types: Mapping[str, int]) -> bool:
         kind: type of the operation.
         types: enumerations of the dtypes that its attributes name.
     """
+    return _runs_with(kind, frozenset(types.items()))
+
+
+@cache
+def _runs_with(kind: str, pairs: frozenset[tuple[str, int]]) -> bool:
+    types = dict(pairs)
     return any(
         kernel.device_type in ("CPU", "DEFAULT")
         and all(
@@ -161,3 +170,30 @@ def runs_with(kind: str, types: Mapping[str, int]) -> bool:
         )
         for kernel in kernels.get_registered_kernels_for_op(kind).kernel
     )
+
+
+@contextmanager
+def graphs_as_traced() -> Iterator[None]:
+    """Let this thread run graphs as they were traced, on a machine without GPUs.
+
+    TensorFlow rewrites each graph before its first run (grappler). That takes as long as several
+    products of a deep network, and makes none of them faster on a CPU: common subexpressions,
+    constants and what is not needed are taken out of functions all the same. On a GPU the layout
+    of images is chosen there.
+    """
+    own = context.context()
+    before = own.function_call_options
+    own.function_call_options = _as_traced(before.executor_type, before.config_proto_serialized)
+    try:
+        yield
+    finally:
+        own.function_call_options = before
+
+
+@cache
+def _as_traced(executor: str | None, configuration: bytes) -> Any:
+    """Return options of calls without rewriting, from the type of executor and a `ConfigProto`."""
+    config = tf.compat.v1.ConfigProto.FromString(configuration)
+    if not tf.config.list_logical_devices("GPU"):
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return context.FunctionCallOptions(executor, config)
