@@ -13,7 +13,8 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
-from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
+from spectral_density.linalg.arguments import as_real_square, integer, number
+from spectral_density.linalg.lanczos_options import basis_vectors, checked_basis_dtype
 from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
     gauss_quadrature,
@@ -23,6 +24,7 @@ from spectral_density.linalg.quadrature import (
 )
 from spectral_density.linalg.start_vectors import start_vector
 from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
+from spectral_density.linalg.vectors import Rows, rounding_of
 from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.spectrum import Spectrum
 
@@ -49,8 +51,8 @@ def estimate_spectrum(
     seed: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
-    basis_dtype: Any = "float64",
-    basis: Literal["memory", "disk"] = "memory",
+    basis_dtype: Any = None,
+    basis: Literal["memory", "host", "disk"] = "memory",
     checkpoint: str | os.PathLike[str] | None = None,
     check: bool = True,
     progress: bool | None = None,
@@ -81,8 +83,10 @@ def estimate_spectrum(
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
-        basis_dtype: "float64", or "float32" for half the memory, see `lanczos`.
-        basis: "memory", or "disk" for the basis in a temporary file, see `lanczos`.
+        basis_dtype: "float64", or "float32" for half the memory; None for that of the vectors, see
+            `lanczos`.
+        basis: "memory", of the device where the operator has vectors there, "host", or "disk" for
+            the basis in a temporary file, see `lanczos`.
         checkpoint: a directory in which each step is made durable, see `lanczos`: a run that was
             killed goes on where it was, and steps or draws can be added to one that ended, also
             by a smaller tolerance.
@@ -106,7 +110,9 @@ def estimate_spectrum(
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595.
     """
-    size = as_real_square(operator).shape[0]
+    linear = as_real_square(operator)
+    size = linear.shape[0]
+    basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
     limits = _limits(size, order, num_draws, tolerance, max_products)
     if tolerance is not None and order is None:
         limits = replace(limits, order=_most_steps(size, reorthogonalize, basis_dtype))
@@ -183,6 +189,8 @@ class _Draws:
         self.num_draws = 0
         self.num_products = 0
         self._options = options
+        vectors = basis_vectors(as_real_square(operator), options["basis"])
+        self._precision = rounding_of(operator, vectors)
         self._grouping = {
             "draws_at_once": draws_at_once,
             "reorthogonalize": options["reorthogonalize"],
@@ -193,7 +201,7 @@ class _Draws:
         self._bar = bar
         self._callback = callback
         self._parts: list[Tridiagonalization] = []
-        self._first_basis: np.ndarray | None = None
+        self._first_basis: Rows | None = None
         self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
 
     @property
@@ -235,9 +243,9 @@ class _Draws:
             until=until,
             **self._options,
         )
-        if not self._parts and part.basis is not None:
-            self._first_basis = part.basis[0]
-        self._parts.append(replace(part, basis=None))
+        if not self._parts and part.bases is not None:
+            self._first_basis = part.bases.parts[0]
+        self._parts.append(replace(part, bases=None))
         self.num_draws += num_draws
         self.num_products += num_draws * part.order
         self._bar.update(self.num_products - self._bar.n)
@@ -291,7 +299,7 @@ class _Draws:
             simple,
             seed=self._options["seed"],
             description=_describe(self.operator),
-            precision=product_precision(self.operator),
+            precision=self._precision,
             ended_by=ended_by,
         )
 

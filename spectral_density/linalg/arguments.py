@@ -201,12 +201,17 @@ def _real_product(operator: LinearOperator, block: np.ndarray) -> np.ndarray:
     return product
 
 
+def not_finite(where: str) -> FloatingPointError:
+    """Return the error of a product that is not finite; `where` as in `block_product`."""
+    return FloatingPointError(
+        f"The product with the operator is not finite{' ' if where else ''}{where}. "
+        "Check that the operator's own entries are finite."
+    )
+
+
 def _require_finite(product: np.ndarray, where: str) -> None:
     if not np.isfinite(product).all():
-        raise FloatingPointError(
-            f"The product with the operator is not finite{' ' if where else ''}{where}. "
-            "Check that the operator's own entries are finite."
-        )
+        raise not_finite(where)
 
 
 def product_precision(operator: Any) -> float:

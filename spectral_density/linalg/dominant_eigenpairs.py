@@ -86,12 +86,13 @@ def lanczos_eigenpairs(
     """
     order = min(rank + oversampling, operator.shape[0])
     result = lanczos(operator, order, start=gradient, seed=seed, progress=False, check=False)
-    if result.basis is None:
+    basis = result.basis
+    if basis is None:
         raise ValueError("lanczos returned no basis.")
     with blas_threads(len(gradient)):
         values, weights = np.linalg.eigh(result.tridiagonal())
         largest = magnitude_order(values)[:rank]
-        vectors = np.asarray(result.basis[0]).T @ weights[:, largest]
+        vectors = np.asarray(basis[0]).T @ weights[:, largest]
     return LowRank.of_largest(values[largest], vectors, vectors * values[largest])
 
 

@@ -19,16 +19,15 @@ from spectral_density.linalg.arguments import (
     check_operator,
     integer,
     number,
-    product_precision,
     rounding_share,
     signature,
 )
 from spectral_density.linalg.eigen_checkpoint import SavedState, problem_of
 from spectral_density.linalg.eigenvalue_selection import WHICH, result_order
 from spectral_density.linalg.low_rank import PartialEigendecomposition
-from spectral_density.linalg.memory import check_memory
 from spectral_density.linalg.start_vectors import start_columns
 from spectral_density.linalg.thick_restart import CheckedPairs, EigenState
+from spectral_density.linalg.vectors import HostVectors, check_memory_of, rounding_of, vectors_of
 
 _EPS = float(np.finfo(np.float64).eps)
 _MAX_POLISHES = 3
@@ -91,7 +90,8 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Find the extreme eigenvalues of a symmetric operator, and their vectors.
 
-    Thick-restart Lanczos with full reorthogonalization in float64. A Krylov space holds one vector
+    Thick-restart Lanczos with full reorthogonalization in float64, or in the dtype of the vectors
+    where the operator has them on a device (`linalg.vectors`). A Krylov space holds one vector
     of each eigenspace, so when k pairs have converged they are locked, and Lanczos starts again
     from a random vector in their complement, until such a start shows no other that is wanted
     and would have shown it with probability `1 - MISS_PROBABILITY`: multiple eigenvalues come as
@@ -168,7 +168,7 @@ def top_eigenpairs(
         if checkpoint is not None:
             problem = problem_of(state, signature(operator), starts)
             run = stack.enter_context(open_run(checkpoint, problem, workers_of(operator)))
-            saved = stack.enter_context(SavedState(run, size))
+            saved = stack.enter_context(SavedState(run, state.rows.vectors))
             state = saved.load(operator) or state
         if not state.rounds:
             state.begin(starts)
@@ -243,23 +243,31 @@ def _initial_state(
         raise ValueError(
             f"subspace must be at least k + 2 block_size + 1 or n, here {least}, got {subspace}."
         )
-    precision = product_precision(operator)
+    vectors = vectors_of(operator)
     capacity = subspace + block_size
-    check_memory(
-        {"basis": capacity * size * 8, "pairs and products": (k + 3 * block_size) * size * 8},
+    row = size * vectors.dtype.itemsize
+    needed = {
+        "basis": vectors.allocated(capacity) * row,
+        "pairs and products": (vectors.allocated(k) + 3 * block_size) * row,
+    }
+    if not isinstance(vectors, HostVectors):
+        needed["basis after a restart"] = subspace * row
+    check_memory_of(
+        vectors,
+        needed,
         "Ask for fewer pairs, a smaller subspace, or fewer parameters with variables=.",
     )
+    coarsest = rounding_of(operator, vectors)
     return EigenState(
         size=size,
         k=k,
         which=which,
-        tolerance=residual_tolerance(tolerance, precision),
-        precision=precision,
+        tolerance=residual_tolerance(tolerance, coarsest),
+        precision=coarsest,
         subspace=subspace,
         block_size=block_size,
         seed=integer(seed, "seed", 0),
-        # Not zeroed: a page of memory is taken only when its row is written.
-        basis=np.empty((capacity, size)),
+        rows=vectors.rows(capacity),
         projected=np.zeros((capacity, capacity)),
     )
 
@@ -282,6 +290,13 @@ def _same_problem(state: EigenState, fresh: EigenState) -> EigenState:
             raise ValueError(
                 f"The state to resume is of another problem: its {name} is {theirs}, not {ours}."
             )
+    theirs, ours = state.rows.vectors, fresh.rows.vectors
+    if (theirs.place, theirs.dtype) != (ours.place, ours.dtype):
+        raise ValueError(
+            f"The state to resume has its vectors on {theirs.place} in {theirs.dtype}, and the "
+            f"operator on {ours.place} in {ours.dtype}: make it by "
+            "EigenState.from_arrays(arrays, vectors=operator.vectors)."
+        )
     return state
 
 
@@ -289,11 +304,12 @@ def _result(
     operator: LinearOperator, state: EigenState, pairs: CheckedPairs, max_products: int
 ) -> Eigenpairs:
     order = result_order(pairs.values, state.which)
+    rows = pairs.rows.to_host(state.k).astype(np.float64, copy=False)
     # They are in order but for rounding, and a copy would take as much memory again.
     in_order = (order == np.arange(state.k)).all()
     result = Eigenpairs(
         values=np.ldexp(pairs.values[order], state.exponent),
-        vectors=(pairs.rows if in_order else pairs.rows[order]).T,
+        vectors=(rows if in_order else rows[order]).T,
         residuals=np.ldexp(pairs.residuals[order], state.exponent),
         converged=state.passed(pairs)[order],
         complete=state.settled,

@@ -11,13 +11,12 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog
 from spectral_density.linalg.arguments import (
     array_hash,
-    block_product,
     identifies,
     is_same_form,
-    product_precision,
     signature,
 )
 from spectral_density.linalg.thick_restart import EigenState
+from spectral_density.linalg.vectors import Vectors, identity_of
 
 
 class SavedState:
@@ -27,9 +26,9 @@ class SavedState:
     has a state.
     """
 
-    def __init__(self, run: RunDirectory, size: int) -> None:
+    def __init__(self, run: RunDirectory, vectors: Vectors) -> None:
         self._run = run
-        self._size = size
+        self._vectors = vectors
         self._logs = ExitStack()
         self._log: VectorLog | None = None
         self._newest = -1
@@ -49,13 +48,16 @@ class SavedState:
             if not self._log.num_vectors:
                 continue
             rows = np.stack([self._log.read(index) for index in range(self._log.num_vectors)])
-            state = EigenState.from_arrays({**self._log.arrays, "basis": rows})
+            arrays = {**self._log.arrays, "basis": rows}
+            state = EigenState.from_arrays(arrays, vectors=self._vectors)
             self._key = self._generation(state)
             if not identifies(signature(operator)):
-                now = rows[0] @ block_product(operator, rows[0])
+                first = state.rows.read(0)
+                (product,), rounding = self._vectors.products(operator, [first])
+                now = self._vectors.inner(first, product)
                 value = np.ldexp(state.projected[0, 0], state.exponent)
                 norm = float(np.ldexp(state.norm, state.exponent))
-                if not is_same_form(now, value, norm, product_precision(operator)):
+                if not is_same_form(now, value, norm, rounding):
                     raise CheckpointError(
                         f"the checkpoint {self._run.path} is of another operator: v'Av of its "
                         f"first vector is {now:.6g} and was {value:.6g}. Use another "
@@ -66,20 +68,20 @@ class SavedState:
 
     def save(self, state: EigenState) -> None:
         """Make the state durable."""
-        arrays = state.arrays()
-        rows = arrays.pop("basis")
+        arrays = state.arrays_but_basis()
         if self._log is None or self._generation(state) != self._key:
             old, self._key = self._log, self._generation(state)
             self._log = self._open(self._newest + 1)
-            self._log.append(rows, arrays)
+            self._log.append(state.rows.to_host(state.used), arrays)
             if old is not None:
                 old.remove()
         else:
-            self._log.append(rows[self._log.num_vectors :], arrays)
+            known = self._log.num_vectors
+            self._log.append(state.rows.to_host(state.used - known, known), arrays)
 
     def _open(self, generation: int) -> VectorLog:
         self._newest = max(generation, self._newest)
-        opened = self._run.log(f"generation-{generation}", self._size, np.float64)
+        opened = self._run.log(f"generation-{generation}", self._vectors.size, self._vectors.dtype)
         self._logs.callback(opened.close)
         return opened
 
@@ -97,4 +99,5 @@ def problem_of(
         "algorithm": "top_eigenpairs",
         "operator": operator,
         "start": None if starts is None else array_hash(starts),
+        **identity_of(state.rows.vectors),
     } | {name: getattr(state, name) for name in names}

@@ -14,6 +14,7 @@ from spectral_density.linalg.function_quadrature import DampedFunction, Function
 from spectral_density.linalg.sampling import DEFAULT_LIMIT, ROUNDING_UNITS, Plan, grow_sample
 from spectral_density.linalg.sketch import ASYMMETRY
 from spectral_density.linalg.tridiagonalization import lanczos
+from spectral_density.linalg.vectors import rounding_of, vectors_of
 
 DENSE_ROWS = 4096
 """Rows up to which all eigenvalues are computed where that takes no more products."""
@@ -194,7 +195,7 @@ def _estimate(
         limit = integer(max_products, "max_products", 2 * order) // order
     plan = Plan(min(draws, limit), tolerance, limit, cost=order, exact_rows=DENSE_ROWS)
 
-    rounding = ROUNDING_UNITS * product_precision(operator)
+    rounding = ROUNDING_UNITS * rounding_of(operator, vectors_of(operator))
     quadrature = FunctionQuadrature(function, size, lower_bound, rounding)
 
     def extend(num_draws: int) -> None:

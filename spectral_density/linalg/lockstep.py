@@ -13,18 +13,15 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.checkpoint import CheckpointError, RunDirectory, VectorLog, Workers
 from spectral_density.linalg.arguments import (
-    block_product,
     identifies,
     integer,
     is_same_form,
     precision,
-    product_precision,
     rounding_share,
-    row_products,
     signature,
 )
 from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
-from spectral_density.linalg.threads import blas_threads, each_in_a_thread
+from spectral_density.linalg.vectors import Vectors
 
 GROUP_BYTES = 2 * 1024**3
 """Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
@@ -128,23 +125,24 @@ class LockstepGroup:
         self._log: VectorLog | None = None
 
     @property
+    def vectors(self) -> Vectors:
+        """What is computed with the Lanczos vectors."""
+        return self.recurrences[0].rows.vectors
+
+    @property
     def step(self) -> int:
         """Number of finished steps."""
         return self.recurrences[0].step
 
     def advance(self, operator: LinearOperator) -> None:
         """Advance every draw by one step, and make that durable in a checkpoint."""
-        products, eps = row_products(operator, self._vectors(), self._place_of)
-        if len(products) == 1:
-            with blas_threads(products.shape[1]):
-                self.recurrences[0].advance(products[0], eps)
-        else:
-            each_in_a_thread(
-                lambda recurrence, product: recurrence.advance(product, eps),
-                products.shape[1],
-                self.recurrences,
-                products,
-            )
+        current = [recurrence.current for recurrence in self.recurrences]
+        products, eps = self.vectors.products(operator, current, self._place_of)
+        self.vectors.each(
+            lambda recurrence, product: recurrence.advance(product, eps),
+            self.recurrences,
+            products,
+        )
         self._check_symmetry(operator, eps)
         if self._log is not None:
             self._save(self._log)
@@ -161,17 +159,12 @@ class LockstepGroup:
         # written must not be one of them.
         slots = None if first.full else 3 * len(self.draws)
         name = f"draws-{self.draws.start}-{self.draws.stop}"
-        with closing(run.log(name, first.rows.shape[1], first.rows.dtype, slots)) as log:
+        with closing(run.log(name, self.vectors.size, first.rows.dtype, slots)) as log:
             if log.num_vectors:
                 self._restore(log, operator)
             self._log = log
             yield
         self._log = None
-
-    def _vectors(self) -> np.ndarray:
-        if len(self.recurrences) == 1:
-            return self.recurrences[0].current[np.newaxis]
-        return np.stack([recurrence.current for recurrence in self.recurrences])
 
     def _place_of(self, row: int) -> str:
         return f"at step {self.step + 1} of draw {self.draws[row]}"
@@ -182,16 +175,20 @@ class LockstepGroup:
         if share <= max(_ASYMMETRY, 100 * eps):
             return
         # A difference of matrices that are equal on paper is rounding, and not symmetric.
-        if share > 10 * rounding_share(operator, worst.current):
+        if share > 10 * rounding_share(operator, self._on_host(worst.current)):
             raise ValueError(
                 f"The operator is not symmetric: u'Av and v'Au differ by {share:.1e} of ||A|| for "
                 "unit vectors u and v. Pass a symmetric one, such as (A + A') / 2."
             )
 
+    def _on_host(self, vector: Any) -> np.ndarray:
+        return self.vectors.to_host(vector).astype(np.float64, copy=False)
+
     def _save(self, log: VectorLog) -> None:
-        step, zeros = self.step, np.zeros(self.recurrences[0].rows.shape[1])
+        step, zeros = self.step, np.zeros(self.vectors.size)
+        following = (r.following for r in self.recurrences)
         log.append(
-            [zeros if r.following is None else r.following for r in self.recurrences],
+            [zeros if vector is None else self.vectors.to_host(vector) for vector in following],
             {
                 "alpha": self.alpha[:, :step].copy(),
                 "beta": self.beta[:, :step].copy(),
@@ -204,10 +201,11 @@ class LockstepGroup:
         if not identifies(signature(operator)):
             # The entries of the matrix are not known: one product distinguishes it from another.
             first = self.recurrences[0].current
-            alpha = first @ block_product(operator, first)
+            (product,), eps = self.vectors.products(operator, [first])
+            alpha = self.vectors.inner(first, product)
             expected, norm = float(saved["alpha"][0, 0]), float(saved["norms"][0])
             # A basis vector in float32 is a unit vector to its own precision.
-            rounding = max(product_precision(operator), precision(self.recurrences[0].rows.dtype))
+            rounding = max(eps, precision(self.recurrences[0].rows.dtype))
             if not is_same_form(alpha, expected, norm, rounding):
                 raise CheckpointError(
                     f"the checkpoint {log.path} is of another operator: the first coefficient of T "

@@ -11,21 +11,32 @@ import numpy as np
 import psutil
 
 
-def check_memory(needed: Mapping[str, int], ways_out: str) -> None:
+def free_memory() -> int:
+    """Return the bytes of memory that are free on the host."""
+    return psutil.virtual_memory().available
+
+
+def check_memory(
+    needed: Mapping[str, int], ways_out: str, *, free: int | None = None, place: str = ""
+) -> None:
     """Raise if the bytes that a run needs are more than are free.
 
     Args:
         needed: bytes of each of the arrays that are in memory at the same time, by name.
         ways_out: what the user can do about it.
+        free: bytes that are free; None for those of the host.
+        place: said after them where they are not the host's, such as " on gpu (JAX)".
 
     Raises:
         MemoryError: with every figure, and the ways out.
     """
-    total, free = sum(needed.values()), psutil.virtual_memory().available
+    total = sum(needed.values())
+    free = free_memory() if free is None else free
     if total > free:
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items() if size)
         raise MemoryError(
-            f"the run would take {_gib(total)} ({parts}), and {_gib(free)} are free. {ways_out}"
+            f"the run would take {_gib(total)} ({parts}), and {_gib(free)} are free{place}. "
+            f"{ways_out}"
         )
 
 

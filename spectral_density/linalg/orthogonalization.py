@@ -7,11 +7,13 @@ import scipy.linalg
 
 # Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
 # nothing along the basis but rounding; one that leaves less is repeated.
-_KEPT_SHARE = np.sqrt(0.5)
-_MAX_PASSES = 3
+KEPT_SHARE = np.sqrt(0.5)
+MAX_PASSES = 3
 _MAX_BLOCK_PASSES = 4
 # float32 sums run over pieces of this many entries, which are then added in float64.
 _FLOAT32_PIECE = 8192
+# Columns that are rotated together.
+_ROTATE_LENGTH = 2**13
 # A column of a Gram matrix below this share of the largest has no direction.
 _NEGLIGIBLE = 1e-10
 # Least eigenvalue of a Gram matrix whose Cholesky factor orthogonalizes to eight digits.
@@ -36,13 +38,13 @@ def orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     removed = np.zeros(len(rows))
     norm = np.linalg.norm(w)
-    for _ in range(_MAX_PASSES):
+    for _ in range(MAX_PASSES):
         along = project(rows, w)
         removed += along
         for piece in _pieces(rows):
             w[piece] -= along.astype(rows.dtype, copy=False) @ rows[:, piece]
         last, norm = norm, np.linalg.norm(w)
-        if norm > _KEPT_SHARE * last:
+        if norm > KEPT_SHARE * last:
             break
     return removed
 
@@ -60,6 +62,13 @@ def orthonormalize(rows: np.ndarray) -> None:
     for index, row in enumerate(rows):
         orthogonalize(row, rows[:index])
         row /= np.linalg.norm(row)
+
+
+def rotate(rows: np.ndarray, weights: np.ndarray) -> None:
+    """Replace the first rows by combinations of all of them, in place, weights (rows, count)."""
+    for begin in range(0, rows.shape[1], _ROTATE_LENGTH):
+        piece = slice(begin, begin + _ROTATE_LENGTH)
+        rows[: weights.shape[1], piece] = weights.T @ rows[:, piece]
 
 
 def project_out(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
@@ -86,7 +95,7 @@ def orthonormal_extension(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """
     for _ in range(_MAX_BLOCK_PASSES):
         block, triangle = qr(project_out(block, basis))
-        if np.linalg.svd(triangle, compute_uv=False).min() >= _KEPT_SHARE:
+        if np.linalg.svd(triangle, compute_uv=False).min() >= KEPT_SHARE:
             break
     return block
 

@@ -11,14 +11,13 @@ from spectral_density._progress import progress_bar
 from spectral_density._warnings import warn
 from spectral_density.linalg.arguments import (
     as_real_square,
-    block_product,
     integer,
-    product_precision,
     random_direction,
 )
 from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance
 from spectral_density.linalg.start_vectors import start_columns
 from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.vectors import Vectors, rounding_of, vectors_of
 
 # Random streams: a key of this file's own.
 _KEY = 7046
@@ -82,28 +81,29 @@ def power_iteration(
     """
     operator = as_real_square(operator)
     size = integer(operator.shape[0], "The number of rows", 1)
-    tolerance = residual_tolerance(tolerance, product_precision(operator))
+    vectors = vectors_of(operator)
+    tolerance = residual_tolerance(tolerance, rounding_of(operator, vectors))
     max_products = integer(max_products, "max_products", 1)
     seed = integer(seed, "seed", 0)
     if start is None:
-        vector = random_direction(size, seed, _KEY)
+        first = random_direction(size, seed, _KEY)
     else:
-        vector = start_columns(start, size, 1)[:, 0].copy()
-    before = None
+        first = start_columns(start, size, 1)[:, 0].copy()
+    vector, before = vectors.to_engine(first), None
     with progress_bar(max_products, "Power iteration", progress) as bar:
         for count in range(1, max_products + 1):
-            product = block_product(operator, vector, f"at step {count}")
+            (product,), _ = vectors.products(operator, [vector], f"at step {count}")
             bar.update(1)
             with blas_threads(size):
-                step = _Step.from_product(vector, product)
+                step = _Step.from_product(vectors, vector, product)
                 converged = step.residual <= tolerance * step.norm
-                alternates = not converged and step.alternates(before, tolerance)
+                alternates = not converged and step.alternates(vectors, before, tolerance)
             if converged or alternates or count == max_products:
                 break
             before, vector = vector, step.direction
     result = PowerIteration(
         value=float(np.ldexp(step.value, step.exponent)),
-        vector=vector,
+        vector=vectors.to_host(vector).astype(np.float64, copy=False),
         residual=float(np.ldexp(step.residual, step.exponent)),
         converged=converged,
         num_products=count,
@@ -120,24 +120,26 @@ class _Step(NamedTuple):
     norm: float  # ||A v||
     residual: float  # ||A v - value v||
     exponent: int
-    direction: np.ndarray  # A v / ||A v||
+    direction: Any  # A v / ||A v||
 
     @classmethod
-    def from_product(cls, vector: np.ndarray, product: np.ndarray) -> _Step:
-        exponent = int(np.frexp(np.abs(product).max())[1])
-        product = np.ldexp(product, -exponent)
-        norm = float(np.linalg.norm(product))
-        value = float(vector @ product)
-        residual = float(np.linalg.norm(product - value * vector))
+    def from_product(cls, vectors: Vectors, vector: Any, product: Any) -> _Step:
+        exponent = int(np.frexp(vectors.peak([product]))[1])
+        product = vectors.times_power(product, -exponent)
+        norm = vectors.norm(product)
+        value = float(vectors.inner(vector, product))
+        rest = vectors.subtract(vectors.copy(product), value, vector)
+        residual = vectors.norm(rest)
         if norm:
-            product /= norm
+            product = vectors.divided(product, norm)
         return cls(value, norm, residual, exponent, product)
 
-    def alternates(self, before: np.ndarray | None, tolerance: float) -> bool:
+    def alternates(self, vectors: Vectors, before: Any, tolerance: float) -> bool:
         """Return whether two products lead back to where they began, and one far away."""
         if before is None or self.residual <= tolerance**0.5 * self.norm:
             return False
-        return bool(np.linalg.norm(self.direction - before) <= tolerance)
+        moved = vectors.subtract(vectors.copy(self.direction), 1.0, before)
+        return vectors.norm(moved) <= tolerance
 
 
 def _warn(result: PowerIteration, step: _Step, tolerance: float, alternates: bool) -> None:

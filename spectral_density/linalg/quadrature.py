@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
 
-from spectral_density.linalg.orthogonalization import project
+from spectral_density.linalg.vectors import HostRows, Rows
 
 WEIGHT_FLOOR = 1e-12
 """Nodes of less weight carry none: what follows a breakdown, never reported as eigenvalues."""
@@ -143,7 +143,7 @@ def quadrature_bounds(
 
 
 def ritz_overlaps(
-    basis: np.ndarray,
+    basis: np.ndarray | Rows,
     quadrature: Quadrature,
     candidates: np.ndarray,
     start_vectors: Iterable[np.ndarray],
@@ -153,7 +153,7 @@ def ritz_overlaps(
     No Ritz vector is formed: <V s, v> is s' (V' v), one pass over the basis for a start vector.
 
     Args:
-        basis: Lanczos vectors of one draw as rows, shape (m, n).
+        basis: Lanczos vectors of one draw as rows, shape (m, n), or where they were computed.
         quadrature: of the same draw.
         candidates: the nodes that are asked for, k indices or a mask of shape (m,).
         start_vectors: the unit start vectors of all draws in turn, each of shape (n,).
@@ -164,13 +164,18 @@ def ritz_overlaps(
     Raises:
         ValueError: if the quadrature has no vectors, or not the order of the basis.
     """
-    if quadrature.vectors is None or len(quadrature.vectors) != len(basis):
+    kept = basis if isinstance(basis, Rows) else HostRows(basis)
+    # A run may have ended before it used all of the room.
+    fewest = 0 if isinstance(basis, Rows) else kept.capacity
+    order = -1 if quadrature.vectors is None else len(quadrature.vectors)
+    if quadrature.vectors is None or not fewest <= order <= kept.capacity:
         raise ValueError(
             "ritz_overlaps needs the quadrature of the basis's own draw with its vectors: use "
             "gauss_quadrature(alpha, beta)."
         )
     ritz = quadrature.vectors[:, candidates]
-    rows = [(project(basis, np.asarray(vector)) @ ritz) ** 2 for vector in start_vectors]
+    starts = (kept.vectors.to_engine(np.asarray(vector)) for vector in start_vectors)
+    rows = [(kept.project(start, order) @ ritz) ** 2 for start in starts]
     return np.array(rows).reshape(len(rows), ritz.shape[1])
 
 

@@ -11,10 +11,15 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
-from spectral_density.linalg.arguments import block_product, integer, number, product_precision
+from spectral_density.linalg.arguments import (
+    block_product,
+    integer,
+    number,
+)
 from spectral_density.linalg.dense import blocks, identity_products
 from spectral_density.linalg.estimates import DiagonalEstimate, Estimate, QuadratureEstimate
 from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.vectors import HostVectors, rounding_of, vectors_of
 
 GROWTH = 1.5
 """Factor by which a sample grows when its error is still above the tolerance.
@@ -80,12 +85,16 @@ class ScaledOperator:
     """An operator that counts its products, and scales them by a power of two.
 
     The scale is that of the first block, so that no square under- or overflows.
+
+    Attributes:
+        vectors: what is computed with vectors that stay where the operator has them.
     """
 
     def __init__(self, operator: LinearOperator, bar: Any) -> None:
         self.operator = operator
         self.size = operator.shape[0]
-        self.rounding = ROUNDING_UNITS * product_precision(operator)
+        self.vectors = vectors_of(operator)
+        self.rounding = ROUNDING_UNITS * rounding_of(operator, self.vectors)
         self.count = 0
         self.scale = 0.0
         self.bar = bar
@@ -98,6 +107,28 @@ class ScaledOperator:
         if not self.scale:
             self.scale = 2.0 ** np.floor(np.log2(np.abs(result).max(initial=0.0) or 1.0))
         return result.T / self.scale
+
+    def images(self, probes: Any) -> Any:
+        """Return the products with vectors: rows of NumPy, or vectors where the operator has them.
+
+        Args:
+            probes: as `probes` returns them.
+        """
+        if isinstance(probes, np.ndarray):
+            return self(probes)
+        products, _ = self.vectors.products(self.operator, probes)
+        self.count += len(probes)
+        self.bar.update(len(probes))
+        if not self.scale:
+            self.scale = 2.0 ** np.floor(np.log2(self.vectors.peak(products) or 1.0))
+        exponent = int(np.log2(self.scale))
+        return [self.vectors.times_power(product, -exponent) for product in products]
+
+    def probes(self, rows: np.ndarray) -> Any:
+        """Return rows of the host as vectors of the operator; NumPy's as they are."""
+        if isinstance(self.vectors, HostVectors):
+            return rows
+        return [self.vectors.to_engine(row) for row in rows]
 
     def blocks(self, begin: int, end: int) -> Iterator[range]:
         """Split a range of draws into those that are multiplied together."""

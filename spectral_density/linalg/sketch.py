@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from spectral_density.linalg.arguments import rounding_share, stream
-from spectral_density.linalg.orthogonalization import orthonormal_extension, project_out, qr
+from spectral_density.linalg.arguments import precision, rounding_share, stream
+from spectral_density.linalg.orthogonalization import (
+    orthonormal_extension,
+    project_out,
+    project_out_rows,
+    qr,
+)
 from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.vectors import HostVectors, Rows
 
 # An operator whose products differ from their transpose by more than this is not symmetric; it is
 # far above what float32 networks show.
@@ -45,45 +52,89 @@ class Sketch:
     @property
     def rank(self) -> int:
         """Number of probes, and of columns of the basis."""
-        return len(self.basis)
+        return len(self.triangle)
 
     def extend(self, rank: int) -> None:
         """Add probes up to a number; two products each."""
         known = self.rank
-        self.basis = padded(self.basis, rank, self.products.size)
-        if self.keep_images:
-            self.images = padded(self.images, rank, self.products.size)
+        self.reserve(rank)
         self.triangle = padded(self.triangle, rank, rank)
         self.compressed = padded(self.compressed, rank, rank)
         for draws in self.products.blocks(known, rank):
             begin, end = draws.start, draws.stop
             probes = gaussians(self.products.size, self.seed, draws, SKETCH)
-            images = self.products(probes)
+            images = self.multiply(self.place(probes))
             with blas_threads(self.products.size):
-                rows = _orthonormal(images, self.basis[:begin], partial(self._fresh, draws))
-                self.basis[begin:end] = rows
-                self.triangle[:end, begin:end] = self.basis[:end] @ images.T
-            images = self.products(rows)
+                rows = self.append(images, draws)
+                self.triangle[:end, begin:end] = self.inside(images, end)
+            images = self.multiply(rows)
             with blas_threads(self.products.size):
-                forms = self.basis[:end] @ images.T
+                forms = self.inside(images, end)
             self.compressed[:begin, begin:end] = forms[:begin]
             self.compressed[begin:end, :begin] = forms[:begin].T
             self.compressed[begin:end, begin:end] = (forms[begin:] + forms[begin:].T) / 2
-            self.image_norms = np.append(self.image_norms, np.linalg.norm(images, axis=1))
-            self._check_symmetry(forms[begin:])
-            if self.keep_images:
-                self.images[begin:end] = images
+            self.image_norms = np.append(self.image_norms, self.keep(images, draws))
+            self._check_symmetry(forms[begin:], end - 1)
 
-    def _fresh(self, draws: range) -> np.ndarray:
+    # What a sketch on a device does otherwise. Vectors are rows of NumPy here, and there a list.
+
+    def place(self, rows: np.ndarray) -> Any:
+        """Return rows of NumPy as the vectors that the other methods take."""
+        return rows
+
+    def multiply(self, vectors: Any) -> Any:
+        """Return the products with vectors."""
+        return self.products(vectors)
+
+    def reserve(self, rank: int) -> None:
+        """Make room for a number of basis vectors."""
+        self.basis = padded(self.basis, rank, self.products.size)
+        if self.keep_images:
+            self.images = padded(self.images, rank, self.products.size)
+
+    def append(self, images: Any, draws: range) -> Any:
+        """Add orthonormal directions that extend the basis by the span of images; return them."""
+        rows = _orthonormal(images, self.basis[: draws.start], partial(self.fresh, draws))
+        self.basis[draws.start : draws.stop] = rows
+        return rows
+
+    def inside(self, vectors: Any, rank: int, first: int = 0) -> np.ndarray:
+        """Return the inner products of basis vectors with vectors, shape (rank - first, k)."""
+        return self.basis[first:rank] @ vectors.T
+
+    def crossed(self, vectors: Any, rank: int, first: int = 0) -> np.ndarray:
+        """Return the inner products of images of basis vectors with vectors, as `inside` does."""
+        return self.images[first:rank] @ vectors.T
+
+    def outside(self, vectors: Any, rank: int) -> Any:
+        """Return vectors without their parts along the first basis vectors."""
+        return project_out_rows(vectors, self.basis[:rank])
+
+    def keep(self, images: Any, draws: range) -> np.ndarray:
+        """Keep the images of basis vectors, as far as they are needed; return their norms."""
+        if self.keep_images:
+            self.images[draws.start : draws.stop] = images
+        return np.linalg.norm(images, axis=1)
+
+    def image_gram(self) -> np.ndarray:
+        """Return the inner products of the images, (AQ)'AQ."""
+        return self.images @ self.images.T
+
+    def direction(self, index: int) -> np.ndarray:
+        """Return a basis vector."""
+        return self.basis[index]
+
+    def fresh(self, draws: range) -> np.ndarray:
+        """Return random rows for directions that do not exist."""
         return gaussians(self.products.size, self.seed, draws, _FRESH)
 
-    def _check_symmetry(self, corner: np.ndarray) -> None:
+    def _check_symmetry(self, corner: np.ndarray, newest: int) -> None:
         off = float(np.linalg.norm(corner - corner.T))
         size = float(np.linalg.norm(self.image_norms))
         if off <= max(ASYMMETRY, 10 * self.products.rounding) * size:
             return
         # A matrix that is zero but for rounding is not symmetric, and its estimate not wrong.
-        if off > 10 * rounding_share(self.products.operator, self.basis[-1]) * size:
+        if off > 10 * rounding_share(self.products.operator, self.direction(newest)) * size:
             raise ValueError(
                 f"The operator is not symmetric: u'Av and v'Au differ by {off / size:.1e} of "
                 "||A|| on average. Pass (A + A') / 2, which has the same trace and diagonal."
@@ -107,11 +158,92 @@ class Sketch:
         inside = np.empty((self.rank, self.rank))
         squares = np.empty(self.rank)
         for draws in self.products.blocks(0, self.rank):
-            probes = gaussians(self.products.size, self.seed, draws, SKETCH)
+            rows = gaussians(self.products.size, self.seed, draws, SKETCH)
             where = slice(draws.start, draws.stop)
-            inside[:, where] = self.basis @ probes.T
-            squares[where] = row_dots(probes, probes)
+            inside[:, where] = self.inside(self.place(rows), self.rank)
+            squares[where] = row_dots(rows, rows)
         return inside, squares
+
+
+class DeviceSketch(Sketch):
+    """A sketch whose basis is where the operator has its vectors; probes go there, scalars come.
+
+    Attributes:
+        rows: the basis.
+        images_of: their products, where they are kept.
+    """
+
+    def __init__(self, products: ScaledOperator, seed: int, *, keep_images: bool) -> None:
+        super().__init__(products, seed, keep_images=keep_images)
+        self.rows = products.vectors.rows(0)
+        self.images_of = products.vectors.rows(0)
+
+    def place(self, rows: np.ndarray) -> Any:
+        """Return rows of NumPy as vectors of the operator."""
+        return [self.products.vectors.to_engine(row) for row in rows]
+
+    def multiply(self, vectors: Any) -> Any:
+        """Return the products with vectors."""
+        return self.products.images(vectors)
+
+    def reserve(self, rank: int) -> None:
+        """Make room for a number of basis vectors."""
+        self.rows = self.rows.grown(rank, self.rank)
+        if self.keep_images:
+            self.images_of = self.images_of.grown(rank, self.rank)
+
+    def append(self, images: Any, draws: range) -> Any:
+        """Add the directions of the images one by one."""
+        vectors, basis = self.products.vectors, self.rows
+        for index, image in zip(draws, images, strict=True):
+            rest, _ = basis.orthogonalize(vectors.copy(image), index)
+            # What is left of a dependent vector is rounding.
+            if vectors.norm(rest) <= 10 * precision(basis.dtype) * vectors.norm(image):
+                (row,) = self.fresh(range(index, index + 1))
+                rest = vectors.to_engine(row)
+            # A second time: what is left may be small, and its rounding is not.
+            for _ in range(2):
+                rest, _ = basis.orthogonalize(vectors.divided(rest, vectors.norm(rest)), index)
+            basis.write(index, vectors.divided(rest, vectors.norm(rest)))
+        return [basis.read(index) for index in draws]
+
+    def inside(self, vectors: Any, rank: int, first: int = 0) -> np.ndarray:
+        """Return the inner products of basis vectors with vectors, shape (rank - first, k)."""
+        return _products_of_rows(self.rows, vectors, rank)[first:]
+
+    def crossed(self, vectors: Any, rank: int, first: int = 0) -> np.ndarray:
+        """Return the inner products of images of basis vectors with vectors, as `inside` does."""
+        return _products_of_rows(self.images_of, vectors, rank)[first:]
+
+    def outside(self, vectors: Any, rank: int) -> Any:
+        """Return vectors without their parts along the first basis vectors."""
+        return [self.rows.orthogonalize(vector, rank)[0] for vector in vectors]
+
+    def keep(self, images: Any, draws: range) -> np.ndarray:
+        """Keep the images of basis vectors, as far as they are needed; return their norms."""
+        if self.keep_images:
+            for index, image in zip(draws, images, strict=True):
+                self.images_of.write(index, image)
+        return self.products.vectors.norms(images)
+
+    def image_gram(self) -> np.ndarray:
+        """Return the inner products of the images, (AQ)'AQ."""
+        images = [self.images_of.read(index) for index in range(self.rank)]
+        return self.crossed(images, self.rank)
+
+    def direction(self, index: int) -> np.ndarray:
+        """Return a basis vector, float64 on the host."""
+        return self.rows.to_host(1, index)[0].astype(np.float64)
+
+
+def _products_of_rows(rows: Rows, vectors: Sequence[Any], count: int) -> np.ndarray:
+    return np.stack([rows.project(vector, count) for vector in vectors], axis=1)
+
+
+def sketch_of(products: ScaledOperator, seed: int, *, keep_images: bool) -> Sketch:
+    """Return an empty sketch with its basis where the operator has its vectors."""
+    on_host = isinstance(products.vectors, HostVectors)
+    return (Sketch if on_host else DeviceSketch)(products, seed, keep_images=keep_images)
 
 
 def _orthonormal(

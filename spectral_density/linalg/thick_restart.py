@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import log, pi
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.arguments import random_direction, row_products
+from spectral_density.linalg.arguments import random_direction
 from spectral_density.linalg.eigenvalue_selection import (
     log_distances,
     nearest_to_ends,
@@ -18,15 +18,14 @@ from spectral_density.linalg.eigenvalue_selection import (
     wanted_edges,
     wanted_indices,
 )
-from spectral_density.linalg.orthogonalization import orthogonalize, orthonormalize
 from spectral_density.linalg.threads import blas_threads
+from spectral_density.linalg.vectors import HostVectors, Rows, Vectors
 
 MISS_PROBABILITY = 1e-4
 """How likely an eigenvalue that was asked for may at most be missed by the last random start."""
 
 # Random streams: a key of this file's own.
 _KEY = 7045
-_EPS = float(np.finfo(np.float64).eps)
 
 # Share of the tolerance that the recurrence's own residual must meet: the rest is for rounding.
 _SHARE = 0.5
@@ -38,9 +37,8 @@ _POLISH = 0.1
 # measured on cases A and B of the tests, where they need no more products than ARPACK's rule.
 _KEPT_SHARES = (0.4, 0.7)
 
-# Products for true residuals that are computed together, and columns that are rotated together.
+# Products for true residuals that are computed together.
 _CHECK_WIDTH = 8
-_ROTATE_LENGTH = 2**13
 
 
 class _Ritz(NamedTuple):
@@ -55,7 +53,7 @@ class CheckedPairs(NamedTuple):
     """Pairs whose products were computed afresh, in units of 2**exponent."""
 
     values: np.ndarray  # (k,)
-    rows: np.ndarray  # (k, n), orthonormal
+    rows: Rows  # (k, n), orthonormal
     residuals: np.ndarray  # (k,)
 
 
@@ -79,7 +77,7 @@ class EigenState:
     subspace: int  # m
     block_size: int  # b, vectors a step in the first round; one in all others
     seed: int
-    basis: np.ndarray  # (m + b, n), of which locked + active + pending rows are used
+    rows: Rows  # room for m + b, of which locked + active + pending are used
     projected: np.ndarray  # (m + b, m + b), in units of 2**exponent, as are norm and asymmetry
     locked: int = 0
     active: int = 0
@@ -105,6 +103,11 @@ class EigenState:
         return self.locked + self.active + self.pending
 
     @property
+    def basis(self) -> np.ndarray:
+        """The rows in use, (used, n): NumPy's own, or a copy from where they are."""
+        return self.rows.to_host(self.used)
+
+    @property
     def values(self) -> np.ndarray:
         """Best approximations of the wanted eigenvalues so far, in the order of the result."""
         active = self._ritz().values
@@ -124,48 +127,55 @@ class EigenState:
         They are read-only views of it: write or copy them before the next step. Between restarts
         rows of "basis" are only added.
         """
-        result = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            result[item.name] = np.asarray(value[: self.used] if item.name == "basis" else value)
-            result[item.name] = result[item.name].view()
-            result[item.name].flags.writeable = False
-        return result
+        return {**self.arrays_but_basis(), "basis": _read_only(self.basis)}
+
+    def arrays_but_basis(self) -> dict[str, np.ndarray]:
+        """Return `arrays` without "basis", for which vectors would come to the host."""
+        names = [item.name for item in fields(self) if item.name != "rows"]
+        return {name: _read_only(np.asarray(getattr(self, name))) for name in names}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], /) -> EigenState:
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], /, *, vectors: Vectors | None = None
+    ) -> EigenState:
         """Return the state of `arrays`, which are copied; a run continues from it to the same bits.
+
+        Args:
+            arrays: by name.
+            vectors: those of the operator where it has some on a device; None for NumPy's.
 
         Raises:
             ValueError: if an array is missing or the shapes do not fit.
         """
-        names = {item.name for item in fields(cls)}
+        names = {item.name for item in fields(cls)} - {"rows"} | {"basis"}
         missing = sorted(names - set(arrays))
         if missing:
             raise ValueError(f"This is no state of top_eigenpairs: {', '.join(missing)} missing.")
         values: dict[str, Any] = {
             name: np.asarray(arrays[name]).item() for name in names - {"basis", "projected"}
         }
-        rows = np.asarray(arrays["basis"])
+        basis = np.asarray(arrays["basis"])
         projected = np.array(arrays["projected"], dtype=np.float64)
         capacity = values["subspace"] + values["block_size"]
         used = values["locked"] + values["active"] + values["pending"]
-        if rows.shape != (used, values["size"]) or projected.shape != (capacity, capacity):
+        if basis.shape != (used, values["size"]) or projected.shape != (capacity, capacity):
             raise ValueError(
-                f"This is no state of top_eigenpairs: basis {rows.shape} and projected "
+                f"This is no state of top_eigenpairs: basis {basis.shape} and projected "
                 f"{projected.shape} must have shapes ({used}, {values['size']}) and "
                 f"({capacity}, {capacity})."
             )
-        basis = np.empty((capacity, values["size"]))
-        basis[:used] = rows
-        return cls(basis=basis, projected=projected, **values)
+        vectors = HostVectors(values["size"]) if vectors is None else vectors
+        rows = vectors.rows(capacity)
+        for index, row in enumerate(basis):
+            rows.write(index, vectors.to_engine(row))
+        return cls(rows=rows, projected=projected, **values)
 
     # Steps. Each leaves the state ready for the next product, or settled.
 
     def advance(self, operator: LinearOperator) -> None:
         """Make one step: one block product, and all that follows from it."""
         first = self.locked + self.active
-        block = self.basis[first : first + self.pending]
+        block = [self.rows.read(first + index) for index in range(self.pending)]
         products = self._multiply(operator, block, f"at step {self.steps + 1}")
         with blas_threads(self.size):
             self._absorb(products)
@@ -177,7 +187,7 @@ class EigenState:
         self.rounds = 1
         with blas_threads(self.size):
             for column in [] if starts is None else starts.T:
-                self._add(np.array(column))
+                self._add(self.rows.vectors.to_engine(np.array(column)))
             while self.pending < self.block_size:
                 self._add_random()
 
@@ -190,7 +200,8 @@ class EigenState:
         most = max(1, (self.subspace - self.k) // 2)
         again = np.sort(worst[: min(failed.sum(), most)])
         kept = np.setdiff1d(np.arange(self.k), again)
-        self.basis[: self.k] = pairs.rows[np.concatenate([kept, again])]
+        for to, origin in enumerate(np.concatenate([kept, again])):
+            self.rows.write(to, pairs.rows.read(origin))
         self.projected[:] = 0.0
         np.fill_diagonal(self.projected[: len(kept), : len(kept)], pairs.values[kept])
         self.locked, self.active, self.pending = len(kept), 0, len(again)
@@ -202,59 +213,64 @@ class EigenState:
         ritz = self._ritz()
         wanted = self._wanted(ritz.values)
         wanted = wanted[result_order(self._union(ritz.values)[wanted], self.which)]
-        active = self.basis[self.locked : self.locked + self.active]
-        rows = np.empty((len(wanted), self.size))
+        vectors = self.rows.vectors
+        rows = vectors.rows(len(wanted))
         with blas_threads(self.size):
-            for row, index in zip(rows, wanted, strict=True):
+            for number, index in enumerate(wanted):
                 if index < self.locked:
-                    row[:] = self.basis[index]
+                    rows.write(number, self.rows.read(index))
                 else:
-                    np.matmul(ritz.weights[:, index - self.locked], active, out=row)
-            orthonormalize(rows)
-        values, residuals = np.empty(len(rows)), np.empty(len(rows))
+                    weights = ritz.weights[:, index - self.locked]
+                    rows.write(number, self.rows.combine(weights, self.locked))
+            rows.orthonormalize(len(wanted))
+        values, residuals = np.empty(len(wanted)), np.empty(len(wanted))
         # One by one where all products are: blocks of another width might not repeat to the bit.
         width = min(self.block_size, _CHECK_WIDTH)
-        for begin in range(0, len(rows), width):
-            piece = slice(begin, begin + width)
-            products = self._scale(operator, rows[piece], "of the residuals")
+        for begin in range(0, len(wanted), width):
+            piece = slice(begin, min(begin + width, len(wanted)))
+            pairs = [rows.read(index) for index in range(piece.start, piece.stop)]
+            products = self._scale(operator, pairs, "of the residuals")
             with blas_threads(self.size):
-                values[piece] = np.einsum("ij,ij->i", rows[piece], products)
-                products -= values[piece, np.newaxis] * rows[piece]
-                residuals[piece] = np.linalg.norm(products, axis=1)
+                values[piece] = vectors.inners(pairs, products)
+                rests = map(vectors.subtract, products, values[piece], pairs)
+                residuals[piece] = vectors.norms(list(rests))
         return CheckedPairs(values, rows, residuals)
 
     def passed(self, pairs: CheckedPairs) -> np.ndarray:
         """Return which pairs have a small enough true residual, shape (k,)."""
         return pairs.residuals <= self.tolerance * self.norm
 
-    def _multiply(self, operator: LinearOperator, block: np.ndarray, where: str) -> np.ndarray:
+    def _multiply(self, operator: LinearOperator, block: Sequence[Any], where: str) -> list[Any]:
         self.num_products += len(block)
+        vectors = self.rows.vectors
         products = self._scale(operator, block, where)
-        if not self.scaled and products.any():
+        if not self.scaled and (peak := vectors.peak(products)):
             # Only zeros came before, so units may still change: no square over- or underflows.
-            self.exponent = int(np.frexp(np.abs(products).max())[1])
+            self.exponent = int(np.frexp(peak)[1])
             self.scaled = True
-            products = np.ldexp(products, -self.exponent)
+            products = [vectors.times_power(product, -self.exponent) for product in products]
         return products
 
-    def _scale(self, operator: LinearOperator, rows: np.ndarray, where: str) -> np.ndarray:
-        """Return the products with rows as rows in units of 2**exponent: always a copy."""
-        products, _ = row_products(operator, rows, where)
-        return np.ldexp(products, -self.exponent, out=products)
+    def _scale(self, operator: LinearOperator, block: Sequence[Any], where: str) -> list[Any]:
+        """Return the products with vectors in units of 2**exponent: always copies."""
+        vectors = self.rows.vectors
+        products, _ = vectors.products(operator, block, where)
+        return [vectors.times_power(product, -self.exponent) for product in products]
 
-    def _absorb(self, products: np.ndarray) -> None:
+    def _absorb(self, products: Sequence[Any]) -> None:
         """Make the pending rows active, given their products, and pending what these add."""
         first = self.locked + self.active
         rows = after = first + self.pending
+        vectors = self.rows.vectors
         for index, w in enumerate(products):
-            self.norm = max(self.norm, float(np.linalg.norm(w)))
-            along = orthogonalize(w, self.basis[:rows])
-            beta = float(np.linalg.norm(w))
+            self.norm = max(self.norm, vectors.norm(w))
+            rest, along = self.rows.orthogonalize(w, rows)
+            beta = vectors.norm(rest)
             column = first + index
             self.projected[self.locked : rows, column] = along[self.locked :]
             if rows == self.size or beta <= self._negligible():
                 continue  # the rest is rounding
-            self.basis[rows] = w / beta
+            self.rows.write(rows, vectors.divided(rest, beta))
             self.projected[rows, column] = beta
             self.log_beta += log(beta)
             rows += 1
@@ -284,7 +300,7 @@ class EigenState:
                 return
         if not self.pending:
             self._add_random()
-        if self.used + self.pending > len(self.basis):
+        if self.used + self.pending > self.rows.capacity:
             self._restart(ritz, len(from_active))
 
     # Rayleigh-Ritz
@@ -300,12 +316,13 @@ class EigenState:
 
     def _rounding(self) -> float:
         # Symmetric products differ from symmetry by their rounding, whatever dtype they state.
-        return max(4 * _EPS * self.norm, self.asymmetry)
+        return max(4 * self.rows.vectors.eps * self.norm, self.asymmetry)
 
     def _negligible(self) -> float:
         """Length below which the rest of a product is rounding."""
         # Products may be better than the dtype they state: a tolerance below that is believed.
-        return max(10 * _EPS, min(10 * self.precision, self.tolerance)) * self.norm
+        least = 10 * self.rows.vectors.eps
+        return max(least, min(10 * self.precision, self.tolerance)) * self.norm
 
     def _target(self) -> float:
         """Residual of the recurrence that is small enough."""
@@ -367,14 +384,14 @@ class EigenState:
         """Lock the wanted pairs, discard all others, and begin a round."""
         from_locked, from_active = self._split(wanted)
         values = self._union(ritz.values)[wanted]
-        self._rotate(ritz.weights[:, from_active])
+        self.rows.rotate(ritz.weights[:, from_active], self.locked)
         rotated = np.arange(self.locked, self.locked + len(from_active))
         order = np.concatenate([from_locked, rotated])
         # Downwards, one row at a time: no row is written before it is read.
         for to, origin in enumerate(order):
-            self.basis[to] = self.basis[origin]
+            self.rows.write(to, self.rows.read(origin))
         self.locked, self.active, self.pending = len(wanted), 0, 0
-        orthonormalize(self.basis[: self.locked])
+        self.rows.orthonormalize(self.locked)
         self.projected[:] = 0.0
         np.fill_diagonal(self.projected[: self.locked, : self.locked], values)
         self.rounds += 1
@@ -383,7 +400,7 @@ class EigenState:
 
     def _restart(self, ritz: _Ritz, num_wanted: int) -> None:
         """Keep the Ritz vectors nearest to the wanted ends, and the pending rows."""
-        most = len(self.basis) - self.locked - 2 * self.pending
+        most = self.rows.capacity - self.locked - 2 * self.pending
         others = self.active - num_wanted
         done = int((ritz.residuals <= self._target()).sum())
         fewest, fullest = (int(share * others) for share in _KEPT_SHARES)
@@ -396,9 +413,10 @@ class EigenState:
         active = slice(self.locked, self.locked + self.active)
         pending = slice(active.stop, self.used)
         coupling = self.projected[pending, active] @ ritz.weights[:, kept]
-        self._rotate(ritz.weights[:, kept])
+        self.rows.rotate(ritz.weights[:, kept], self.locked)
         last = self.locked + keep
-        self.basis[last : last + self.pending] = self.basis[pending].copy()
+        for index in range(self.pending):
+            self.rows.write(last + index, self.rows.read(pending.start + index))
         self.projected[self.locked :, self.locked :] = 0.0
         diagonal = np.arange(self.locked, last)
         self.projected[diagonal, diagonal] = ritz.values[kept]
@@ -406,24 +424,22 @@ class EigenState:
         self.active = keep
         self.restarts += 1
 
-    def _rotate(self, weights: np.ndarray) -> None:
-        """Replace the first active rows by combinations of all of them, shape (active, count)."""
-        active = slice(self.locked, self.locked + self.active)
-        target = slice(self.locked, self.locked + weights.shape[1])
-        for begin in range(0, self.size, _ROTATE_LENGTH):
-            piece = slice(begin, begin + _ROTATE_LENGTH)
-            self.basis[target, piece] = weights.T @ self.basis[active, piece]
-
-    def _add(self, vector: np.ndarray) -> None:
+    def _add(self, vector: Any) -> None:
         """Make the part of a unit vector across the basis a pending row, unless it is rounding."""
-        used = self.used
-        orthogonalize(vector, self.basis[:used])
-        norm = float(np.linalg.norm(vector))
-        if norm > 1e-10:
-            self.basis[used] = vector / norm
+        vectors, used = self.rows.vectors, self.used
+        vector, _ = self.rows.orthogonalize(vector, used)
+        norm = vectors.norm(vector)
+        if norm > max(1e-10, 10 * self.rows.vectors.eps):
+            self.rows.write(used, vectors.divided(vector, norm))
             self.pending += 1
 
     def _add_random(self) -> None:
         vector = random_direction(self.size, self.seed, _KEY, self.draws)
         self.draws += 1
-        self._add(vector)
+        self._add(self.rows.vectors.to_engine(vector))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

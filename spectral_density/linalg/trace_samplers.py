@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import hypot
+from typing import Any
 
 import numpy as np
 
 from spectral_density.linalg.estimates import Estimate
-from spectral_density.linalg.orthogonalization import project_out_rows
 from spectral_density.linalg.sampling import ScaledOperator
 from spectral_density.linalg.sketch import (
     RESIDUAL,
     SKETCH,
-    Sketch,
     gaussians,
     padded,
-    row_dots,
+    sketch_of,
     sketch_rank,
 )
 from spectral_density.linalg.threads import blas_threads
@@ -42,12 +41,14 @@ class Hutchinson:
 
     def extend(self, num_products: int) -> None:
         """Make the sample as large as that many products allow."""
+        vectors = self.products.vectors
         for draws in self.products.blocks(len(self.samples), num_products):
-            probes = gaussians(self.products.size, self.seed, draws, SKETCH)
-            images = self.products(probes)
-            square = row_dots(probes, probes)
-            image_square = row_dots(images, images)
-            forms = image_square if self.squared else row_dots(probes, images)
+            rows = gaussians(self.products.size, self.seed, draws, SKETCH)
+            probes = self.products.probes(rows)
+            images = self.products.images(probes)
+            square = vectors.inners(probes, probes)
+            image_square = vectors.inners(images, images)
+            forms = image_square if self.squared else vectors.inners(probes, images)
             self.samples = np.append(self.samples, self.products.size * forms / square)
             self.sizes = np.append(self.sizes, np.sqrt(image_square / square))
 
@@ -68,7 +69,7 @@ class HutchPlusPlus:
     def __init__(self, products: ScaledOperator, seed: int, *, grows: bool = False) -> None:
         self.products = products
         self.seed = seed
-        self.sketch = Sketch(products, seed, keep_images=grows)
+        self.sketch = sketch_of(products, seed, keep_images=grows)
         # For residual probes u, orthogonal to the first columns of Q (those at their time):
         self.forms = np.zeros(0)  # u'Au
         self.squares = np.zeros(0)  # u'u
@@ -89,22 +90,23 @@ class HutchPlusPlus:
                 probes = self._residual_probes(part, columns)
                 where = slice(known, rank), slice(part.start, part.stop)
                 with blas_threads(self.products.size):
-                    self.inside[where] = self.sketch.basis[known:] @ probes.T
-                    self.crossed[where] = self.sketch.images[known:] @ probes.T
+                    self.inside[where] = self.sketch.inside(probes, rank, known)
+                    self.crossed[where] = self.sketch.crossed(probes, rank, known)
         draws = range(count, num_products - 2 * rank)
         for part in self.products.blocks(draws.start, draws.stop):
             probes = self._residual_probes(part, rank)
-            images = self.products(probes)
-            self.forms = np.append(self.forms, row_dots(probes, images))
-            self.squares = np.append(self.squares, row_dots(probes, probes))
+            images = self.sketch.multiply(probes)
+            vectors = self.products.vectors
+            self.forms = np.append(self.forms, vectors.inners(probes, images))
+            self.squares = np.append(self.squares, vectors.inners(probes, probes))
         self.inside = padded(self.inside, rank, len(self.forms))
         self.crossed = padded(self.crossed, rank, len(self.forms))
         self.stages.append((draws, rank))
 
-    def _residual_probes(self, draws: range, columns: int) -> np.ndarray:
+    def _residual_probes(self, draws: range, columns: int) -> Any:
         probes = gaussians(self.products.size, self.seed, draws, RESIDUAL)
         with blas_threads(self.products.size):
-            return project_out_rows(probes, self.sketch.basis[:columns])
+            return self.sketch.outside(self.sketch.place(probes), columns)
 
     def result(self) -> Estimate:
         """Return the estimate so far."""
@@ -136,7 +138,7 @@ class XTrace:
     ) -> None:
         self.products = products
         self.squared = squared
-        self.sketch = Sketch(products, seed, keep_images=squared)
+        self.sketch = sketch_of(products, seed, keep_images=squared)
 
     def extend(self, num_products: int) -> None:
         """Make the sample as large as that many products allow."""
@@ -149,7 +151,7 @@ class XTrace:
         inside, squares = sketch.probes_inside()
         triangle, norms = sketch.triangle, sketch.image_norms
         if self.squared:
-            form = sketch.images @ sketch.images.T
+            form = sketch.image_gram()
             crossed = sketch.compressed @ triangle
             whole = _column_dots(triangle, triangle)
             rounding = 2 * self.products.rounding * float((norms**2).sum())

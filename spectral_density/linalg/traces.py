@@ -1,11 +1,18 @@
-"""Stochastic estimates of traces, diagonals and Frobenius norms, each with its error."""
+"""Stochastic estimates of traces, diagonals and Frobenius norms, each with its error.
+
+Where the operator has vectors on a device (`linalg.vectors`), probes and a basis stay there.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
 from spectral_density.linalg.arguments import as_real_square, integer
-from spectral_density.linalg.diagonal_samplers import DiagonalPlusPlus, HutchinsonDiagonal
+from spectral_density.linalg.diagonal_samplers import (
+    DiagonalPlusPlus,
+    HutchinsonDiagonal,
+    diagonal_sampler,
+)
 from spectral_density.linalg.estimates import DiagonalEstimate, Estimate
 from spectral_density.linalg.sampling import (
     exact_diagonal,
@@ -211,7 +218,7 @@ def diagonal(
     return run_sampler(
         operator,
         plan,
-        make_sampler=lambda products: sampler(products, seed),
+        make_sampler=lambda products: diagonal_sampler(sampler, products, seed),
         exact=exact_diagonal,
         description="Diagonal",
         progress=progress,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from spectral_density.checkpoint import open_run, workers_of
 from spectral_density.linalg.arguments import as_real_square, check_operator
 from spectral_density.linalg.lanczos_options import LanczosOptions
 from spectral_density.linalg.lockstep import LockstepGroup
+from spectral_density.linalg.vectors import Bases, HostBases
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,22 @@ class Tridiagonalization:
     alpha: np.ndarray  # (num_draws, order), diagonals of T, float64
     beta: np.ndarray  # (num_draws, order - 1), off-diagonals of T, not negative, float64
     residual_norms: np.ndarray  # (num_draws,), ||A V - V T||, the beta after the last step
-    basis: np.ndarray | None  # (num_draws, order, n), or None where it was not kept
+    bases: Bases | None  # Lanczos vectors where they were computed; None where they are not kept
     size: int  # n
     seed: int
     first_draw: int
     draws_at_once: int
     reorthogonalize: str
+
+    @cached_property
+    def basis(self) -> np.ndarray | None:
+        """Lanczos vectors, (num_draws, order, n), from where they are; None where not kept."""
+        return None if self.bases is None else self.bases.to_host(self.order)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the vectors as NumPy's, wherever they are."""
+        bases = None if self.basis is None else HostBases(self.basis)
+        return {item.name: getattr(self, item.name) for item in fields(self)} | {"bases": bases}
 
     @property
     def num_draws(self) -> int:
@@ -64,7 +76,7 @@ class Tridiagonalization:
 
     def __repr__(self) -> str:
         """Name the shape, never the arrays."""
-        kept = "no basis" if self.basis is None else f"{self.basis.dtype} basis"
+        kept = "no basis" if self.bases is None else f"{self.bases.parts[0].dtype} basis"
         draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
         return f"Tridiagonalization(n={self.size:,}, order={self.order}, {draws}, {kept})"
 
@@ -79,8 +91,8 @@ def lanczos(
     first_draw: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
     draws_at_once: int | None = None,
-    basis_dtype: Any = "float64",
-    basis: Literal["memory", "disk"] = "memory",
+    basis_dtype: Any = None,
+    basis: Literal["memory", "host", "disk"] = "memory",
     keep_basis: bool = True,
     start: np.ndarray | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -94,7 +106,9 @@ def lanczos(
     Every vector is made orthogonal to all before it. An invariant subspace is not an error: the
     recurrence goes on in its complement, so the basis stays orthonormal, `order == n` recovers A
     exactly, and the quadrature of the start vector is untouched. The recurrence is float64
-    also where the products are less precise.
+    also where the products are less precise. Where the operator has vectors on a device
+    (`linalg.vectors`), the Lanczos vectors stay there, in their dtype: T is then as precise as the
+    products are.
 
     Args:
         operator: symmetric and real, shape (n, n): `LinearOperator`, array or sparse matrix.
@@ -108,9 +122,12 @@ def lanczos(
             densities and moments, wrong for counting eigenvalues, which then appear repeatedly.
         draws_at_once: draws advanced in lockstep, with one block product a step. None follows
             from the size of the problem alone, see `default_draws_at_once`.
-        basis_dtype: "float64", or "float32" for half the memory and orthogonality to 1e-6.
-        basis: "memory", or "disk" for rows in a temporary file, in the directory of the
-            checkpoint if there is one; each step then reads all of them.
+        basis_dtype: "float64", or "float32" for half the memory and orthogonality to 1e-6; None
+            for that of the vectors, which is float64 on the host.
+        basis: "memory" of the device where the operator has vectors there, and else of the host;
+            "host" for the host's in any case; or "disk" for rows in a temporary file, in the
+            directory of the checkpoint if there is one; each step then reads all of them. On the
+            host and on the disk the recurrence is NumPy's, in float64.
         keep_basis: whether the result has the basis; without, a group's is freed when it ends.
         start: start vectors instead of random ones, shape (n,) or (n, num_draws).
         checkpoint: a directory in which each step is made durable. A run that has steps of its own
@@ -169,9 +186,9 @@ def lanczos(
             directory = stack.enter_context(
                 open_run(checkpoint, options.problem(operator), workers_of(operator))
             )
-        rows = options.allocate(options.num_draws) if options.keeps_rows else None
+        bases = options.allocate(options.num_draws) if options.keeps_rows else None
         for draws in options.groups:
-            group = options.group(draws, alpha, beta, rows)
+            group = options.group(draws, alpha, beta, bases)
             with nullcontext() if directory is None else group.saved_in(directory, operator):
                 observers = _Observers(bar, callback, until if draws is options.groups[0] else None)
                 steps = _advance_group(operator, group, steps, observers)
@@ -181,7 +198,7 @@ def lanczos(
         alpha=alpha[:, :steps].copy(),
         beta=beta[:, : steps - 1].copy(),
         residual_norms=beta[:, steps - 1].copy(),
-        basis=None if rows is None else rows[:, :steps],
+        bases=bases,
         size=options.size,
         seed=options.seed,
         first_draw=options.first_draw,
