@@ -97,19 +97,45 @@ class HessianOperator(CurvatureOperator):
         super().__init__(derivatives, dataset, options)
 
     @classmethod
-    def from_function(cls, loss: Callable[[Any], Any], variables: Any) -> HessianOperator:
-        """Return the Hessian of `loss(variables)` with respect to `variables`.
+    def from_function(
+        cls,
+        loss: Callable[..., Any],
+        variables: Any,
+        dataset: Any = None,
+        *,
+        reduction: str = "mean",
+        batch_weight: Callable[[Any], float] | None = None,
+        memory_share: float = 0.25,
+        linearize: bool = True,
+    ) -> HessianOperator:
+        """Return the Hessian of `loss(variables)`, or of `loss(variables, batch)` over a dataset.
 
         Args:
-            loss: called with exactly the object passed as `variables`; returns a scalar tensor.
-            variables: a `tf.Variable`, or any nested structure of them.
+            loss: called with exactly the object passed as `variables` (with JAX, a pytree like it)
+                and, if there is a dataset, a batch; returns a scalar.
+            variables: a `tf.Variable`, or any nested structure of them; or a pytree of arrays of
+                JAX, all of them floating point: to hold some constant, pass the pytree as the
+                model of `HessianOperator(params, loss, dataset, variables=...)`.
+            dataset: re-iterable batches, as for an operator; None for a function of no data.
+            reduction: "mean" or "sum": what the loss of a batch is.
+            batch_weight: weight of a batch in the mean, default its number of examples.
+            memory_share: share of the free memory that kept batches may take, 0 to stream.
+            linearize: whether what no vector touches is kept between products.
 
         Raises:
             ValueError: if the loss is no scalar or does not depend on the variables, holds an
                 operation without a second derivative, or writes to the variables.
         """
-        derivatives = engine_of(variables).of_function(loss, variables)
-        return cls.from_derivatives(derivatives, [()], SweepOptions(batch_weight=lambda batch: 1.0))
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
+        engine = engine_of(variables)
+        if dataset is None:
+            derivatives = engine.of_function(loss, variables)
+            options = SweepOptions(batch_weight=lambda batch: 1.0, linearize=linearize)
+            return cls.from_derivatives(derivatives, [()], options)
+        derivatives = engine.of_function(loss, variables, reduction)
+        options = SweepOptions(batch_weight, memory_share, linearize=linearize)
+        return cls.from_derivatives(derivatives, dataset, options)
 
     def batch_products(self, batch: BatchVerbs, vectors: Block) -> Block:
         """See `CurvatureOperator`."""

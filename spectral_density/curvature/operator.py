@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from spectral_density.curvature.data import Batches
     from spectral_density.curvature.preflight import PreflightReport
+    from spectral_density.linalg.vectors import Vectors
 
 _LAYERS_SHOWN = 6  # by name, in notebooks
 
@@ -130,6 +131,26 @@ class CurvatureOperator(SymmetricOperator):
         return self.derivatives.product_dtype
 
     @property
+    def vectors(self) -> Vectors | None:
+        """Where algorithms keep their vectors; None for float64 on the host.
+
+        In half precision vectors are scaled on the host, see `scaled_product`.
+        """
+        return None if is_half(self.product_dtype) else self.derivatives.vectors
+
+    def products_of(self, rows: Any) -> Any:
+        """Return the products with vectors of the engine, (k, num_params), as `vectors` has them.
+
+        Raises:
+            FloatingPointError: naming the batch where a product is not finite.
+        """
+        vectors = self.vectors
+        if vectors is None:
+            raise ValueError("this operator has its vectors on the host: multiply by A @ v.")
+        with self.sweep.one_pass():
+            return self.sweep.products_on_engine(rows, vectors)
+
+    @property
     def num_passes(self) -> int:
         """How many passes over the data were made so far."""
         return self.sweep.num_passes
@@ -167,7 +188,7 @@ class CurvatureOperator(SymmetricOperator):
                 nothing = self.derivatives.tensors.to_rows(
                     np.zeros((1, parameters.size)), parameters.dtype
                 )
-                added = self.derivatives.penalty_products(nothing)[1]
+                added = np.asarray(self.derivatives.penalty_products(nothing)[1])
                 check_penalty(added, "gradient")
                 total += added
         return total

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from spectral_density.curvature.data import Batches
 from spectral_density.curvature.finite import check_penalty, raise_not_finite
 from spectral_density.engines.data import BatchInput, Replicas
 from spectral_density.engines.engine import BatchProducts, Derivatives
+from spectral_density.linalg.vectors import Vectors
 
 # A dataset of fewer examples is as quick in the batches that it comes in.
 MIN_EXAMPLES = 256
@@ -178,11 +178,9 @@ class Sweep:
 
     def _new_cache(self) -> Any:
         """Return room for what products with the batches kept leave behind."""
-        if not self.options.linearize:
-            return None
         free = psutil.virtual_memory().available
         room = self.options.memory_share * free if self.batches.kept else 0
-        return self.matrix.cache(len(self.batches.parcels), room)
+        return self.matrix.cache(len(self.batches.parcels), room, self.options.linearize)
 
     # Batches -------------------------------------------------------------------------------------
 
@@ -249,13 +247,9 @@ class Sweep:
         chunks = self.matrix.rows(block, derivatives.width)
 
         def begin(local: int) -> Adding:
-            # Copied to the device of the replica.
-            rows = chunks if self.replicas is None else derivatives.tensors.on_device(chunks)
-            numbers = count()
+            rows = derivatives.tensors.on_device(chunks)
 
             def add(at: BatchInput, sums: list[Any]) -> list[Any]:
-                if self.replicas is None:
-                    return self.matrix.add(self.cache, at, next(numbers), rows, sums)
                 return self.matrix.add_on(local, at, rows, sums)
 
             return add, self.matrix.zeros(rows, with_gradient)
@@ -264,7 +258,12 @@ class Sweep:
             self.cache.refresh()
         shapes = [tuple(chunk.shape) for chunk in chunks]
         all_shapes = [shapes[0], *([(n,)] if with_gradient else []), *shapes[1:]]
-        totals = self._summed(begin, all_shapes, "product", block)
+        if self.replicas is None:
+            zeros = self.matrix.zeros(chunks, with_gradient)
+            sums = self.matrix.add_all(self.cache, self.inputs(), chunks, zeros)
+            totals = [np.asarray(part) for part in _flat(sums)]
+        else:
+            totals = self._summed(begin, all_shapes, "product", block)
         self.check_dependence()
         gradient = totals.pop(1) / self.divisor if with_gradient else None
         products = np.empty(block.shape[::-1])
@@ -278,12 +277,33 @@ class Sweep:
             start += len(total)
             np.divide(total, self.divisor, out=rows)
             if derivatives.penalized:
-                added, added_gradient = derivatives.penalty_products(chunk)
+                added, added_gradient = map(np.asarray, derivatives.penalty_products(chunk))
                 check_penalty(added, "product")
                 rows += added
         if gradient is not None and derivatives.penalized:
             gradient += added_gradient
         return products.T, gradient
+
+    def products_on_engine(self, rows: Any, vectors: Vectors) -> Any:
+        """Return the products with vectors, (k, num_params), where the engine keeps them.
+
+        Nothing but whether they are finite comes to the host.
+        """
+        derivatives = self.derivatives
+        width = derivatives.width
+        chunks = [rows[start : start + width] for start in range(0, len(rows), width)]
+        if self.cache is not None:
+            self.cache.refresh()
+        zeros = self.matrix.zeros(chunks, with_gradient=False)
+        sums = self.matrix.add_all(self.cache, self.inputs(), chunks, zeros)
+        self.check_dependence()
+        added = derivatives.penalty_products(rows)[0] if derivatives.penalized else None
+        found = derivatives.on_engine(sums, self.divisor, added)
+        if not np.isfinite(vectors.largest(found)).all():
+            for chunk, (total,) in zip(chunks, sums, strict=True):
+                self.check_product(np.asarray(total), chunk)
+            check_penalty(np.asarray(added if derivatives.penalized else found), "product")
+        return found
 
     def _summed(
         self,

@@ -8,7 +8,7 @@ a composition of them, traced as a whole.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 
 from spectral_density.engines.data import BatchFunctions, BatchInput, Replicas, Tensors
 from spectral_density.engines.layout import Parameters
+from spectral_density.linalg.vectors import Vectors
 
 Block = Any
 """Vectors, tangents, cotangents or products of one batch, in an engine's own form."""
@@ -95,8 +96,14 @@ class BatchProducts(ABC):
     """Whether a gradient reaches any variable; known when a graph was built."""
 
     @abstractmethod
-    def cache(self, num_batches: int, room: float) -> Any:
-        """Return room, in bytes, for what products leave behind that no vector touches."""
+    def cache(self, num_batches: int, room: float, linearize: bool) -> Any:
+        """Return room for what one pass over a dataset leaves to the next; None for nothing.
+
+        Args:
+            num_batches: of the dataset.
+            room: bytes, 0 where the batches themselves are not kept.
+            linearize: whether what no vector touches is kept.
+        """
 
     @abstractmethod
     def check_context(self) -> None:
@@ -114,15 +121,14 @@ class BatchProducts(ABC):
         """Return sums to begin with, one for each chunk of vectors, and one of the gradient."""
 
     @abstractmethod
-    def add(
-        self, cache: Any, at: BatchInput, number: int, rows: Sequence[Any], sums: list[Any]
+    def add_all(
+        self, cache: Any, inputs: Iterable[BatchInput], rows: Sequence[Any], sums: list[Any]
     ) -> list[Any]:
-        """Add the products of a batch with each chunk of vectors to its sums.
+        """Add the products of all batches with each chunk of vectors to its sums.
 
         Args:
             cache: of the dataset; None to compute everything anew.
-            at: the batch.
-            number: of it in the dataset.
+            inputs: the batches, in their order.
             rows: chunks of vectors, each (width, num_params).
             sums: for each chunk that of its products, and if wanted that of the gradient.
         """
@@ -207,8 +213,26 @@ class Derivatives(ABC):
         """Return what is added once to the loss, None for nothing."""
 
     @abstractmethod
-    def penalty_products(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the products (k, num_params) and the gradient (num_params,) of the penalty."""
+    def penalty_products(self, rows: Any) -> tuple[Any, Any]:
+        """Return the products (k, num_params) and the gradient (num_params,) of the penalty.
+
+        As arrays of the framework.
+        """
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """Where algorithms keep their vectors; None for float64 on the host."""
+        return None
+
+    def on_engine(self, sums: Any, divisor: float, added: Any) -> Any:
+        """Return sums of products, over a divisor and with others added, in the form of `vectors`.
+
+        Args:
+            sums: of `BatchProducts.add_all`.
+            divisor: of the sums.
+            added: products to add, None for none.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Finding(NamedTuple):
     message: str
 
 
-class Accuracy(NamedTuple):
+class DifferenceAccuracy(NamedTuple):
     """How well derivatives are known."""
 
     precision: str  # "float32" or "float64", what products are computed in
@@ -78,7 +78,7 @@ class Accuracy(NamedTuple):
         """Return the spacing of numbers near 1."""
         return float(np.finfo(self.differences or self.precision).eps)
 
-    def of_differences(self) -> Accuracy:
+    def of_differences(self) -> DifferenceAccuracy:
         """Return that of products which are computed as differences are."""
         return self._replace(precision=self.differences or self.precision, differences="")
 
@@ -102,7 +102,7 @@ class Pair(NamedTuple):
         """Return some elements."""
         return Pair(self.step, self.after[where], self.before[where])
 
-    def second_step(self, here: np.ndarray, accuracy: Accuracy) -> float:
+    def second_step(self, here: np.ndarray, accuracy: DifferenceAccuracy) -> float:
         """Return a longer step than this one, or a shorter one where the function bends much."""
         bend, change = np.linalg.norm(self.bend(here)), np.linalg.norm(self.after - self.before)
         bent = accuracy.bent() * change
@@ -169,7 +169,7 @@ class Slopes(NamedTuple):
     of_gradient: Sequence[Pair]
     of_loss: Sequence[Pair]
 
-    def quotients(self, accuracy: Accuracy) -> QuotientsOfParts:
+    def quotients(self, accuracy: DifferenceAccuracy) -> QuotientsOfParts:
         """Return the derivative of the gradient."""
         return QuotientsOfParts(self, accuracy.eps())
 
@@ -191,7 +191,10 @@ class QuotientsOfParts(NamedTuple):
 
 
 def slopes_along(
-    evaluate: Evaluate, direction: np.ndarray, accuracy: Accuracy, known: Slopes | None = None
+    evaluate: Evaluate,
+    direction: np.ndarray,
+    accuracy: DifferenceAccuracy,
+    known: Slopes | None = None,
 ) -> Slopes:
     """Evaluate gradient and loss at a point and at both ends of two steps: five gradients.
 
@@ -220,7 +223,7 @@ def pairs_at(evaluate: Evaluate, direction: np.ndarray, step: float) -> tuple[Pa
 
 
 def judge_product(
-    product: np.ndarray, slopes: Parts, layers: Mapping[str, Any], accuracy: Accuracy
+    product: np.ndarray, slopes: Parts, layers: Mapping[str, Any], accuracy: DifferenceAccuracy
 ) -> Finding:
     """Say whether a product is the derivative that differences show, layer by layer.
 
@@ -257,7 +260,7 @@ def judge_product(
     return Finding("skipped", None, f"not judged: {why}.")
 
 
-def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: Accuracy) -> Finding:
+def judge_gradient(slopes: Slopes, direction: np.ndarray, accuracy: DifferenceAccuracy) -> Finding:
     """Say whether a gradient has the slopes that differences of the loss show.
 
     Where the slope vanishes, at a minimum, the bend of the loss is compared with the change of the
@@ -289,7 +292,7 @@ def settled(slopes: Quotients) -> bool:
     return _Part.of(slopes.near, slopes).is_settled()
 
 
-def _compare_numbers(slope: float, along: Quotients, accuracy: Accuracy) -> Finding:
+def _compare_numbers(slope: float, along: Quotients, accuracy: DifferenceAccuracy) -> Finding:
     part = _Part.of(np.array([slope]), along)
     explained = part.explained(accuracy)
     if not np.isfinite([part.scale, part.gap, part.spread, part.rounding]).all():
@@ -299,8 +302,8 @@ def _compare_numbers(slope: float, along: Quotients, accuracy: Accuracy) -> Find
             "failed",
             part.relative,
             f"the gradient is {part.relative:.2g} off the differences of the loss, relative to its "
-            "slope: it is that of another function. Look for tf.custom_gradient, py_function, or "
-            "an operation whose registered gradient is wrong.",
+            "slope: it is that of another function. Look for a custom gradient, a Python function, "
+            "or an operation whose registered gradient is wrong.",
         )
     if explained > _DECIDABLE * part.scale or not part.scale:
         why = "rounding of the loss outweighs its slope"
@@ -347,7 +350,7 @@ class _Part(NamedTuple):
         agree = self.spread <= _DISAGREEMENT * self.size + _ROUNDINGS * self.rounding
         return agree and self.rounding <= _UNEVEN * self.most
 
-    def explained(self, accuracy: Accuracy) -> float:
+    def explained(self, accuracy: DifferenceAccuracy) -> float:
         """Return how large a gap the errors of the quotients explain."""
         if not self.is_settled():
             return np.inf

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density.curvature.preflight.derivative import (
-    Accuracy,
+    DifferenceAccuracy,
     Evaluate,
     Finding,
     Pair,
@@ -39,7 +39,7 @@ def compare_hessian(
     direction: np.ndarray,
     *,
     layers: Mapping[str, Any],
-    accuracy: Accuracy,
+    accuracy: DifferenceAccuracy,
 ) -> dict[str, Finding]:
     """Compare the product with differences of the gradient, and this with those of the loss."""
     slopes = slopes_along(batch.at, direction, accuracy)
@@ -71,7 +71,7 @@ def compare_through_outputs(
     rows: Callable[[np.ndarray], Any],
     direction: np.ndarray,
     layers: Mapping[str, Any],
-    accuracy: Accuracy,
+    accuracy: DifferenceAccuracy,
 ) -> dict[str, Finding]:
     """Compare each part of a product J' B J u with differences: J u, B J u, and u' of the whole."""
     n = len(direction)
@@ -116,7 +116,7 @@ def compare_through_outputs(
 
 
 def compare_gradient(
-    batch: BesideWeights, direction: np.ndarray, accuracy: Accuracy
+    batch: BesideWeights, direction: np.ndarray, accuracy: DifferenceAccuracy
 ) -> dict[str, Finding]:
     """Compare the gradient alone with differences of the loss."""
     slopes = slopes_along(batch.at, direction, accuracy)
@@ -143,7 +143,7 @@ def _layer_before(
     product: Callable[[np.ndarray], np.ndarray],
     *,
     layers: Mapping[str, Any],
-    accuracy: Accuracy,
+    accuracy: DifferenceAccuracy,
     where: slice | None = None,
 ) -> str:
     """Return the layer before what is wrong, from the blocks of layers that follow each other.
@@ -180,7 +180,7 @@ def _settled(
     slopes: Slopes,
     direction: np.ndarray,
     where: Any,
-    accuracy: Accuracy,
+    accuracy: DifferenceAccuracy,
 ) -> bool:
     """Tell whether differences at a shorter step are those at the others: two gradients more."""
     eps = accuracy.eps()
@@ -209,7 +209,7 @@ def _matrix_at_outputs(
     cotangent: np.ndarray,
     *,
     shapes: list[Any],
-    accuracy: Accuracy,
+    accuracy: DifferenceAccuracy,
 ) -> Finding:
     """Compare B t with differences of the loss, or of each example's, in the outputs along t."""
     of_examples = batch.knows("example losses")
@@ -241,12 +241,12 @@ def _matrix_at_outputs(
         return found
     return found._replace(
         message=f"the matrix at the outputs is {found.figure:.2g} off the differences of the loss "
-        "in the outputs. Look for tf.custom_gradient or py_function in the loss."
+        "in the outputs. Look for a custom gradient or a Python function in the loss."
     )
 
 
 def _quadratic_form(
-    form: float, tangent: np.ndarray, cotangent: np.ndarray, accuracy: Accuracy
+    form: float, tangent: np.ndarray, cotangent: np.ndarray, accuracy: DifferenceAccuracy
 ) -> Finding:
     """Compare u'Au with (J u)'B(J u)."""
     scale = float(np.linalg.norm(tangent) * np.linalg.norm(cotangent))
@@ -257,7 +257,7 @@ def _quadratic_form(
         "failed",
         figure,
         f"u'Au is {figure:.2g} off (J u)'B(J u): the outputs' derivative has another transpose. "
-        "Look for tf.custom_gradient or py_function in the model.",
+        "Look for a custom gradient or a Python function in the model.",
     )
 
 
@@ -294,8 +294,8 @@ def _wrong(found: Finding, layer: str, what: str) -> Finding:
     return found._replace(
         message=f"the product is {found.figure:.2g} off the differences of the {what}: in layer "
         f"{layer!r}, or between it and the next, an operation has a second derivative that is "
-        "wrong or missing. Look for tf.custom_gradient, py_function, interpolation of images, or "
-        "normalization that is not Keras's."
+        "wrong or missing. Look for a custom gradient, a Python function, interpolation of images, "
+        "or normalization that is not Keras's."
     )
 
 

@@ -136,8 +136,8 @@ class Examination:
             )
         else:
             message += (
-                "No random operation was found in the graph: look for py_function, or for "
-                "operations that are not deterministic (tf.config.experimental."
+                "No random operation was found in the graph: look for a Python function, or for "
+                "operations that are not deterministic (with TensorFlow, tf.config.experimental."
                 "enable_op_determinism)."
             )
         self._add("repeatable", status, figure, message)
@@ -191,7 +191,7 @@ class Examination:
         ]
         if self.derivatives.penalized:
             for product, vectors in zip(products, (passes.u, passes.v), strict=True):
-                product += self.derivatives.penalty_products(self._rows(vectors))[0][0]
+                product += np.asarray(self.derivatives.penalty_products(self._rows(vectors))[0])[0]
         u, v = (np.asarray(vectors, np.float64)[0] for vectors in (passes.u, passes.v))
         scale = max(float(np.linalg.norm(product)) for product in products)
         gap = abs(float(v @ products[0] - u @ products[1]))
@@ -204,8 +204,8 @@ class Examination:
             "u'Av = v'Au."
             if status == "passed"
             else f"u'Av and v'Au differ: A - A' is about {figure:.2g} of A by norm. Look for "
-            "tf.custom_gradient, tf.stop_gradient or py_function: the gradient of a gradient is "
-            "no second derivative then."
+            "a custom gradient, a stopped gradient or a Python function: the gradient of a "
+            "gradient is no second derivative then."
         )
         self._add("symmetric", status, figure, message)
 
@@ -257,7 +257,7 @@ class Examination:
             for total in (passes.first, passes.rest):
                 self.sweep.check_product(total, rows)
             if derivatives.penalized:
-                check_penalty(derivatives.penalty_products(rows)[0], "product")
+                check_penalty(np.asarray(derivatives.penalty_products(rows)[0]), "product")
         except FloatingPointError as error:
             self._add("finite", "failed", None, str(error))
             return False

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.curvature.preflight.derivative import Accuracy, Finding
+from spectral_density.curvature.preflight.derivative import DifferenceAccuracy, Finding
 from spectral_density.curvature.preflight.differences import (
     compare_gradient,
     compare_hessian,
@@ -53,7 +53,7 @@ def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str
         if precision is None:
             skipped = Finding("skipped", None, "not judged: computed in half precision.")
             return {"derivative": skipped, "gradient": skipped}
-        accuracy = Accuracy(*precision)
+        accuracy = DifferenceAccuracy(*precision)
         noise = stream(seed, _KEY).normal(size=n)
         first = np.asarray(passes.first, np.float64)
         direction = direction_of(derivatives.state.read(), gradient, first, noise, layers)

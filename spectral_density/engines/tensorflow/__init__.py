@@ -16,12 +16,7 @@ from spectral_density.engines.tensorflow.variables import Variables, select
 
 
 class TensorFlowEngine:
-    """Compiled graphs, reverse mode over reverse mode. It takes whatever no other engine does."""
-
-    def claims(self, model: Any) -> bool:
-        """Tell whether this engine takes a model, or variables."""
-        del model
-        return True
+    """Compiled graphs, reverse mode over reverse mode."""
 
     def derivatives(
         self,
@@ -46,15 +41,25 @@ class TensorFlowEngine:
         )
         return TensorFlowDerivatives(objective, select(model, variables), needs)
 
-    def of_function(self, loss: Callable[[Any], Any], variables: Any) -> TensorFlowDerivatives:
-        """Return the derivatives of `loss(variables)`, a function of no data."""
+    def of_function(
+        self, loss: Callable[..., Any], variables: Any, reduction: str | None = None
+    ) -> TensorFlowDerivatives:
+        """Return those of `loss(variables)`; with a reduction, of `loss(variables, batch)`."""
         check_backend()
         flat = tf.nest.flatten(variables)
         names = [
             f"{variable_name(v)}_{i}" if len(flat) > 1 else variable_name(v)
             for i, v in enumerate(flat)
         ]
+
+        def of_nothing(batch: Any) -> Any:
+            return loss(variables)
+
+        def of_batch(batch: Any) -> Any:
+            return loss(variables, batch)
+
+        name = getattr(loss, "__name__", "function")
         objective = FunctionObjective(
-            lambda batch: loss(variables), "sum", getattr(loss, "__name__", "function")
+            of_batch if reduction else of_nothing, reduction or "sum", name
         )
         return TensorFlowDerivatives(objective, Variables(flat, names), Needs())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines import datasets
 from spectral_density.engines.tensorflow.keras_internals import (
     is_unordered,
     reshuffles,
@@ -21,10 +21,7 @@ PREFETCH = 2
 Or as many as are computed together: a fixed number, so that a pass takes constant memory.
 """
 
-HASHES = 1 << 128
-"""Hashes of examples are added up modulo this number."""
-
-EMPTY = "the dataset is empty: it gave no batch with an example in it."
+EMPTY, HASHES, length = datasets.EMPTY, datasets.HASHES, datasets.length
 
 
 def one_pass(dataset: Any) -> Iterator[Any]:
@@ -64,16 +61,8 @@ def count_examples(batch: Any) -> int:
     Raises:
         ValueError: if no such dimension can be found.
     """
-    sizes = _leading_sizes(batch)
-    if len(sizes) > 1 and isinstance(batch, (list, tuple)):
-        sizes = _leading_sizes(batch[:2])
-    if len(sizes) != 1:
-        raise ValueError(
-            "the examples of a batch cannot be counted: its tensors have leading dimensions "
-            f"{sorted(sizes) or 'of no size (all scalars)'}. Say how much a batch counts with "
-            "batch_weight=lambda batch: ..."
-        )
-    return sizes.pop()
+    of_two = batch[:2] if isinstance(batch, (list, tuple)) else batch
+    return datasets.common_size(_leading_sizes(batch), _leading_sizes(of_two))
 
 
 def to_tensors(batch: Any) -> Any:
@@ -156,11 +145,7 @@ def _rows(batch: Any) -> tuple[str, list[Any]] | None:
 def _bytes_of_rows(leaf: Any) -> Any:
     if isinstance(leaf, tf.RaggedTensor):
         return [repr(row).encode() for row in leaf.to_list()]
-    array = np.asarray(leaf)
-    if array.dtype == object:  # text
-        return [repr(row).encode() for row in array.tolist()]
-    flat = array.reshape(len(array), int(np.prod(array.shape[1:], dtype=np.int64)))
-    return np.ascontiguousarray(flat).view(np.uint8)
+    return datasets.bytes_of_rows(np.asarray(leaf))
 
 
 def nbytes(batch: Any) -> int:
@@ -183,50 +168,7 @@ def opener(dataset: Any, prefetch: int = PREFETCH) -> Callable[[], Iterator[Any]
         return lambda: iter(ahead)
     if is_distributed(dataset):
         return lambda: iter(dataset)
-    if isinstance(dataset, (dict, str, bytes, np.ndarray, tf.Tensor)):
-        raise TypeError(
-            f"dataset must be an iterable of batches, got a single {type(dataset).__name__}. "
-            "Wrap one batch in a list: [batch]."
-        )
-    if isinstance(dataset, (list, tuple)):
-        if isinstance(dataset, tuple) and any(
-            isinstance(part, (np.ndarray, tf.Tensor)) for part in dataset
-        ):
-            raise TypeError(
-                "dataset is a tuple of arrays, which is one batch, not an iterable of batches. "
-                "Wrap it in a list: [(x, y)]."
-            )
-        return lambda: iter(dataset)
-    if hasattr(dataset, "__getitem__") and (
-        hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")
-    ):
-        # Keras's PyDataset says None where it has no end; tf_keras's Sequence has only a length.
-        total = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
-        if total is None:
-            raise ValueError("the dataset is infinite: its num_batches is None.")
-        return lambda: (dataset[i] for i in range(total))
-    if hasattr(dataset, "__iter__"):
-        if iter(dataset) is dataset:
-            raise ValueError(
-                "the dataset is an iterator, used up after one pass, and every product needs a "
-                "pass of its own. Pass a list, a tf.data.Dataset, or a callable that returns a "
-                "new iterator each time."
-            )
-        return lambda: iter(dataset)
-    if callable(dataset):
-        return lambda: iter(dataset())
-    raise TypeError(
-        f"dataset must be a tf.data.Dataset, a list of batches, a PyDataset or a callable that "
-        f"returns an iterator, got {type(dataset).__name__}."
-    )
-
-
-def length(dataset: Any) -> int:
-    """Return how many batches a dataset says it has, 0 where it does not say."""
-    try:
-        return len(dataset)
-    except TypeError:  # of unknown length, a callable, an iterable
-        return 0
+    return datasets.opener(dataset, (tf.Tensor,))
 
 
 def is_distributed(dataset: Any) -> bool:
@@ -260,19 +202,7 @@ def unsteady_stages(dataset: Any) -> tuple[str, ...]:
 
 def batch_hash(batch: Any) -> str:
     """Return a hash of all tensors of a batch: composite ones, text and None included."""
-    digest = hashlib.sha256()
-    for part in tf.nest.flatten(batch, expand_composites=True):
-        if part is None:
-            digest.update(b"None")
-            continue
-        array = np.asarray(part)
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        # An array of text holds pointers.
-        if array.dtype == object:
-            digest.update(repr(array.tolist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+    return datasets.hash_of(tf.nest.flatten(batch, expand_composites=True))
 
 
 def examples_hash(batch: Any) -> int:
@@ -284,16 +214,7 @@ def examples_hash(batch: Any) -> int:
     rows = _rows(batch)
     if rows is None:
         return int(batch_hash(batch)[:32], 16)
-    form, columns = rows
-    start = hashlib.blake2b(form.encode(), digest_size=16)
-    total = 0
-    for parts in zip(*columns, strict=True):
-        digest = start.copy()
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
-        total += int.from_bytes(digest.digest(), "big")
-    return total % HASHES
+    return datasets.sum_of_hashes(*rows)
 
 
 def halves(batch: Any) -> list[tuple[Any, int, int]] | None:

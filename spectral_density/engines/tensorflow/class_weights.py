@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared import class_weights
+from spectral_density.engines.keras_shared.class_weights import (
+    NO_KERAS_LOSS,
+    NOT_ONE_CLASS,
+    NOT_ONE_OUTPUT,
+)
+from spectral_density.engines.keras_shared.objective import unpack
 from spectral_density.engines.tensorflow.batches import one_pass
-from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.objectives import Objective
 
 
@@ -24,28 +29,9 @@ def check_class_weight(
         TypeError: if they are no mapping from classes, integers, to numbers.
         ValueError: if a weight is negative or not finite, or the loss is no Keras loss.
     """
-    if class_weight is None:
-        return None
-    if not isinstance(class_weight, Mapping):
-        raise TypeError(
-            "class_weight must be a dict from classes to weights, such as {0: 1.0, 1: 10.0}, got "
-            f"{type(class_weight).__name__}."
-        )
-    if not isinstance(objective, KerasObjective):
-        raise ValueError(
-            "class_weight= needs a Keras loss: a function computes its loss itself, and weighs "
-            "the examples there."
-        )
-    checked: dict[int, float] = {}
-    for label, weight in class_weight.items():
-        if not isinstance(label, (Real, np.number)) or not float(label).is_integer():
-            raise TypeError(f"the classes of class_weight must be integers, got {label!r}.")
-        if np.ndim(weight) or np.asarray(weight).dtype.kind not in "biuf":
-            raise TypeError(f"class_weight of class {label} must be a number, got {weight!r}.")
-        if not np.isfinite(weight) or weight < 0:
-            raise ValueError(f"class_weight of class {label} must be finite and >= 0: {weight}.")
-        checked[int(label)] = float(weight)
-    return dict(sorted(checked.items())) or None
+    if class_weight is not None and not isinstance(objective, KerasObjective):
+        raise ValueError(NO_KERAS_LOSS)
+    return class_weights.check_class_weight(class_weight)
 
 
 def with_class_weights(dataset: Any, class_weight: Mapping[int, float] | None) -> Any:
@@ -85,10 +71,7 @@ class _WeightedBatches:
 def _weighted(batch: Any, class_weight: Mapping[int, float]) -> tuple[Any, Any, tf.Tensor]:
     x, y, given = unpack(batch)
     if y is None or tf.nest.is_nested(y) or isinstance(y, (tf.RaggedTensor, tf.SparseTensor)):
-        raise ValueError(
-            "class_weight= is for models with one output, whose labels are one dense tensor. Give "
-            "the batches sample weights instead: (x, y, sample_weight)."
-        )
+        raise ValueError(NOT_ONE_OUTPUT)
     weights = _of_examples(tf.convert_to_tensor(y), class_weight)
     if given is None:
         return x, y, weights
@@ -104,10 +87,7 @@ def _of_examples(y: tf.Tensor, class_weight: Mapping[int, float]) -> tf.Tensor:
     if shape.rank is not None and shape.rank > 1:
         y = tf.squeeze(y, -1) if shape[-1] == 1 else tf.argmax(y, -1)
     if y.shape.rank != 1:
-        raise ValueError(
-            f"class_weight= needs one class for each example, and the labels have shape {shape}. "
-            "Give the batches sample weights instead: (x, y, sample_weight)."
-        )
+        raise ValueError(NOT_ONE_CLASS.format(shape))
     labels = tf.cast(tf.round(y) if y.dtype.is_floating else y, tf.int64)
     known = tf.constant(list(class_weight), tf.int64)
     weights = tf.constant(list(class_weight.values()), keras.config.floatx())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -98,9 +98,21 @@ class CompiledProducts(BatchProducts):
             self._whole[key] = compiled(self._trace, self._objective)
         return self._whole[key]
 
-    def cache(self, num_batches: int, room: float) -> Residuals:
+    def cache(self, num_batches: int, room: float, linearize: bool) -> Residuals | None:
         """See `BatchProducts`."""
-        return Residuals(num_batches, room)
+        return Residuals(num_batches, room) if linearize else None
+
+    def add_all(
+        self,
+        cache: Residuals | None,
+        inputs: Iterable[BatchInput],
+        rows: Sequence[tf.Tensor],
+        sums: list[list[tf.Tensor]],
+    ) -> list[list[tf.Tensor]]:
+        """See `BatchProducts`."""
+        for number, at in enumerate(inputs):
+            sums = self.add(cache, at, number, rows, sums)
+        return sums
 
     @graphs_as_traced()
     def add(
@@ -111,7 +123,7 @@ class CompiledProducts(BatchProducts):
         rows: Sequence[tf.Tensor],
         sums: list[list[tf.Tensor]],
     ) -> list[list[tf.Tensor]]:
-        """See `BatchProducts`; the sums are replaced in their place."""
+        """Add the products of a batch with each chunk of vectors to its sums, in their place."""
         known: dict[tuple[str, ...], list[tf.Tensor]] = {}
 
         def left_behind(cut: Linearization) -> list[tf.Tensor]:

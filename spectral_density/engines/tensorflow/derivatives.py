@@ -180,10 +180,9 @@ class TensorFlowDerivatives(Derivatives):
         penalty = self.objective.penalty()
         return None if penalty is None else float(penalty)
 
-    def penalty_products(self, rows: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def penalty_products(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Derivatives`."""
-        products, gradient = self.graphs.penalty_products(rows)
-        return np.asarray(products), np.asarray(gradient)
+        return self.graphs.penalty_products(rows)
 
     def _verbs(self, at: BatchInput) -> TracedBatch:
         return TracedBatch(

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-# tf_keras is optional: an object of it can only exist once the user has imported it.
-_TF_KERAS = "tf_keras"
-
-
-def keras_module(model: Any) -> Any | None:
-    """Return the Keras package that `model` belongs to, or None for anything else."""
-    if isinstance(model, keras.layers.Layer):
-        return keras
-    tf_keras = sys.modules.get(_TF_KERAS)
-    if tf_keras is not None and isinstance(model, tf_keras.layers.Layer):
-        return tf_keras
-    return None
-
-
-def is_keras_loss(loss: Any) -> bool:
-    """Tell whether `loss` is a loss object of Keras 3 or of tf_keras."""
-    tf_keras = sys.modules.get(_TF_KERAS)
-    legacy = () if tf_keras is None else (tf_keras.losses.Loss,)
-    return isinstance(loss, (keras.losses.Loss, *legacy))
+from spectral_density.engines.keras_shared.kinds import (
+    NOTHING_TRAINABLE,
+    keras_module,
+    refuse_unbuilt,
+)
 
 
 def check_backend() -> None:
@@ -88,14 +73,9 @@ def trainable_variables(model: Any) -> list[Any]:
             f"model must be a Keras model or a tf.Module, got {type(model).__name__}. "
             "For a plain function of tf.Variables use HessianOperator.from_function."
         )
-    if keras_module(model) is not None and not model.built:
-        raise ValueError(
-            f"model {model.name!r} was never built, so it has no weights yet. "
-            "Call it on a batch, or model.build(input_shape), first."
-        )
+    if keras_module(model) is not None:
+        refuse_unbuilt(model)
     unique = {id(tf_variable(v)): v for v in model.trainable_variables}
     if not unique:
-        raise ValueError(
-            "the model has no trainable variables: it was never built, or every layer is frozen."
-        )
+        raise ValueError(NOTHING_TRAINABLE)
     return list(unique.values())

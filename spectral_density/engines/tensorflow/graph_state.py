@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.tensorflow.batches import batch_hash
-from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
-from spectral_density.engines.tensorflow.keras_internals import all_layers
+from spectral_density.engines.tensorflow.frameworks import tf_variable, variable_name
 
 # Operations that only read a variable.
 _READING = frozenset(

@@ -10,12 +10,14 @@ import tensorflow as tf
 
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BesideWeights, Inspection
+from spectral_density.engines.finite import cause
+from spectral_density.engines.keras_shared.endings import mistaken_outputs
+from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
-from spectral_density.engines.tensorflow.endings import is_of_probabilities, standard_loss
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
-from spectral_density.engines.tensorflow.finite import all_finite, cause
-from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable, variable_name
+from spectral_density.engines.tensorflow.finite import all_finite
+from spectral_density.engines.tensorflow.frameworks import tf_variable, variable_name
 from spectral_density.engines.tensorflow.graph_walk import deliberate_stops
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layers import positions_named, positions_of_layers
@@ -66,7 +68,7 @@ class TensorFlowInspection(Inspection):
             "loss": lambda: derivatives.loss(at, local),
             "gradient": lambda: derivatives.gradient(at, local),
         }
-        return cause(what, at.batch, weights, steps)
+        return cause(what, at.batch, weights, steps, all_finite)
 
     def nonfinite_variables(self) -> list[str]:
         """See `Inspection`."""
@@ -113,7 +115,15 @@ class TensorFlowInspection(Inspection):
     def mistaken_outputs(self, batch: Any) -> tuple[list[str], float | None] | None:
         """See `Inspection`."""
         objective = self._derivatives.objective
-        return mistaken_outputs(objective, batch) if isinstance(objective, KerasObjective) else None
+        if not isinstance(objective, KerasObjective):
+            return None
+
+        def outputs() -> list[np.ndarray]:
+            with exact_second_derivatives(objective.model):
+                found = objective.outputs_of(batch)  # not traced, which would cost more
+            return [np.asarray(tf.cast(output, tf.float64)) for output in tf.nest.flatten(found)]
+
+        return mistaken_outputs(objective.terms, outputs)
 
     def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
         """See `Inspection`; as far as the graph knows."""
@@ -144,43 +154,3 @@ class TensorFlowInspection(Inspection):
         zeros = tf.zeros(rows.shape, tf.float64)
         concrete = products.whole(1).get_concrete_function(at, rows, zeros)
         return TracedBesideWeights(concrete, (at, rows, zeros), self._derivatives.parameters, move)
-
-
-def mistaken_outputs(objective: KerasObjective, batch: Any) -> tuple[list[str], float | None]:
-    """Return what looks like logits where probabilities belong, or the reverse."""
-    suspects = []
-    for term in objective.terms:
-        name, options = standard_loss(term.loss) if term is not None else (None, {})
-        known = is_of_probabilities(name)
-        suspects.append((name, options.get("from_logits", False)) if known else None)
-    if not any(suspects):
-        return [], None
-    with exact_second_derivatives(objective.model):
-        outputs = objective.outputs_of(batch)  # once: tracing would cost more
-    doubts: list[str] = []
-    worst: float | None = None
-    for position, (suspect, output) in enumerate(
-        zip(suspects, tf.nest.flatten(outputs), strict=True)
-    ):
-        if suspect is None:
-            continue
-        name, from_logits = suspect
-        values = np.asarray(tf.cast(output, tf.float64))
-        low, high = float(values.min()), float(values.max())
-        inside = low >= -1e-3 and high <= 1 + 1e-3
-        which = f"output {position}" if len(suspects) > 1 else "the output"
-        if not from_logits and not inside:
-            worst = max(worst or 0.0, -low, high - 1)
-            doubts.append(
-                f"{which} lies in [{low:.3g}, {high:.3g}], and {name} expects probabilities: are "
-                "these logits? Then pass from_logits=True."
-            )
-        elif from_logits and "binary" not in str(name) and values.shape[-1] > 1 and inside:
-            off = float(np.abs(values.sum(axis=-1) - 1).max())
-            if off <= 1e-2:
-                worst = max(worst or 0.0, off)
-                doubts.append(
-                    f"{which} lies in [{low:.3g}, {high:.3g}] and sums to 1 (to {off:.1g}), and "
-                    f"{name} expects logits: are these probabilities? Then drop from_logits=True."
-                )
-    return doubts, worst

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
-from spectral_density.engines.tensorflow.frameworks import is_keras_loss, keras_module, tf_variable
-from spectral_density.engines.tensorflow.keras_internals import (
-    all_layers,
-    loss_arguments,
-    penalty_functions,
-)
-from spectral_density.engines.tensorflow.layer_losses import losses_put_back
-from spectral_density.engines.tensorflow.objectives import (
-    Objective,
-    describe,
-    non_trainable_variables,
-)
-from spectral_density.engines.tensorflow.own_code import is_second_order_model, refuse_own_call
-from spectral_density.engines.tensorflow.terms import (
-    OutputTerm,
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
+from spectral_density.engines.keras_shared.objective import (
     Term,
-    weighted_sum,
-    with_ranks_matched,
+    align,
+    describe,
+    l2_factor,
+    options_of,
+    takes_training,
+    terms_of,
+    unpack,
 )
+from spectral_density.engines.keras_shared.own_code import refuse_own_call
+from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
+from spectral_density.engines.tensorflow.frameworks import tf_variable
+from spectral_density.engines.tensorflow.keras_internals import penalty_functions
+from spectral_density.engines.tensorflow.layer_losses import losses_put_back
+from spectral_density.engines.tensorflow.objectives import Objective, non_trainable_variables
+from spectral_density.engines.tensorflow.terms import OutputTerm, weighted_sum, with_ranks_matched
 
 
 class KerasObjective(Objective):
@@ -65,7 +64,7 @@ class KerasObjective(Objective):
         self._loss_weights = loss_weights
         self._reduction = reduction
         self.training = training
-        self._call_options = {"training": training} if _takes_training(model) else {}
+        self._call_options = {"training": training} if takes_training(model) else {}
         self.terms: list[Term | None] = []  # of each output, known after `validate`
         self.description = describe(loss)
 
@@ -85,47 +84,26 @@ class KerasObjective(Objective):
         structure = graph.structured_outputs
         num_outputs = len(tf.nest.flatten(structure))
         names = getattr(self.model, "output_names", None)
-        losses = _align(self._losses, structure, names, "loss")
-        weights = _align(self._loss_weights, structure, names, "loss_weights")
-        labels = _align(y, structure, names, "y")
-        if all(loss is None for loss in losses):
-            raise ValueError("every output's loss is None: there is nothing to differentiate.")
+        losses = align(self._losses, structure, names, "loss")
+        weights = align(self._loss_weights, structure, names, "loss_weights")
+        labels = align(y, structure, names, "y")
         for position, (loss, label) in enumerate(zip(losses, labels, strict=True)):
             if loss is not None and label is None:
                 raise ValueError(f"output {position} of {num_outputs} has a loss but no labels.")
         self._output_names = names
-        self.terms = [
-            None if loss is None else self._term(loss, weight)
-            for loss, weight in zip(losses, weights, strict=True)
-        ]
+        self.terms = terms_of(
+            losses,
+            weights,
+            self._reduction,
+            keras_module(self.model) or keras,
+            with_ranks_matched,
+        )
         used = [term for term in self.terms if term is not None]
         # The last term holds what layers add in their call, a mean over the batch.
         self.coefficients = np.array([term.coefficient for term in used] + [1.0])
         self.averaged = np.array(
             [term.reduction != "sum" for term in used] + [self._reduction != "sum"]
         )
-
-    def _term(self, loss: Any, weight: Any) -> Term:
-        keras = keras_module(self.model) or keras_module_default()
-        if isinstance(loss, str):
-            loss = keras.losses.get(loss)
-        own = getattr(loss, "reduction", "sum_over_batch_size")
-        if own in (None, "none"):
-            raise ValueError(
-                f"loss {describe(loss)} has reduction={own!r}, so it gives one value per example "
-                "and no scalar. Use a loss with reduction='sum_over_batch_size' or 'sum'."
-            )
-        reduction = "sum" if own == "sum" else str(own)
-        if self._reduction == "sum":
-            reduction = "sum"
-        elif self._reduction == "mean" and own == "sum":
-            reduction = "sum_over_batch_size"
-        values = loss.call if is_keras_loss(loss) else loss
-        if not is_keras_loss(loss) or keras.__name__ == "tf_keras":
-            values = with_ranks_matched(values)
-        dtype = getattr(loss, "dtype", None) or keras.backend.floatx()
-        coefficient = 1.0 if weight is None else float(weight)
-        return Term(values, reduction, str(dtype), coefficient, loss)
 
     def outputs_of(self, batch: Any) -> Any:
         """Return the model's outputs for a batch `(x, y)` or `(x, y, sample_weight)`."""
@@ -167,8 +145,8 @@ class KerasObjective(Objective):
     def terms_at(self, outputs: Any, y: Any, sample_weight: Any) -> list[OutputTerm]:
         """Return each output that has a loss with its labels and weights."""
         flat = tf.nest.flatten(outputs)
-        labels = _align(y, outputs, self._output_names, "y")
-        weights = _align(sample_weight, outputs, self._output_names, "sample_weight")
+        labels = align(y, outputs, self._output_names, "y")
+        weights = align(sample_weight, outputs, self._output_names, "sample_weight")
         used = [(at, term) for at, term in enumerate(self.terms) if term is not None]
         return [
             OutputTerm(number, at, term, labels[at], flat[at], weights[at])
@@ -178,9 +156,9 @@ class KerasObjective(Objective):
     def settings(self) -> dict[str, Any]:
         """See `Objective.settings`: the options of the losses, and the mode of the model."""
         losses = tf.nest.flatten(self._losses)
-        options = [_options(loss) for loss in losses]
+        options = [options_of(loss) for loss in losses]
         found = {"options": options, "call": str(self._call_options)}
-        l2 = _l2_factor(self.model)
+        l2 = l2_factor(self.model)
         return super().settings() | found | ({"l2": l2} if l2 else {})
 
     def penalty(self) -> tf.Tensor | None:
@@ -196,73 +174,6 @@ class KerasObjective(Objective):
         return non_trainable_variables(self.model)
 
 
-def unpack(batch: Any) -> tuple[Any, Any, Any]:
-    """Return x, y and sample_weight (or None) of a batch.
-
-    Raises:
-        ValueError: if the batch has another structure.
-    """
-    if isinstance(batch, (list, tuple)) and len(batch) in (2, 3):
-        x, y, *rest = batch
-        return x, y, (rest[0] if rest else None)
-    found = (
-        f"a {type(batch).__name__} of {len(batch)}"
-        if isinstance(batch, (list, tuple, dict))
-        else f"a single {type(batch).__name__}"
-    )
-    raise ValueError(
-        f"with a Keras loss a batch is (x, y) or (x, y, sample_weight), got {found}. "
-        "For other batches pass a function loss_fn(model, batch)."
-    )
-
-
-def keras_module_default() -> Any:
-    """Return Keras 3, for models that are of no Keras at all."""
-    import keras
-
-    return keras
-
-
-def _takes_training(model: Any) -> bool:
-    if keras_module(model) is not None:
-        return True
-    try:
-        return "training" in inspect.signature(model).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _options(loss: Any) -> str:
-    """Return what a Keras loss was made with, but for the name, which Keras may have numbered."""
-    if not hasattr(loss, "get_config"):
-        return describe(loss)
-    named = {"config": loss.get_config(), "arguments": loss_arguments(loss)}
-    return str({key: {k: v for k, v in part.items() if k != "name"} for key, part in named.items()})
-
-
-def _align(values: Any, outputs: Any, names: Any, what: str) -> list[Any]:
-    """Return one of `values` for each output, in the order of the flattened outputs."""
-    num_outputs = len(tf.nest.flatten(outputs))
-    shared = what in ("loss", "loss_weights", "sample_weight")
-    if isinstance(values, dict):
-        keys = list(outputs) if isinstance(outputs, dict) else list(names or ())
-        unknown = sorted(set(values) - set(keys))
-        if unknown:
-            raise ValueError(f"{what} names outputs {unknown}; the model's are {sorted(keys)}.")
-        # tf.nest flattens a dict in the order of its sorted keys.
-        keys = sorted(keys) if isinstance(outputs, dict) else keys
-        return [values.get(key) for key in keys]
-    if isinstance(values, (list, tuple)):
-        if len(values) != num_outputs:
-            raise ValueError(
-                f"{what} has {len(values)} entries and the model {num_outputs} outputs."
-            )
-        return list(values)
-    if num_outputs > 1 and values is not None and not shared:
-        raise ValueError(f"the model has {num_outputs} outputs, and {what} is a single tensor.")
-    return [values] * num_outputs
-
-
 def _weight_penalties(model: Any) -> list[tf.Tensor]:
     keras = keras_module(model)
     if keras is None:
@@ -276,13 +187,8 @@ def _weight_penalties(model: Any) -> list[tf.Tensor]:
     return [term() for layer in all_layers(model) for term in penalty_functions(layer)]
 
 
-def _l2_factor(model: Any) -> float:
-    """Return the factor of the squares of all weights that `SecondOrderModel` adds to its loss."""
-    return float(model.l2) if is_second_order_model(model) else 0.0
-
-
 def _l2_terms(model: Any) -> list[tf.Tensor]:
-    factor = _l2_factor(model)
+    factor = l2_factor(model)
     variables = map(tf_variable, model.trainable_variables) if factor else ()
     return [factor * tf.reduce_sum(tf.square(variable)) for variable in variables]
 

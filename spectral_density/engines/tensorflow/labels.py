@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from spectral_density.engines.tensorflow.endings import OutputEnding
+from spectral_density.engines.keras_shared.endings import OutputEnding
 from spectral_density.engines.tensorflow.output_loss import (
     OutputsOfBatch,
     num_averaged,

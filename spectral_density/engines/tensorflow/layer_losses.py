@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spectral_density.engines.tensorflow.frameworks import keras_module
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.tensorflow.keras_internals import (
     CLEARED_LOSSES,
-    all_layers,
     losses_held,
     set_losses_held,
 )

@@ -105,8 +105,9 @@ def linearize(traced: TracedProducts) -> Linearization | None:
     changing = [tensor.name for tensor in traced.changing]
     captured = {inside.name: outside for outside, inside in graph.captures}
     definition = graph.as_graph_def()
-    first = _Part(definition, captured, cut.known, names)
-    second = _Part(definition, captured, cut.linear, [tensor.name for tensor in traced.outputs])
+    first = _GraphPart(definition, captured, cut.known, names)
+    outputs = [tensor.name for tensor in traced.outputs]
+    second = _GraphPart(definition, captured, cut.linear, outputs)
     variables = first.variables()
     if variables is None:
         return None
@@ -240,7 +241,7 @@ class _Cut:
         return key in self._linear or key not in self._of_data or tensor.op.type in _VIEWS
 
 
-class _Part:
+class _GraphPart:
     """Some operations of a graph, to be imported into another."""
 
     def __init__(

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared.attributes import is_of_keras
 from spectral_density.engines.tensorflow.keras_internals import (
     LayerCall,
     attention_axes,
     inbound_calls,
-    is_of_keras,
     operations_of,
 )
 from spectral_density.engines.tensorflow.keras_objective import KerasObjective

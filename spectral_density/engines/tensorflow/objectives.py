@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
+from spectral_density.engines.keras_shared.objective import describe
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
-from spectral_density.engines.tensorflow.frameworks import keras_module, tf_variable
-from spectral_density.engines.tensorflow.keras_internals import AUTOGRAPH_ERROR, all_layers
+from spectral_density.engines.tensorflow.frameworks import tf_variable
+from spectral_density.engines.tensorflow.keras_internals import AUTOGRAPH_ERROR
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 
 # What tracing a user's function raises where it is called with things it does not expect.
@@ -194,17 +197,6 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
         found = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")
     return value.shape
-
-
-def describe(loss: Any) -> str:
-    """Return what a loss is called."""
-    if isinstance(loss, str):
-        return loss
-    if isinstance(loss, (list, tuple)):
-        return ", ".join(describe(part) for part in loss)
-    if isinstance(loss, dict):
-        return ", ".join(f"{name}: {describe(part)}" for name, part in loss.items())
-    return getattr(loss, "__name__", None) or type(loss).__name__
 
 
 def non_trainable_variables(model: Any) -> list[tf.Variable]:

@@ -8,14 +8,14 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density._warnings import warn
+from spectral_density.engines.keras_shared.endings import OutputEnding, warn_unmoved
+from spectral_density.engines.keras_shared.objective import unpack
 from spectral_density.engines.tensorflow.compiled_products import compiled
 from spectral_density.engines.tensorflow.endings import (
     ACTIVATIONS,
-    OutputEnding,
     activation_of,
     ending_of,
     logits_of,
-    warn_unmoved,
 )
 from spectral_density.engines.tensorflow.keras_internals import (
     mark_logits,
@@ -23,7 +23,7 @@ from spectral_density.engines.tensorflow.keras_internals import (
     mask_of,
     set_mask,
 )
-from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.objectives import Objective, PairObjective
 from spectral_density.engines.tensorflow.reverse_mode import hessian_products
 from spectral_density.engines.tensorflow.terms import (

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spectral_density.engines.tensorflow.frameworks import keras_module
-from spectral_density.engines.tensorflow.keras_internals import all_layers
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -7,17 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared.objective import Term
 from spectral_density.engines.tensorflow.keras_internals import mask_of
-
-
-class Term(NamedTuple):
-    """One output's loss: values per example, how they reduce, and its weight."""
-
-    values: Callable[[Any, Any], tf.Tensor]
-    reduction: str
-    dtype: str
-    coefficient: float
-    loss: Any  # the object or function itself
 
 
 class OutputTerm(NamedTuple):

@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.layout import Parameters, as_list, listing, named_pairs
 from spectral_density.engines.tensorflow.frameworks import (
-    keras_module,
     tf_variable,
     trainable_variables,
     variable_name,
 )
-from spectral_density.engines.tensorflow.keras_internals import all_layers
 
 
 class Variables(Parameters):

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from spectral_density.curvature.preflight.derivative import (
-    Accuracy,
+    DifferenceAccuracy,
     Pair,
     Quotients,
     judge_product,
     last_wrong_layer,
 )
 
-DOUBLE = Accuracy("float64")
+DOUBLE = DifferenceAccuracy("float64")
 
 
 def quotients(function, start, direction, steps=(1e-5, 4e-5)):

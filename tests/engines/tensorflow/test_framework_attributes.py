@@ -1,8 +1,8 @@
 """Each private name of Keras, tf_keras and TensorFlow that the package uses, and what it gives.
 
 A test that fails here names what a new version removed or changed, the version that had it, and the
-function of `keras_internals` that has to be mended. The patches are tested for being in place and
-restored; what they are for is in test_keras_internals.py.
+function of `keras_internals` (or `keras_shared.attributes`) that has to be mended. The patches are
+tested for being in place and restored; what they are for is in test_keras_internals.py.
 """
 
 import ast
@@ -22,6 +22,8 @@ import tf_keras
 from keras import layers
 
 import spectral_density
+from spectral_density.engines.jax import keras_internals as jax_internals
+from spectral_density.engines.keras_shared import attributes as shared
 from spectral_density.engines.tensorflow import keras_internals as internals
 from spectral_density.engines.tensorflow.exact_gradients import EXACT, exact_second_derivatives
 from spectral_density.engines.tensorflow.keras_internals import patches
@@ -140,11 +142,11 @@ NAMES = [
     of_keras("_compile_loss", functional, "compiled_loss"),
     of_tf_keras("compiled_loss", lambda: functional(tf_keras), "compiled_loss"),
     of_keras(
-        "_user_loss_weights", lambda: internals.compiled_loss(functional()), "compiled_loss_weights"
+        "_user_loss_weights", lambda: shared.compiled_loss(functional()), "compiled_loss_weights"
     ),
     of_tf_keras(
         "_user_loss_weights",
-        lambda: internals.compiled_loss(functional(tf_keras)),
+        lambda: shared.compiled_loss(functional(tf_keras)),
         "compiled_loss_weights",
     ),
     of_keras("_loss_tracker", functional, "loss_tracker"),
@@ -154,6 +156,8 @@ NAMES = [
     of_tf_keras("_eager_losses", tf_keras.layers.Layer, "losses_held"),
     of_keras("_clear_losses", layers.Layer, "CLEARED_LOSSES"),
     of_tf_keras("_clear_losses", tf_keras.layers.Layer, "CLEARED_LOSSES"),
+    of_keras("get_keras_mask", keras_source("backend"), "mask_of"),
+    of_keras("set_keras_mask", keras_source("backend"), "set_mask"),
     of_keras("print_msg", keras_source("utils.io_utils"), "print_message"),
     of_keras("tf", keras_source("backend.tensorflow.numpy"), "known_conditions_decided"),
     of_keras("use_cudnn", lambda: layers.LSTM(1), "no_cudnn_recurrences"),
@@ -209,7 +213,11 @@ def test_the_frameworks_have_each_private_name(private):
 
 
 PACKAGE = Path(spectral_density.__file__).parent
-INTERNALS = Path(internals.__file__).parent
+INTERNALS = {
+    *Path(internals.__file__).parent.glob("*.py"),
+    Path(shared.__file__),
+    Path(jax_internals.__file__),
+}
 A_PRIVATE_NAME = re.compile(r"_[a-zA-Z]\w*")
 
 
@@ -245,14 +253,14 @@ def private_imports(tree):
 
 def test_every_private_name_in_keras_internals_is_tested_here():
     tested = {private.name for private in NAMES}
-    sources = [path.read_text(encoding="utf-8") for path in INTERNALS.glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in INTERNALS]
     used = set().union(*(private_names(ast.parse(source)) for source in sources))
     assert used - tested == set(), "say in NAMES which version has it, and who uses it"
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(PACKAGE.rglob("*.py")) if not path.is_relative_to(INTERNALS)],
+    sorted(set(PACKAGE.rglob("*.py")) - INTERNALS),
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_no_other_module_names_what_is_private_to_a_framework(path):
@@ -278,12 +286,10 @@ BOTH = pytest.mark.parametrize("package", [keras, tf_keras], ids=["keras", "tf_k
 @BOTH
 def test_layers_are_given_however_deep(package):
     model = functional(package)
-    names = [layer.name for layer in internals.all_layers(model)]
+    names = [layer.name for layer in shared.all_layers(model)]
     assert names[0] == model.name
     assert {"inner", "deep", "sum", "last"} <= set(names)
-    assert model.name not in [
-        layer.name for layer in internals.all_layers(model, include_self=False)
-    ]
+    assert model.name not in [layer.name for layer in shared.all_layers(model, include_self=False)]
 
 
 @BOTH
@@ -335,22 +341,22 @@ def test_the_axes_of_attention_are_known():
 
 @BOTH
 def test_methods_that_decide_what_fit_minimizes_are_known(package):
-    methods = internals.training_methods(functional(package))
+    methods = shared.training_methods(functional(package))
     assert {"train_step", "make_train_function", "compute_loss"} <= set(methods)
     assert all(map(callable, methods.values()))
 
 
 def test_what_keras_defines_is_told_by_the_part_of_its_source():
-    assert internals.is_of_keras(layers.Dense)
-    assert internals.is_of_keras(keras.losses.mean_squared_error, "losses")
-    assert internals.is_of_keras(keras.activations.relu, "activations")
-    assert internals.is_of_keras(type(-keras.Input((1,))).__mro__[0], "backend")
-    assert not internals.is_of_keras(layers.Dense, "losses")
-    assert not internals.is_of_keras(tf_keras.layers.Dense)
-    assert internals.is_of_tf_keras(tf_keras.losses.mean_squared_error, "losses")
-    assert internals.is_of_tf_keras(tf_keras.losses.MeanSquaredError, "losses")
-    assert not internals.is_of_tf_keras(layers.Dense)
-    assert not internals.is_of_keras(functional)
+    assert shared.is_of_keras(layers.Dense)
+    assert shared.is_of_keras(keras.losses.mean_squared_error, "losses")
+    assert shared.is_of_keras(keras.activations.relu, "activations")
+    assert shared.is_of_keras(type(-keras.Input((1,))).__mro__[0], "backend")
+    assert not shared.is_of_keras(layers.Dense, "losses")
+    assert not shared.is_of_keras(tf_keras.layers.Dense)
+    assert shared.is_of_tf_keras(tf_keras.losses.mean_squared_error, "losses")
+    assert shared.is_of_tf_keras(tf_keras.losses.MeanSquaredError, "losses")
+    assert not shared.is_of_tf_keras(layers.Dense)
+    assert not shared.is_of_keras(functional)
 
 
 # Tensors ------------------------------------------------------------------------------------------
@@ -381,35 +387,35 @@ def test_logits_that_an_activation_leaves_are_read_and_set(package):
 
 @BOTH
 def test_a_loss_tells_the_arguments_of_its_function(package):
-    assert internals.loss_arguments(cross_entropy(package))["from_logits"] is True
-    assert internals.loss_arguments(package.losses.mean_squared_error) == {}
-    assert internals.loss_arguments(None) == {}
+    assert shared.loss_arguments(cross_entropy(package))["from_logits"] is True
+    assert shared.loss_arguments(package.losses.mean_squared_error) == {}
+    assert shared.loss_arguments(None) == {}
 
 
 @BOTH
 def test_a_compiled_model_tells_its_loss_and_weights(package):
     model = functional(package)
-    assert internals.compiled_loss_weights(model) == [3.0]
+    assert shared.compiled_loss_weights(model) == [3.0]
     labels, outputs = tf.zeros([2, 2]), tf.ones([2, 2])
     model.train_on_batch(tf.zeros([2, 3]), labels)  # which builds the loss
-    assert float(internals.compiled_loss(model)(labels, outputs)) == pytest.approx(3.0)
+    assert float(shared.compiled_loss(model)(labels, outputs)) == pytest.approx(3.0)
     plain = package.Sequential([package.layers.Dense(1)])
-    assert internals.compiled_loss_weights(plain) is None
-    assert internals.compiled_loss_weights(None) is None
+    assert shared.compiled_loss_weights(plain) is None
+    assert shared.compiled_loss_weights(None) is None
     plain.compile(optimizer="sgd")
-    assert internals.compiled_loss_weights(plain) is None
+    assert shared.compiled_loss_weights(plain) is None
 
 
 def test_a_model_of_keras_that_is_compiled_without_a_loss_has_none():
     model = keras.Sequential([layers.Dense(1)])
-    assert internals.compiled_loss(model) is None
+    assert shared.compiled_loss(model) is None
     model.compile(optimizer="sgd")
-    assert internals.compiled_loss(model) is None
+    assert shared.compiled_loss(model) is None
 
 
 def test_the_tracked_loss_is_among_the_metrics():
     model = functional()
-    internals.loss_tracker(model).update_state(2.0, sample_weight=3)
+    shared.loss_tracker(model).update_state(2.0, sample_weight=3)
     assert float(model.get_metrics_result()["loss"]) == 2.0
 
 
@@ -417,7 +423,7 @@ def test_the_penalties_of_a_layer_of_tf_keras_are_functions():
     model = functional(tf_keras)
     penalties = [
         float(penalty())
-        for layer in internals.all_layers(model)
+        for layer in shared.all_layers(model)
         for penalty in internals.penalty_functions(layer)
     ]
     kernel = model.get_layer("inner").get_layer("deep").kernel

@@ -18,8 +18,8 @@ from tensorflow.python.framework import ops
 from tensorflow.python.framework.smart_cond import smart_constant_value
 from tensorflow.python.ops import custom_gradient, nn_fused_batch_norm_grad, nn_impl
 
-from spectral_density.engines.tensorflow.frameworks import keras_module
-from spectral_density.engines.tensorflow.keras_internals.attributes import all_layers
+from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.kinds import keras_module
 
 # Tracing takes some hundredths of a second a step.
 _MAX_STEPS = 64

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
+import keras
 
-from spectral_density.engines.tensorflow.frameworks import is_keras_loss, keras_module
-from spectral_density.engines.tensorflow.keras_internals import (
+from spectral_density.engines.keras_shared.attributes import (
     is_of_keras,
     is_of_tf_keras,
     training_methods,
 )
+from spectral_density.engines.keras_shared.kinds import is_keras_loss, keras_module
 
 # `SecondOrderModel` steps by methods of its own, and minimizes the loss it was compiled with.
 _PACKAGE = "spectral_density."
@@ -61,7 +61,7 @@ def refuse_own_call(losses: Any) -> None:
     Raises:
         ValueError: naming the class.
     """
-    for loss in tf.nest.flatten(losses):
+    for loss in keras.tree.flatten(losses):
         if is_keras_loss(loss) and not _is_known(type(loss).__call__):
             raise ValueError(
                 f"the loss {type(loss).__name__} has a __call__ of its own, whose value is more "

@@ -1,0 +1,68 @@
+"""Private attributes of models and losses of Keras and tf_keras, whatever they compute with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What decides, in `fit`, which function of the weights is minimized.
+_OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
+
+
+def all_layers(model: Any, include_self: bool = True) -> list[Any]:
+    """Return a Keras layer or model with all the layers in it, however deep.
+
+    Args:
+        model: layer or model of Keras 3 or tf_keras.
+        include_self: whether it counts itself.
+    """
+    return list(model._flatten_layers(include_self=include_self))
+
+
+def training_methods(model: Any) -> dict[str, Any]:
+    """Return the methods of a Keras model that decide what `fit` minimizes, by name."""
+    methods = {name: getattr(model, name, None) for name in _OF_TRAINING}
+    return {name: method for name, method in methods.items() if method is not None}
+
+
+def compiled_loss(model: Any) -> Any | None:
+    """Return what a compiled Keras model calls with labels and outputs for its loss.
+
+    None where the model is not compiled with a loss, or is no model.
+    """
+    if hasattr(model, "_compile_loss"):
+        return model._compile_loss
+    return getattr(model, "compiled_loss", None)  # of tf_keras
+
+
+def compiled_loss_weights(model: Any) -> Any | None:
+    """Return the `loss_weights` that a Keras model was compiled with, None for none."""
+    return getattr(compiled_loss(model), "_user_loss_weights", None)
+
+
+def loss_tracker(model: Any) -> Any:
+    """Return the metric that averages the loss of a Keras 3 model over an epoch."""
+    return model._loss_tracker
+
+
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Return the keyword arguments that a Keras loss calls its function with."""
+    return getattr(loss, "_fn_kwargs", None) or {}
+
+
+def is_of_keras(thing: Any, part: str = "") -> bool:
+    """Tell whether a class or function is defined in the source of Keras 3.
+
+    Args:
+        thing: class, function or object.
+        part: of the source, such as "losses"; "" for any.
+    """
+    return _module(thing).startswith(f"keras.src.{part}")
+
+
+def is_of_tf_keras(thing: Any, part: str = "") -> bool:
+    """Tell whether a class or function is defined in the source of tf_keras: see `is_of_keras`."""
+    return _module(thing).startswith(f"tf_keras.src.{part}")
+
+
+def _module(thing: Any) -> str:
+    return getattr(thing, "__module__", None) or ""
