@@ -1,0 +1,10 @@
+"""Matrices, sums and checks of pytrees once more in a process where JAX has float64."""
+
+from pathlib import Path
+
+from engines.jax.processes import passes
+
+
+def test_functions_of_pytrees_in_float64():
+    chosen = "closed_form or sums or gauss or kinks or from_function or sound or integers"
+    passes(Path(__file__).with_name("test_pytrees.py"), "-k", chosen, in_float64=True)
