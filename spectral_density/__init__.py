@@ -1,4 +1,4 @@
-"""The curvature of a Keras or TensorFlow loss: spectra, eigenvalues, and what they are good for."""
+"""The curvature of a loss of Keras, TensorFlow or JAX: spectra, eigenvalues, and their uses."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     )
     from spectral_density.compat import (
         approximate_hessian,
+        full_hessian,
+        get_hvp_fn,
+        hvp,
+        lanczos_alg,
         lanczos_algorithm,
     )
     from spectral_density.curvature import (
@@ -95,7 +99,7 @@ if TYPE_CHECKING:
     from spectral_density.training.spectrum_record import SpectrumRecord
 
 # Each public name and the module it comes from, loaded on first use (PEP 562): TensorFlow takes
-# seconds to import, and a density or a saved spectrum does not need it.
+# seconds to import, need not be installed, and a density or a saved spectrum does not need it.
 _HOMES = {
     "Accuracy": "spectrum",
     "BlockCurvature": "analysis.decomposition",
@@ -147,8 +151,12 @@ _HOMES = {
     "estimate_spectrum": "estimate",
     "finite_difference_check": "analysis.finite_difference",
     "frobenius_norm": "linalg",
+    "full_hessian": "compat",
+    "get_hvp_fn": "compat",
     "gradient_step": "analysis.quadratic",
+    "hvp": "compat",
     "lanczos": "linalg",
+    "lanczos_alg": "compat",
     "lanczos_algorithm": "compat",
     "layer_operators": "curvature",
     "log_determinant": "linalg",
@@ -223,8 +231,12 @@ __all__ = [
     "estimate_spectrum",
     "finite_difference_check",
     "frobenius_norm",
+    "full_hessian",
+    "get_hvp_fn",
     "gradient_step",
+    "hvp",
     "lanczos",
+    "lanczos_alg",
     "lanczos_algorithm",
     "layer_operators",
     "log_determinant",

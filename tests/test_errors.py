@@ -4,6 +4,8 @@ import builtins
 import warnings
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -261,6 +263,17 @@ def too_large():
     estimate_spectrum(operator, 90, 1)
 
 
+PARAMS = {"w": jnp.ones((X.shape[1], 1))}
+
+
+def jax_squares(params, batch):
+    return jnp.mean((batch[0] @ params["w"]) ** 2)
+
+
+def of_jax(params=PARAMS, loss=jax_squares, data=((X, Y),)):
+    return HessianOperator(params, loss, list(data))
+
+
 def mirrored():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         return hessian(model=mlp())
@@ -472,6 +485,36 @@ CASES = {
     "a checkpoint in use": in_use,
     "a directory of something else": something_else,
     "a spectrum file that is none": no_spectrum,
+    "parameters without a floating-point leaf": lambda path: of_jax({"n": jnp.arange(3)}),
+    "a training state, with its counters, for parameters": lambda path: of_jax(
+        {"step": 0, "params": PARAMS, "opt_state": {"count": jnp.int32(0), "mu": PARAMS}}
+    ),
+    "a function among the parameters": lambda path: of_jax({**PARAMS, "activation": jnp.tanh}),
+    "float64 parameters where JAX has no float64": lambda path: of_jax({**PARAMS, "b": np.ones(3)}),
+    "a function that returns one loss for each example": lambda path: of_jax(
+        loss=lambda params, batch: (batch[0] @ params["w"])[:, 0]
+    ),
+    "a function that returns its loss and something else": lambda path: of_jax(
+        loss=lambda params, batch: (jax_squares(params, batch), {"accuracy": 1.0})
+    ),
+    "a function that does not use its parameters": lambda path: product(
+        of_jax(loss=lambda params, batch: jnp.mean(batch[0]))
+    ),
+    "a Keras loss, of a pytree": lambda path: of_jax(loss=SPARSE),
+    "leaves of different lengths in a batch": lambda path: of_jax(data=[(X, Y[:4])]),
+    "text in a batch": lambda path: of_jax(data=[(X, ["a"] * 13)]),
+    "NaN in one of several batches": lambda path: product(
+        of_jax(data=[(X, Y), (np.full_like(X, np.nan), Y)])
+    ),
+    "a product of another shape, to `lanczos_alg`": lambda path: sd.lanczos_alg(
+        lambda v: v[:3], 5, 2, jax.random.key(0)
+    ),
+    "a vector of another structure, to `hvp`": lambda path: sd.hvp(
+        jax_squares, PARAMS, (X, Y), [PARAMS["w"]]
+    ),
+    "no batches, to `get_hvp_fn`": lambda path: sd.get_hvp_fn(
+        jax_squares, PARAMS, lambda: iter(())
+    ),
     "a distributed dataset, and a model of one device": lambda path: unbalanced(),
     "`class_weight` with a distributed dataset": lambda path: unbalanced(class_weight={0: 2.0}),
     "variables of two strategies": lambda path: of_two_strategies(),

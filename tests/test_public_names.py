@@ -20,12 +20,12 @@ NAMES = {
         RandomizedSVD RangeBasis Solution SolverStep Spectrum SpectrumCallback
         SpectrumRecord Status StepStatus SubmatrixOperator Tridiagonalization __version__
         approximate_hessian curvature_decomposition diagonal effective_dimension
-        eigv_to_density estimate_spectrum finite_difference_check frobenius_norm
-        gradient_step lanczos lanczos_algorithm layer_operators log_determinant
-        loss_landscape low_rank_preconditioner newton_decrement normalized_filters nystrom
-        nystrom_preconditioner power_iteration preflight quadratic_model_error
-        randomized_eigh randomized_svd range_finder solve top_eigenpairs trace
-        tridiag_to_density tridiag_to_eigv
+        eigv_to_density estimate_spectrum finite_difference_check frobenius_norm full_hessian
+        get_hvp_fn gradient_step hvp lanczos lanczos_alg lanczos_algorithm layer_operators
+        log_determinant loss_landscape low_rank_preconditioner newton_decrement
+        normalized_filters nystrom nystrom_preconditioner power_iteration preflight
+        quadratic_model_error randomized_eigh randomized_svd range_finder solve top_eigenpairs
+        trace tridiag_to_density tridiag_to_eigv
     """,
     "spectral_density.linalg": """
         ConvergenceWarning DiagonalEstimate EigenState Eigenpairs Estimate LanczosStep

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from spectral_density.command.matrix import MatrixRequest, check_files, open_matrix
 from spectral_density.command.messages import in_options
-from spectral_density.command.quiet import import_tensorflow
+from spectral_density.command.quiet import import_keras
 
 
 def check(request: MatrixRequest, show: Callable[[str], None]) -> bool:
@@ -16,7 +16,7 @@ def check(request: MatrixRequest, show: Callable[[str], None]) -> bool:
         ValueError: see `open_matrix`.
     """
     check_files(request)
-    import_tensorflow()
+    import_keras()
     matrix = open_matrix(request)
     from spectral_density.curvature.preflight import preflight
 

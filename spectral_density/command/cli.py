@@ -1,4 +1,4 @@
-"""The command line. It answers `--help` without importing TensorFlow."""
+"""The command line. It answers `--help` without importing a framework."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         warnings.showwarning = before
 
 
-# The commands. Each imports what it needs when it is called: TensorFlow takes seconds -------------
+# The commands. Each imports what it needs when it is called: frameworks take seconds --------------
 
 
 def _print_line(text: str) -> None:

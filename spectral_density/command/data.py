@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def open_data(source: str, *, batch_size: int | None = None, scale: bool = True)
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ModuleNotFoundError: if tensorflow_datasets is needed and not installed.
+        ModuleNotFoundError: if tensorflow_datasets is needed, and it or TensorFlow not installed.
         ValueError: if it is none of the three, or cannot be read.
     """
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
@@ -177,10 +178,12 @@ def _from_tfds(source: str, batch_size: int) -> Examples:
     name, split = split_name(source)
     try:
         import tensorflow_datasets as tfds
-    except ModuleNotFoundError as error:
+
+        import_module("tensorflow")  # which it imports only when it reads a file
+    except ImportError as error:
         raise ModuleNotFoundError(
-            f"{source} needs tensorflow_datasets: pip install tensorflow-datasets "
-            '(it is in the extra "examples").'
+            f"{source} needs tensorflow_datasets, and TensorFlow to read its files: "
+            'pip install tensorflow-datasets tensorflow (the former is in the extra "examples").'
         ) from error
     try:
         with absl_warnings_suppressed():

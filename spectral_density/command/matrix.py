@@ -19,6 +19,7 @@ from spectral_density.command.data import (
     open_data,
     with_labels_for,
 )
+from spectral_density.command.framework import Framework, framework_of
 from spectral_density.command.imported import import_object
 from spectral_density.command.model_files import check_kind, load_model
 
@@ -67,7 +68,7 @@ class RequestedMatrix:
 
 
 def check_files(request: MatrixRequest) -> None:
-    """Check that the files exist, before TensorFlow is imported, which takes seconds.
+    """Check that the files exist, before Keras is imported, which takes seconds.
 
     Raises:
         FileNotFoundError: if the model or the data is not there.
@@ -96,11 +97,12 @@ def open_matrix(request: MatrixRequest) -> RequestedMatrix:
     )
     loss = _loss(model, request)
     dataset = open_data(request.data, batch_size=request.batch_size, scale=request.scale)
-    outputs = _outputs(model, dataset, request.data)
+    framework = framework_of(model)
+    outputs = _outputs(model, dataset, request.data, framework)
     if isinstance(dataset, Examples):
         dataset = _with_rescaling_note(dataset, model)
         dataset = with_labels_for(dataset, _standard_loss(model, loss)[0], _num_outputs(outputs))
-    with _mismatches_explained(dataset, outputs):
+    with _mismatches_explained(dataset, outputs, framework):
         operator = _operator(model, loss, dataset, request)
     return RequestedMatrix(
         operator,
@@ -142,8 +144,8 @@ def _loss(model: Any, request: MatrixRequest) -> Any:
         return None
     if ":" in name:
         return import_object(name)
-    from spectral_density.engines.tensorflow.endings import standard_loss
-    from spectral_density.engines.tensorflow.frameworks import keras_module
+    from spectral_density.engines.keras_shared.endings import standard_loss
+    from spectral_density.engines.keras_shared.kinds import keras_module
 
     losses: Any = keras_module(model).losses  # type: ignore[union-attr]
     try:
@@ -167,8 +169,8 @@ def _loss(model: Any, request: MatrixRequest) -> Any:
 
 def _standard_loss(model: Any, loss: Any) -> tuple[str | None, dict[str, Any]]:
     """Return name and options of one of Keras's own losses; None for others and for several."""
-    from spectral_density.engines.tensorflow.endings import standard_loss
-    from spectral_density.engines.tensorflow.frameworks import keras_module
+    from spectral_density.engines.keras_shared.endings import standard_loss
+    from spectral_density.engines.keras_shared.kinds import keras_module
 
     loss = model.loss if loss is None else loss
     if isinstance(loss, str):
@@ -181,32 +183,27 @@ def _standard_loss(model: Any, loss: Any) -> tuple[str | None, dict[str, Any]]:
 # The model on the data ---------------------------------------------------------------------------
 
 
-def _outputs(model: Any, dataset: Any, source: str) -> Any:
+def _outputs(model: Any, dataset: Any, source: str, framework: Framework) -> Any:
     """Return the model's outputs for the first batch, which builds a model that was not built.
 
     Raises:
         ValueError: if the model does not take the data.
     """
-    import tensorflow as tf
-
-    from spectral_density.engines.tensorflow.batches import first_batch
-
-    batch = first_batch(dataset)
+    batch = framework.first_batch(dataset)
     x = batch[0] if isinstance(batch, (list, tuple)) else batch
     try:
         return model(x, training=False)
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+    except framework.errors as error:
+        shapes = _shapes(framework.flatten(x))
         raise ValueError(
-            f"the model does not take inputs of shape {_shapes(x)}, which {source} holds"
+            f"the model does not take inputs of shape {shapes}, which {source} holds"
             f"{_expected(model)}: {_first_line(error)}"
         ) from error
 
 
-def _shapes(structure: Any) -> str:
+def _shapes(tensors: list[Any]) -> str:
     """Return the shapes of the tensors of a batch, without the number of examples."""
-    import tensorflow as tf
-
-    return ", ".join(str(tuple(part.shape[1:])) for part in tf.nest.flatten(structure))
+    return ", ".join(str(tuple(part.shape[1:])) for part in tensors)
 
 
 def _first_line(error: Exception) -> str:
@@ -232,26 +229,21 @@ def _expected(model: Any) -> str:
 
 
 @contextmanager
-def _mismatches_explained(dataset: Any, outputs: Any) -> Iterator[None]:
-    """Add the shapes of labels and outputs to TensorFlow's error that a loss does not take them.
+def _mismatches_explained(dataset: Any, outputs: Any, framework: Framework) -> Iterator[None]:
+    """Add the shapes of labels and outputs to a framework's error that a loss does not take them.
 
     Raises:
         ValueError: with their shapes.
     """
-    import tensorflow as tf
-
-    from spectral_density.engines.tensorflow.batches import first_batch
-
     try:
         yield
-    except (ValueError, TypeError, tf.errors.OpError) as error:
-        if "{{node" not in str(error):
+    except framework.errors as error:
+        if not framework.is_of_computation(error):
             raise
-        labels = _shapes(first_batch(dataset)[1])
+        labels = framework.first_batch(dataset)[1]
         raise ValueError(
-            f"the loss does not take labels of shape {labels} and outputs of shape "
-            f"{_shapes(outputs)}: "
-            f"{_first_line(error)}"
+            f"the loss does not take labels of shape {_shapes(framework.flatten(labels))} and "
+            f"outputs of shape {_shapes(framework.flatten(outputs))}: {_first_line(error)}"
         ) from error
 
 
@@ -262,7 +254,7 @@ def _num_outputs(outputs: Any) -> int | None:
 
 def _with_rescaling_note(dataset: Examples, model: Any) -> Examples:
     """Add a note to scaled images where the model has a layer that scales them."""
-    from spectral_density.engines.tensorflow.keras_internals import all_layers
+    from spectral_density.engines.keras_shared.attributes import all_layers
 
     layers = [layer.name for layer in all_layers(model) if "Rescaling" in type(layer).__name__]
     if layers and any("scaled to" in note for note in dataset.notes):

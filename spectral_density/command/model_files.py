@@ -111,7 +111,7 @@ def _keras_of(path: Path) -> Any:
     if str(written_by).startswith("2."):
         try:
             import tf_keras
-        except ModuleNotFoundError:
+        except ImportError:
             return _keras()
         return tf_keras
     return _keras()

@@ -1,4 +1,4 @@
-"""Suppressed log output of TensorFlow and of absl."""
+"""Suppressed log output of Keras's backends and of absl."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow and Keras without their log output; it is shown if an import fails.
+def import_keras() -> None:
+    """Import Keras and its backend without their log output; it is shown if an import fails.
 
     TensorFlow writes some of it before it reads TF_CPP_MIN_LOG_LEVEL.
+
+    Raises:
+        ModuleNotFoundError: if Keras, or the backend that it runs on, cannot be imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" in sys.modules:
+    if "keras" in sys.modules:
         return
     with _standard_error_held_back():
-        import keras
-        import tensorflow as tf
-
-        del keras
-        # The second half of the log comes when devices are listed first.
-        tf.config.list_logical_devices()
+        try:
+            import keras
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"models are loaded by Keras, which cannot be imported with its backend ({error}). "
+                "It runs on TensorFlow, or, with KERAS_BACKEND=jax in the environment, on JAX."
+            ) from error
+        # The second half of TensorFlow's log comes when devices are listed first.
+        keras.distribution.list_devices()
 
 
 @contextmanager

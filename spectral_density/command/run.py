@@ -15,7 +15,7 @@ from spectral_density.command.data import DEFAULT_BATCH_SIZE
 from spectral_density.command.interrupts import BetweenSteps
 from spectral_density.command.matrix import MatrixRequest, RequestedMatrix, check_files, open_matrix
 from spectral_density.command.messages import in_options
-from spectral_density.command.quiet import import_tensorflow
+from spectral_density.command.quiet import import_keras
 from spectral_density.command.summary import file_hash, spectrum_numbers, versions
 from spectral_density.estimate import NUM_DRAWS, ORDER, estimate_spectrum
 from spectral_density.spectrum.accuracy import Ending
@@ -71,7 +71,7 @@ def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -
     if previous.complete and not previous.is_less_than(settings):
         show(f"the run in {request.out} is complete: nothing to do")
         return
-    import_tensorflow()
+    import_keras()
     matrix = open_matrix(request.matrix)
     operator = matrix.operator
     show(str(matrix))
@@ -120,7 +120,8 @@ def _estimate(
             seed=request.matrix.seed,
             draws_at_once=request.draws_at_once,
             basis=request.basis,
-            basis_dtype=request.basis_dtype,
+            # float64, which is the default, is that of the vectors where they are on a device.
+            basis_dtype=None if request.basis_dtype == "float64" else request.basis_dtype,
             checkpoint=None if request.checkpoint == "none" else request.out / results.CHECKPOINT,
             check=False,  # the verdict was shown above, or was not wanted
             callback=interrupts.check,

@@ -19,7 +19,7 @@ from spectral_density.spectrum.spectrum import Spectrum
 FORMAT = 1
 """Version of the keys."""
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "scipy")
+_PACKAGES = ("tensorflow", "jax", "keras", "numpy", "scipy")
 
 
 def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:

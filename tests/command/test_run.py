@@ -262,6 +262,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(command, tmp_path, lin
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="a loss of TensorFlow's")
 def test_what_tensorflow_finds_while_it_computes_is_told_without_its_headings(command, here):
     (here / "gathering.py").write_text(
         "import tensorflow as tf\n"
