@@ -15,10 +15,11 @@ from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
+from spectral_density.engines.keras_shared.objective import unpack
 from spectral_density.engines.tensorflow.batches import count_examples, form_of, join
 from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
-from spectral_density.engines.tensorflow.keras_objective import KerasObjective, unpack
+from spectral_density.engines.tensorflow.keras_objective import KerasObjective
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
 from spectral_density.engines.tensorflow.state import TensorFlowState
 from spectral_density.engines.tensorflow.variables import Variables, select
@@ -27,7 +28,6 @@ from spectral_density.training.problem import (
     CountedOperator,
     Problem,
     counted_parts,
-    rows_of,
 )
 from spectral_density.training.steps import Work
 
@@ -296,7 +296,14 @@ def _make_operator(
 def _at_most(batch: Any, wanted: int) -> Any:
     """Return the first rows of a batch; all of it where it has no more, or cannot be cut."""
     rows = count_examples(batch)
-    return rows_of(batch, 0, wanted) if rows > wanted and _has_rows(batch, rows) else batch
+    return _rows_of(batch, 0, wanted) if rows > wanted and _has_rows(batch, rows) else batch
+
+
+def _rows_of(batch: Any, start: int, count: int) -> Any:
+    """Return `count` rows of each tensor of a batch."""
+    return tf.nest.map_structure(
+        lambda tensor: None if tensor is None else tensor[start : start + count], batch
+    )
 
 
 def _has_rows(batch: Any, rows: int) -> bool:

@@ -13,10 +13,10 @@ import keras
 from spectral_density._warnings import warn
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines.tensorflow.keras_internals import print_message
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training import time_budget
+from spectral_density.training.messages import print_message
 from spectral_density.training.spectrum_probe import SpectrumProbe
 from spectral_density.training.spectrum_record import (
     RecordFiles,
@@ -31,10 +31,11 @@ _log = logging.getLogger("spectral_density")
 T = TypeVar("T")
 
 # The costs of a first measurement are estimated from the first training step, most of which goes
-# into building its graph. The first pass over the probe set took 0.06 to 0.18 of it for networks
-# from two dense layers to a transformer and an LSTM; the graph of a product took 0.4 to 3.5 of it,
-# and 5 to 20 of these passes. On a large probe set the passes dominate, those of a product too.
-_FIRST_PASS_IN_STEPS = 0.25
+# into building its graph. Of networks from two dense layers to a transformer and an LSTM the first
+# pass over the probe set took 0.06 to 0.18 of it with TensorFlow, and 0.17 to 0.37 with JAX; the
+# graph of a product 0.4 to 3.5 and 1.2 to 3.0 of it, and 5 to 20 and 4 to 15 of these passes. On a
+# large probe set the passes dominate, those of a product too.
+_FIRST_PASS_IN_STEPS = 0.4
 _GRAPH_IN_STEPS = 4.0
 _GRAPH_IN_FIRST_PASSES = 20.0
 _PRODUCT_IN_FIRST_PASSES = 4.0
@@ -90,6 +91,8 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     They are NaN for an epoch without measurement. With `every_steps` an epoch has its last. All
     measurements, with the bounds of their errors, are in `records`.
+
+    It works under Keras's TensorFlow and JAX backends and with tf_keras, and records the same.
 
     The training is not disturbed: weights, optimizer, BatchNorm statistics, seed generators and
     global random states are what they are without the callback. The operator is not checked, which
@@ -161,7 +164,8 @@ class SpectrumCallback(keras.callbacks.Callback):
                 after the operator.
             csv_path: a file with one row for each measurement, written as they are made. A file
                 that exists is overwritten by the first `fit`, and continued by others.
-            tensorboard_dir: a directory for event files with scalars and, with `density`, figures.
+            tensorboard_dir: a directory for event files with scalars and, with `density`, figures;
+                a remote one, such as "gs://...", needs TensorFlow.
             budget: share of the training time that measurements may take, such as 0.1: those that
                 would take more are left out. None for no limit.
             verbose: 0 for silence, 1 for one line at the end of training, 2 for one after each
@@ -171,6 +175,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             ValueError: if an option is out of its range, or both `every_epochs` and `every_steps`
                 are given.
             TypeError: if an option has a wrong type.
+            ModuleNotFoundError: if `tensorboard_dir` is remote, and there is no TensorFlow.
         """
         super().__init__()
         self._schedule = _Schedule.checked(every_epochs, every_steps)
@@ -327,7 +332,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             return
         with self._time.spending("measurement"):
             start = time_budget.clock()
-            spectrum = self._attempt(lambda: self._probe.measure(self.operator))
+            spectrum = self._attempt(lambda: self._probe.measure(self._operator_of_now()))
             record = self._keep(spectrum, start)
         self._print(2, f"SpectrumCallback: {record}")
 
@@ -348,6 +353,15 @@ class SpectrumCallback(keras.callbacks.Callback):
     def _make_operator(self) -> None:
         with self._time.spending("first pass"):
             self.operator = self._probe.operator(self.model)
+
+    def _operator_of_now(self) -> CurvatureOperator:
+        """Return the operator, with the weights of now in the variables that it reads.
+
+        Under JAX they hold nothing in the middle of an epoch: `fit` passes arrays from step to
+        step, and writes them to the variables where a callback asks for its model.
+        """
+        _ = self.model
+        return self.operator
 
     def _prepare(self) -> bool:
         """Make the operator and compile its product as far as the budget allows.
@@ -373,9 +387,9 @@ class SpectrumCallback(keras.callbacks.Callback):
             if not budget.allows(min(graph, _GRAPH_IN_FIRST_PASSES * first_pass)):
                 return False
             with budget.spending("compilation"):
-                probe.multiply_once(self.operator)
+                probe.multiply_once(self._operator_of_now())
             with budget.spending("product"):
-                probe.multiply_once(self.operator)
+                probe.multiply_once(self._operator_of_now())
         products = probe.num_block_products(self.operator.shape[0])
         return budget.allows(_SAFETY * products * budget.last["product"])
 

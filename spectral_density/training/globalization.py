@@ -30,6 +30,12 @@ class Ray:
     weight_norm: float  # ||w||
     loss_at: Callable[[float], float]  # of t, the loss at w + t d; moves the weights there
     curvature_along: Callable[[], float]  # d'Ad with the matrix itself, by one product
+    rounding: float = float(np.finfo(np.float64).eps)  # of the loss, relative to it
+
+    @property
+    def least_change(self) -> float:
+        """The change of the loss below which rounding hides its sign."""
+        return _ROUNDINGS * self.rounding * abs(self.loss)
 
     def predicted(self, length: float) -> float:
         """Return the decrease of the quadratic model at w + t d."""
@@ -45,8 +51,7 @@ class Ray:
         actual, predicted = self.loss - self.loss_at(length), self.predicted(length)
         if not (np.isfinite(actual) and predicted > 0):
             return -np.inf
-        rounding = _ROUNDINGS * np.finfo(np.float64).eps * abs(self.loss)
-        return (actual + rounding) / (predicted + rounding)
+        return (actual + self.least_change) / (predicted + self.least_change)
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,12 @@ class ArmijoBacktracking(Globalization):
     """Shorten the step until the loss has fallen by a share of what the slope predicts.
 
     The loss is that of the gradient batch, whose gradient the direction came from. A loss that is
-    not finite is no decrease.
+    not finite is no decrease; one that is higher by no more than its rounding is no increase at the
+    end of the first step that is tried.
 
     References:
         Nocedal, Wright (2006), Numerical Optimization, algorithm 3.1.
+        Hager, Zhang (2005), SIAM J. Optim. 16:170 (for decreases within rounding).
     """
 
     def __init__(
@@ -180,10 +187,13 @@ class ArmijoBacktracking(Globalization):
     def choose(self, ray: Ray) -> StepChoice:
         """See `Globalization`."""
         length = FixedStep(self.max_relative_step).bounded(ray.first, ray)
+        # Near a minimum rounding hides what a whole step gains; a shorter one would gain less.
+        hidden = ray.least_change
         for _ in range(self.max_backtracks + 1):
-            if ray.loss_at(length) <= ray.loss + self.sufficient_decrease * length * ray.slope:
+            bound = ray.loss + self.sufficient_decrease * length * ray.slope
+            if ray.loss_at(length) <= bound + hidden:
                 return StepChoice(length, TrainingStatus.ACCEPTED, True)
-            length *= self.contraction
+            length, hidden = length * self.contraction, 0.0
         return StepChoice(0.0, TrainingStatus.LINE_SEARCH_FAILED, True)
 
 

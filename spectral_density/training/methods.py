@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spectral_density.engines.tensorflow.weights import HeldWeights
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Status
 from spectral_density.training.globalization import Globalization, Ray, StepChoice, as_globalization
 from spectral_density.training.options import one_of, representation
-from spectral_density.training.problem import CountedOperator, Problem
+from spectral_density.training.problem import CountedOperator, HeldWeights, Problem
 from spectral_density.training.steps import TrainingStatus, TrainingStep
 
 CURVATURES = ("hessian", "gauss_newton")
@@ -177,9 +176,10 @@ class SecondOrderMethod(ABC):
             norm=euclidean_norm(d),
             curvature=direction.curvature,
             first=self.learning_rate,
-            weight_norm=held.norm,
+            weight_norm=euclidean_norm(held.vector),
             loss_at=loss_at,
             curvature_along=curvature_along,
+            rounding=problem.rounding,
         )
         try:
             choice = self.globalization.choose(ray)

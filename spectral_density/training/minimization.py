@@ -13,7 +13,7 @@ from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.training.methods import SecondOrderMethod
-from spectral_density.training.problem import OperatorProblem
+from spectral_density.training.problem import problem_of
 from spectral_density.training.steps import TrainingStatus, TrainingStep
 
 # Consecutive steps that were not accepted, after which a method has stalled.
@@ -32,6 +32,7 @@ class Minimization:
     steps: tuple[TrainingStep, ...]
     num_products: int
     data_passes: float
+    params: Any = None  # the minimizer, a pytree like the operator's; None where variables hold it
 
     @property
     def converged(self) -> bool:
@@ -64,7 +65,10 @@ def minimize(
 ) -> Minimization:
     """Minimize an operator's loss over its variables, with gradient and matrix of all its data.
 
-    The variables move; they end at the last accepted step. The method is reset first.
+    The variables move; they end at the last accepted step. Arrays of JAX cannot: the pytree that an
+    operator was made of stays as it is, the minimizer is the `params` of the result, a pytree like
+    it, and the operator itself is at the minimizer from then on, as it is where variables have
+    moved. The method is reset first.
 
     Args:
         operator: its `loss()` is minimized, and its products are the method's matrix.
@@ -86,6 +90,11 @@ def minimize(
         >>> f = HessianOperator.from_function(
         ...     lambda x: x[0]**2 * x[1]**2 + x[0] * x[1], x)                    # doctest: +SKIP
         >>> minimize(f, LowRankSaddleFreeNewton(refresh=1))                      # doctest: +SKIP
+
+        With JAX, of a loss `loss(params)` or `loss(params, batch)`:
+
+        >>> f = HessianOperator.from_function(loss, params, dataset)             # doctest: +SKIP
+        >>> params = minimize(f, NewtonCG()).params                              # doctest: +SKIP
     """
     if not isinstance(operator, CurvatureOperator):
         raise TypeError(
@@ -98,7 +107,7 @@ def minimize(
         )
     max_steps = integer(max_steps, "max_steps", 0)
     gradient_tolerance = number(gradient_tolerance, "gradient_tolerance", least=0.0)
-    problem = OperatorProblem(operator)
+    problem = problem_of(operator)
     method.reset()
     steps: list[TrainingStep] = []
     status: TrainingStatus | None = None
@@ -122,8 +131,15 @@ def minimize(
     if status is None:
         converged = norm <= gradient_tolerance
         status = TrainingStatus.CONVERGED if converged else TrainingStatus.MAX_STEPS
+    work = problem.work
     return Minimization(
-        status, loss, norm, tuple(steps), problem.work.num_products, problem.work.data_passes
+        status,
+        loss,
+        norm,
+        tuple(steps),
+        work.num_products,
+        work.data_passes,
+        problem.params(),
     )
 
 

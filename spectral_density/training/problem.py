@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines.tensorflow.weights import Weights
-from spectral_density.linalg.arguments import product_dtype
+from spectral_density.engines.data import BatchFunctions
+from spectral_density.linalg.arguments import product_dtype, product_precision
+from spectral_density.training.frameworks import engine_name
 from spectral_density.training.steps import Work
 
 # Parts of the Hessian's data across which the spread of a Rayleigh quotient is taken.
 NUM_PARTS = 4
 # Columns that one graph multiplies, where all products have to come from the same few graphs.
 BLOCK_WIDTH = 8
+
+
+class HeldWeights(Protocol):
+    """Values of the weights, to restore them or to move them from there."""
+
+    @property
+    def vector(self) -> np.ndarray:
+        """All of them, (size,), float64."""
+
+
+class Weights(Protocol):
+    """The variables as one vector that can be held, moved, and restored bit for bit."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+
+    def hold(self) -> Any:
+        """Return the values of now, for `restore` and `move`: `HeldWeights`."""
+
+    def restore(self, held: Any) -> None:
+        """Set the weights to values that were held, bit for bit."""
+
+    def move(self, held: Any, displacement: np.ndarray) -> None:
+        """Set the weights to values that were held plus a displacement, shape (size,)."""
 
 
 class CountedOperator(LinearOperator):
@@ -82,10 +107,12 @@ class Problem(ABC):
     Attributes:
         weights: the variables that are minimized over.
         work: computed so far.
+        rounding: of the cost, relative to it.
     """
 
     weights: Weights
     work: Work
+    rounding: float = float(np.finfo(np.float64).eps)
 
     @abstractmethod
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
@@ -107,12 +134,14 @@ class Problem(ABC):
 class OperatorProblem(Problem):
     """The loss, the gradient and the matrix of a curvature operator, all over its whole dataset."""
 
-    def __init__(self, operator: CurvatureOperator):
-        """Take the operator; its weights will move."""
+    def __init__(self, operator: CurvatureOperator, weights: Weights):
+        """Take the operator, and its weights, which will move."""
         self.operator = operator
-        self.weights = Weights(operator.parameters)
+        self.weights = weights
         self.num_examples = float(operator.batches.num_examples)
         self.work = Work(self.num_examples)
+        # The loss of a batch is computed in the dtype of the variables, and added up in float64.
+        self.rounding = product_precision(operator)
 
     def loss_and_gradient(self) -> tuple[float, np.ndarray]:
         """See `Problem`: two passes of the operator, counted as one gradient."""
@@ -138,6 +167,28 @@ class OperatorProblem(Problem):
         """See `Problem`: every fourth batch each, or the rows of the only one."""
         return counted_parts(self.operator, self.work, 0.0)
 
+    def params(self) -> Any | None:
+        """Return the weights of now as a pytree like the operator's; None where they are variables.
+
+        Variables hold them themselves.
+        """
+        if engine_name(self.operator.derivatives) != "jax":
+            return None
+        from spectral_density.engines.jax.weights import params_of
+
+        return params_of(self.operator.derivatives)
+
+
+def problem_of(operator: CurvatureOperator) -> OperatorProblem:
+    """Return the problem of an operator, with weights of the framework that it computes with."""
+    if engine_name(operator.derivatives) == "jax":
+        from spectral_density.engines.jax.weights import weights_of
+
+        return OperatorProblem(operator, weights_of(operator.derivatives))
+    from spectral_density.engines.tensorflow import weights
+
+    return OperatorProblem(operator, weights.Weights(operator.parameters))
+
 
 def counted_parts(
     operator: CurvatureOperator, work: Work, shift: float, in_blocks: bool = False
@@ -145,7 +196,7 @@ def counted_parts(
     """Return an operator over disjoint parts of its data; none where they cannot be divided."""
     batches = list(operator.batches)
     if len(batches) == 1:
-        batches = rows_in_parts(batches[0], NUM_PARTS)
+        batches = rows_in_parts(operator.derivatives.functions, batches[0], NUM_PARTS)
     num_parts = min(NUM_PARTS, len(batches))
     if num_parts < 2:
         return []
@@ -155,23 +206,15 @@ def counted_parts(
     ]
 
 
-def rows_in_parts(batch: Any, num_parts: int) -> list[Any]:
+def rows_in_parts(functions: BatchFunctions, batch: Any, num_parts: int) -> list[Any]:
     """Divide a batch of dense tensors into parts of equal size, leaving out the remainder.
 
     Equal sizes take one graph. A batch that cannot be divided by rows is one part.
+
+    Args:
+        functions: of the engine whose tensors it holds.
+        batch: in tensors.
+        num_parts: how many.
     """
-    tensors = [tensor for tensor in tf.nest.flatten(batch) if tensor is not None]
-    if not tensors or not all(isinstance(t, tf.Tensor) and t.shape.rank for t in tensors):
-        return [batch]
-    sizes = {int(tensor.shape[0]) for tensor in tensors}
-    size = sizes.pop() // num_parts
-    if sizes or not size:
-        return [batch]
-    return [rows_of(batch, part * size, size) for part in range(num_parts)]
-
-
-def rows_of(batch: Any, start: int, count: int) -> Any:
-    """Return `count` rows of each tensor of a batch."""
-    return tf.nest.map_structure(
-        lambda tensor: None if tensor is None else tensor[start : start + count], batch
-    )
+    size = functions.form_of(batch)[0] // num_parts
+    return list(functions.split(batch, [size] * num_parts)) if size else [batch]

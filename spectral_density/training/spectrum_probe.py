@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines.tensorflow.batches import first_batch
-from spectral_density.engines.tensorflow.losses import make_objective
+from spectral_density.engines import engine_of
 from spectral_density.estimate import estimate_spectrum
 from spectral_density.linalg.arguments import integer
 from spectral_density.linalg.lockstep import default_draws_at_once
 from spectral_density.spectrum.spectrum import Spectrum
+from spectral_density.training.frameworks import engine_name
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,15 @@ class SpectrumProbe:
         The time that a class derived by the user takes is not known: its base class is made.
         """
         make = _class_of_this_package(self.make_operator)
-        self._operator(make, model, [first_batch(self.dataset)])
+        self._operator(make, model, [_first_batch(model, self.dataset)])
 
     def check_loss(self, model: Any) -> None:
         """Raise what is wrong with the loss of a model that has no weights yet."""
         make = self.make_operator
-        if isinstance(make, type) and issubclass(make, CurvatureOperator):
+        # Under JAX `fit` builds the model before it calls back.
+        if engine_name(engine_of(model)) != "jax" and _is_operator_class(make):
+            from spectral_density.engines.tensorflow.losses import make_objective
+
             make_objective(model, self.loss)
 
     def _operator(self, make: Callable[..., Any], model: Any, dataset: Any) -> Any:
@@ -117,6 +120,21 @@ class SpectrumProbe:
             check=False,
             progress=False,
         )
+
+
+def _is_operator_class(make: Any) -> bool:
+    return isinstance(make, type) and issubclass(make, CurvatureOperator)
+
+
+def _first_batch(model: Any, dataset: Any) -> Any:
+    """Return the first batch of a dataset, in tensors of the engine that takes a model."""
+    if engine_name(engine_of(model)) == "jax":
+        from spectral_density.engines.jax import batches as of_jax
+
+        return of_jax.first_batch(dataset)
+    from spectral_density.engines.tensorflow import batches as of_tensorflow
+
+    return of_tensorflow.first_batch(dataset)
 
 
 def _class_of_this_package(operator: Callable[..., Any]) -> Callable[..., Any]:

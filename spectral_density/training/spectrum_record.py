@@ -12,7 +12,7 @@ import numpy as np
 
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum.spectrum import Spectrum
-from spectral_density.training.event_file import EventFile
+from spectral_density.training.event_file import EventFile, check_directory
 
 _FIGURE_INCHES = (5.0, 3.2)
 
@@ -99,7 +99,13 @@ class RecordFiles:
         csv_path: str | os.PathLike[str] | None,
         tensorboard_dir: str | os.PathLike[str] | None,
     ):
-        """Take the name of the matrix, and the paths, None for no file; nothing is written yet."""
+        """Take the name of the matrix, and the paths, None for no file; nothing is written yet.
+
+        Raises:
+            ModuleNotFoundError: see `event_file.check_directory`.
+        """
+        if tensorboard_dir is not None:
+            check_directory(tensorboard_dir)
         self._name = name
         self._csv_path = None if csv_path is None else Path(csv_path)
         self._csv_started = False

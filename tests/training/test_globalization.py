@@ -52,6 +52,27 @@ def test_armijo_gives_up_after_its_trials():
     assert (choice.length, choice.status) == (0.0, TrainingStatus.LINE_SEARCH_FAILED)
 
 
+def hidden(loss_at):
+    """A direction near a minimum of -0.25, where float32 hides what the step gains."""
+    rounding = float(np.finfo(np.float32).eps)
+    return Ray(-0.25, -1e-10, 1e-5, 1e-10, 1.0, 1.0, loss_at, lambda: 1e-10, rounding)
+
+
+def test_armijo_takes_a_whole_step_whose_gain_rounding_hides_and_no_part_of_it():
+    whole = ArmijoBacktracking().choose(hidden(lambda t: -0.25 + 3e-8))
+    assert (whole.length, whole.status) == (1.0, TrainingStatus.ACCEPTED)
+    tried = ArmijoBacktracking().choose(hidden(lambda t: -0.2 if t == 1.0 else -0.25 + 3e-8))
+    assert tried.status is TrainingStatus.LINE_SEARCH_FAILED
+
+
+def test_a_change_within_the_rounding_of_the_loss_agrees_with_the_model():
+    for change in (-3e-8, 0.0, 3e-8):
+        assert hidden(lambda t, change=change: -0.25 + change).agreement(1.0) == pytest.approx(
+            1.0, abs=0.11
+        )
+    assert hidden(lambda t: -0.25 + 1e-5).agreement(1.0) < 0
+
+
 def test_a_trust_region_grows_where_the_model_was_right_at_its_boundary():
     region = TrustRegion(initial_radius=0.5)
     assert region.choose(ray(exact)).length == 0.5

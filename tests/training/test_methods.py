@@ -17,7 +17,7 @@ from spectral_density.training import (
     TrustRegion,
     newton_krylov,
 )
-from spectral_density.training.problem import OperatorProblem
+from spectral_density.training.problem import problem_of
 
 VALUES = np.array([4.0, -2.0, 1.0, -0.25, 0.1])
 START = np.array([0.5, -1.0, 2.0, 1.0, -3.0])
@@ -28,7 +28,7 @@ def problem(values=VALUES, start=START):
     x = tf.Variable(start, dtype=tf.float64)
     scale = tf.constant(values, tf.float64)
     operator = HessianOperator.from_function(lambda x: 0.5 * tf.reduce_sum(scale * x * x), x)
-    return OperatorProblem(operator), x
+    return problem_of(operator), x
 
 
 def saddle_free(**options):
@@ -156,7 +156,7 @@ def test_tracked_eigenpairs_are_in_single_precision_where_products_are():
     scale = tf.constant(np.linspace(1.0, 30.0, 30), tf.float32)
     operator = HessianOperator.from_function(lambda x: 0.5 * tf.reduce_sum(scale * x * x), x)
     method = saddle_free(rank=4, learning_rate=1e-4)
-    task = OperatorProblem(operator)
+    task = problem_of(operator)
     for _ in range(11):
         step = method.step(task)
     pairs = method._pairs
@@ -274,7 +274,7 @@ def test_a_gradient_without_curvature_is_followed_itself():
     task, x = problem(np.zeros(2), [1.0, 1.0])
     assert NewtonCG(globalization="fixed").step(task).status is TrainingStatus.CONVERGED
     x = tf.Variable([1.0, 2.0], dtype=tf.float64)
-    task = OperatorProblem(HessianOperator.from_function(lambda x: 3 * x[0] - x[1], x))
+    task = problem_of(HessianOperator.from_function(lambda x: 3 * x[0] - x[1], x))
     step = NewtonCG(globalization="fixed", learning_rate=0.5).step(task)
     np.testing.assert_allclose(x, [-0.5, 2.5])
     assert step.solver_status is Status.SINGULAR
@@ -329,7 +329,7 @@ def test_a_method_names_its_options():
 
 def test_where_the_matrix_is_zero_the_saddle_free_step_is_the_gradients():
     x = tf.Variable([1.0, 2.0], dtype=tf.float64)
-    task = OperatorProblem(HessianOperator.from_function(lambda x: 3 * x[0] - x[1], x))
+    task = problem_of(HessianOperator.from_function(lambda x: 3 * x[0] - x[1], x))
     method = saddle_free(rank=2, learning_rate=0.5)
     for place in ([-0.5, 2.5], [-2.0, 3.0]):
         step = method.step(task)

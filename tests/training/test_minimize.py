@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-import scipy.optimize
 import tensorflow as tf
-from sklearn.datasets import load_breast_cancer
+from minimization import DESCENDING, L2, METHODS, logistic_regression, saddle_free
 
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.training import (
@@ -36,25 +35,6 @@ def run(function, start, method, **options):
     return result, x.numpy()
 
 
-def saddle_free(**options):
-    defaults = {"refresh": 1, "learning_rate": 1.0, "damping": 1e-3, "globalization": "armijo"}
-    return LowRankSaddleFreeNewton(**(defaults | options))
-
-
-DESCENDING = {
-    "saddle-free": saddle_free,
-    "saddle-free, lanczos": lambda: saddle_free(factorization="lanczos"),
-    "saddle-free, adaptive": lambda: saddle_free(range_finder="adaptive"),
-    "saddle-free, trust region": lambda: saddle_free(globalization="trust_region"),
-    "saddle-free, Levenberg-Marquardt": lambda: saddle_free(globalization="levenberg_marquardt"),
-    "cg": NewtonCG,
-    "cg, trust region": lambda: NewtonCG(globalization="trust_region"),
-    "cg, armijo, cold": lambda: NewtonCG(globalization="armijo", warm_start=0.0),
-    "minres": NewtonMINRES,
-    "minres, armijo": lambda: NewtonMINRES(globalization="armijo"),
-}
-
-
 @pytest.mark.parametrize("name", DESCENDING)
 def test_methods_that_see_negative_curvature_leave_the_saddle_for_a_minimum(name):
     result, x = run(saddle, [0.1, 0.2], DESCENDING[name](), max_steps=200)
@@ -79,10 +59,9 @@ def test_plain_newton_goes_to_the_saddle(method):
     assert abs(result.loss) < 1e-15
 
 
-@pytest.mark.parametrize("name", [*DESCENDING, "gmres"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_finds_the_minimum_of_rosenbrock(name):
-    method = NewtonGMRES() if name == "gmres" else DESCENDING[name]()
-    result, x = run(rosenbrock, [-1.2, 1.0], method, max_steps=400)
+    result, x = run(rosenbrock, [-1.2, 1.0], METHODS[name](), max_steps=400)
     assert result.converged
     np.testing.assert_allclose(x, 1.0, atol=1e-7)
 
@@ -104,33 +83,20 @@ def test_plain_newton_says_that_its_direction_at_the_monkey_saddle_leads_up():
 @pytest.fixture(scope="module")
 def logistic():
     """Logistic regression on the breast cancer data, and its optimum from SciPy."""
-    data = load_breast_cancer()
-    x = (data.data - data.data.mean(0)) / data.data.std(0)
-    x = np.column_stack([x, np.ones(len(x))])
-    signs = 2.0 * data.target - 1
-
-    def value(w):
-        return np.mean(np.logaddexp(0, -signs * (x @ w))) + 1e-3 * w @ w
-
-    def gradient(w):
-        pull = -signs / (1 + np.exp(signs * (x @ w)))
-        return x.T @ pull / len(x) + 2e-3 * w
-
-    true = scipy.optimize.minimize(value, np.zeros(31), jac=gradient, method="BFGS", tol=1e-10)
+    x, signs, best, at = logistic_regression()
     features, labels = tf.constant(x), tf.constant(signs)
 
     def loss(w):
         margins = labels * tf.linalg.matvec(features, w)
-        return tf.reduce_mean(tf.nn.softplus(-margins)) + 1e-3 * tf.reduce_sum(w * w)
+        return tf.reduce_mean(tf.nn.softplus(-margins)) + L2 * tf.reduce_sum(w * w)
 
-    return loss, true.fun, true.x
+    return loss, best, at
 
 
-@pytest.mark.parametrize("name", [*DESCENDING, "gmres"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_meets_scipys_optimum_of_a_logistic_regression(name, logistic):
     loss, best, at = logistic
-    method = NewtonGMRES() if name == "gmres" else DESCENDING[name]()
-    result, w = run(loss, np.zeros(31), method, max_steps=300)
+    result, w = run(loss, np.zeros(31), METHODS[name](), max_steps=300)
     assert result.converged
     assert abs(result.loss - best) < 1e-8
     np.testing.assert_allclose(w, at, atol=1e-5)

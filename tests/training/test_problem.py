@@ -4,13 +4,14 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.curvature.hessian import HessianOperator
+from spectral_density.engines.tensorflow import batches as functions
 from spectral_density.engines.tensorflow.variables import Variables
+from spectral_density.engines.tensorflow.weights import Weights
 from spectral_density.training.problem import (
     BLOCK_WIDTH,
     CountedOperator,
-    OperatorProblem,
-    Weights,
     counted_parts,
+    problem_of,
     rows_in_parts,
 )
 from spectral_density.training.steps import Work
@@ -124,7 +125,7 @@ def test_products_are_counted_by_vectors_and_their_examples_and_are_those_of_the
 
 def test_a_loss_a_gradient_and_a_product_are_counted_over_all_examples():
     x = tf.Variable([0.5, 2.0], dtype=tf.float64)
-    problem = OperatorProblem(HessianOperator.from_function(lambda x: tf.reduce_sum(x**3), x))
+    problem = problem_of(HessianOperator.from_function(lambda x: tf.reduce_sum(x**3), x))
     loss, gradient = problem.loss_and_gradient()
     assert loss == pytest.approx(8.125)
     np.testing.assert_allclose(gradient, [0.75, 12.0])
@@ -141,13 +142,13 @@ def test_a_loss_a_gradient_and_a_product_are_counted_over_all_examples():
 
 def test_a_batch_is_cut_into_parts_of_one_size_and_left_whole_where_it_has_no_rows():
     batch = (tf.range(10), None, tf.ones([10, 2]))
-    parts = rows_in_parts(batch, 4)
+    parts = rows_in_parts(functions, batch, 4)
     assert [part[0].numpy().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert all(part[1] is None and part[2].shape == (2, 2) for part in parts)
-    assert len(rows_in_parts((tf.range(3),), 4)) == 1
+    assert len(rows_in_parts(functions, (tf.range(3),), 4)) == 1
     ragged = (tf.ragged.constant([[1], [2, 3]]),)
-    assert rows_in_parts(ragged, 2) == [ragged]
-    assert len(rows_in_parts((tf.range(4), tf.range(8)), 2)) == 1
+    assert rows_in_parts(functions, ragged, 2) == [ragged]
+    assert len(rows_in_parts(functions, (tf.range(4), tf.range(8)), 2)) == 1
 
 
 def test_the_parts_of_a_matrix_have_the_matrix_as_their_mean():
