@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-
 
 def engine_of(model: Any) -> Any:
     """Return the engine that takes a model, or variables; loaded when it is first needed.
@@ -25,9 +23,9 @@ def engine_of(model: Any) -> Any:
             from spectral_density.engines.tensorflow import TensorFlowEngine
         except ImportError as error:
             raise ModuleNotFoundError(
-                f"a {type(model).__name__} without an array in it is taken by TensorFlow, which "
-                f"cannot be imported ({error}). Parameters for JAX are arrays: "
-                "jax.tree.map(jax.numpy.asarray, params)."
+                f"a {type(model).__name__} without an array of JAX in it is taken by TensorFlow, "
+                f"which cannot be imported ({error}). Parameters for JAX hold at least one array "
+                "of JAX: jax.tree.map(jax.numpy.asarray, params)."
             ) from error
         return TensorFlowEngine()
     raise ValueError(
@@ -39,8 +37,8 @@ def engine_of(model: Any) -> Any:
 def engine_name(model: Any) -> str:
     """Return the name of the framework that computes the derivatives of a model, or variables.
 
-    Keras models are taken by the backend that Keras runs on, pytrees with an array of JAX or NumPy
-    by JAX once it is imported, and anything else by TensorFlow.
+    Keras models are taken by the backend that Keras runs on, pytrees with an array of JAX by JAX,
+    and anything else by TensorFlow.
     """
     keras = sys.modules.get("keras")
     if keras is not None and isinstance(model, keras.layers.Layer):
@@ -49,8 +47,8 @@ def engine_name(model: Any) -> str:
 
 
 def _is_pytree_of_arrays(params: Any) -> bool:
-    """Tell whether some leaf is an array; without JAX no function of it can have been written."""
+    """Tell whether some leaf is an array of JAX; without it none can have been made."""
     jax = sys.modules.get("jax")
     if jax is None:
         return False
-    return any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(params))
+    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))

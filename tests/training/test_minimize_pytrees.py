@@ -189,8 +189,8 @@ def test_the_parts_of_a_matrix_have_the_matrix_as_their_mean():
     assert len(rows_in_parts(functions, {"x": jnp.ones(3)}, 4)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(IN_FLOAT64, reason="this is that process")
+@pytest.mark.exhaustive
 def test_so_it_is_in_float64():
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]

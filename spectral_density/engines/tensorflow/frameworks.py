@@ -51,7 +51,8 @@ def tf_variable(variable: Any) -> tf.Variable:
             return value
     raise TypeError(
         f"expected a tf.Variable or a Keras variable, got {type(variable).__name__}. "
-        "Pass variables themselves, not their values."
+        "Pass variables themselves, not their values; parameters of a function of JAX as arrays of "
+        "JAX: jax.tree.map(jax.numpy.asarray, params)."
     )
 
 
@@ -71,7 +72,8 @@ def trainable_variables(model: Any) -> list[Any]:
     if not hasattr(model, "trainable_variables"):
         raise TypeError(
             f"model must be a Keras model or a tf.Module, got {type(model).__name__}. "
-            "For a plain function of tf.Variables use HessianOperator.from_function."
+            "For a plain function of tf.Variables use HessianOperator.from_function; parameters of "
+            "a function of JAX are arrays of JAX: jax.tree.map(jax.numpy.asarray, params)."
         )
     if keras_module(model) is not None:
         refuse_unbuilt(model)

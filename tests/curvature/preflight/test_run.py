@@ -359,7 +359,7 @@ TABLE = {
             sequential(layers.Dense(2, activation="tanh")), with_wrong_gradient, regression()
         ),
         "symmetric",
-        "custom_gradient",
+        "custom gradient",
     ),
     "drop_remainder with shuffling, streamed": unsound(
         lambda: tf_data(
@@ -597,7 +597,7 @@ def test_noise_that_python_draws_is_found():
         return squared_error(model, (batch[0] + tf.ensure_shape(noise, [3]), batch[1]))
 
     report = preflight(hessian(weight_tied(), loss, (regression()[0],) * 2))
-    assert "py_function" in report["repeatable"].message, report
+    assert "Python function" in report["repeatable"].message, report
 
 
 @pytest.mark.parametrize("operator", [np.eye(2), hessian, None])

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from engines.jax.processes import passes
 
+FILE = Path(__file__).with_name("keras_models.py")
+
 
 @pytest.mark.slow
 def test_keras_models_under_the_jax_backend():
-    passes(Path(__file__).with_name("keras_models.py"), KERAS_BACKEND="jax")
+    some = "training_mode or activation or monte or chosen or bad or classes"
+    passes(FILE, "-k", some, KERAS_BACKEND="jax")
+
+
+@pytest.mark.exhaustive
+def test_everything_of_keras_models_under_the_jax_backend():
+    passes(FILE, KERAS_BACKEND="jax")
