@@ -33,6 +33,7 @@ class Case:
 def floatx(dtype):
     """Make `dtype` Keras's default: only the truth needs it, a loss casts to it."""
     before = keras.config.floatx()
+    keras.config.dtype_policy()  # is made of floatx when it is first asked for, and stays
     keras.config.set_floatx(dtype)
     try:
         yield

@@ -182,6 +182,7 @@ def test_losses_data_and_operators_of_the_command_are_those_of_jax(files, tmp_pa
         np.testing.assert_allclose(Spectrum.load(out / "spectrum.npz").nodes[0], EXACT, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_with_tensorflow_installed_the_backend_of_keras_decides_all_the_same(files, tmp_path):
     nodes = {}
     for backend in ("jax", "tensorflow"):
