@@ -151,11 +151,53 @@ def test_monte_carlo_labels_are_the_same_however_the_data_is_cut():
     logits = np.asarray(model(X), np.float64)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     slopes = p[None] - np.eye(3)[drawn]  # of -log p(y | z) in z
-    flat, back = ravel_pytree([v.value for v in model.trainable_variables])
-    jacobian = np.asarray(jax.jacobian(lambda w: model.stateless_call(back(w), [], X)[0])(flat))
-    gradients = np.einsum("sic,icn->sin", slopes, jacobian).reshape(-1, len(flat))
+    gradients = np.einsum("sic,icn->sin", slopes, jacobian(model)).reshape(-1, parts.shape[0])
     assert near(parts.to_dense(), gradients.T @ gradients / len(gradients))
     assert parts.check().verdict == "sound"
+
+
+def jacobian(model):
+    """Of the outputs of all examples, (examples, outputs, weights)."""
+    flat, back = ravel_pytree([v.value for v in model.trainable_variables])
+    return np.asarray(
+        jax.jacobian(lambda w: model.stateless_call(back(w), [], X)[0])(flat), np.float64
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope"),
+    [
+        (keras.losses.MeanSquaredError(), lambda z, y: 2 * (z - y)),
+        (
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            lambda z, y: 1 / (1 + np.exp(-z)) - y,
+        ),
+    ],
+    ids=["normal", "bernoulli"],
+)
+def test_monte_carlo_of_losses_that_average_over_outputs(loss, slope):
+    """F = (C / N) sum of g g', g the gradient of Keras's mean over C outputs at a drawn label."""
+    model, targets = regression(), (TARGETS > 0).astype(np.float32)
+    options = {"kind": "monte_carlo", "num_samples": 200, "seed": 4}
+    operator = FisherOperator(model, loss, cut(X, targets), **options)
+    drawn = np.concatenate([labels for (labels,) in operator.sampled_labels()], axis=1)
+    z = np.asarray(model(X), np.float64)
+    gradients = np.einsum("sic,icn->sin", slope(z, drawn) / 2, jacobian(model))
+    rows = gradients.reshape(-1, operator.shape[0])
+    assert near(operator.to_dense(), 2 * rows.T @ rows / len(rows))
+    # Labels of the model's own distribution: unbiased, so that type 2 is the mean over seeds.
+    assert near(
+        operator.to_dense(), GaussNewtonOperator(model, loss, cut(X, targets)).to_dense(), 0.15
+    )
+
+
+def test_the_empirical_fisher_matrix_counts_weights_once():
+    model, loss = classifier(), sparse(from_logits=True)
+    operator = FisherOperator(model, loss, cut(X, LABELS, WEIGHTS), kind="empirical")
+    p = np.asarray(keras.ops.softmax(model(X)), np.float64)
+    gradients = np.einsum("ic,icn->in", p - np.eye(3)[LABELS], jacobian(model))
+    assert near(operator.to_dense(), (gradients * WEIGHTS[:, None]).T @ gradients / len(X))
+    assert operator.check().verdict == "sound"
 
 
 def test_functions_of_model_and_batch_and_of_labels_and_outputs():
@@ -177,6 +219,21 @@ def test_functions_of_model_and_batch_and_of_labels_and_outputs():
         lambda z, batch: jnp.mean((z - batch[1]) ** 2),
     )
     assert near(HessianOperator(model, pair, cut(X, TARGETS)).to_dense(), true)
+
+
+def test_losses_of_outputs_are_weighed():
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(3, "tanh")(inputs)
+    model = keras.Model(inputs, [layers.Dense(2)(hidden), layers.Dense(3)(hidden)])
+    losses, data = ["mse", sparse(from_logits=True)], [(X, [TARGETS, LABELS])]
+
+    def hessian(weights):
+        model.compile(loss=losses, loss_weights=weights)
+        return HessianOperator(model, None, data).to_dense()
+
+    first, second = hessian([1.0, 0.0]), hessian([0.0, 1.0])
+    assert near(hessian([0.3, 1.7]), 0.3 * first + 1.7 * second)
+    assert near(hessian(None), first + second)
 
 
 def test_weights_of_classes_are_weights_of_examples():
