@@ -114,7 +114,7 @@ class JaxProducts(BatchProducts):
     def linearized(self, cache: PassCache, at: BatchInput, rows: Any) -> np.ndarray | None:
         """See `BatchProducts`."""
         stack = Stack.of_one(at)
-        if not cache.is_kept():
+        if not cache.fits_if_like(stack, self._keep):
             return None
         arrays = self._functions.arrays()
         kept = self._keep(*arrays, stack)

@@ -144,9 +144,12 @@ class PassCache:
             self._kept[number] = keep(*arrays, stack)
         return self._kept[number]
 
-    def is_kept(self) -> bool:
-        """Tell whether products are computed from what is kept, as far as it was settled."""
-        return bool(self._linearize and self._room and self._fits is not False)
+    def fits_if_like(self, stack: Stack, keep: Callable[..., Any]) -> bool:
+        """Tell whether there is room for what is kept if all batches are like this one."""
+        if not self._linearize or not self._room or self._fits is False:
+            return False
+        nbytes = _nbytes(jax.eval_shape(keep, *self._functions.arrays(), stack))
+        return nbytes * self._num_batches <= min(self._room, MAX_BYTES)
 
     def refresh(self) -> None:
         """Drop all that is kept unless every array is the one that it was computed with."""
@@ -163,9 +166,12 @@ class PassCache:
         """Find out, once, whether what is kept of all batches fits."""
         if self._fits is None and self._stacks is not None:
             shapes = [jax.eval_shape(keep, *arrays, stack) for stack in self._stacks]
-            leaves = jax.tree.leaves(shapes)
-            self.nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+            self.nbytes = _nbytes(shapes)
             self._fits = self.nbytes <= min(self._room, MAX_BYTES)
+
+
+def _nbytes(shapes: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _together(form: Any, group: list[BatchInput]) -> list[Stack]:
