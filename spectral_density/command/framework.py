@@ -34,14 +34,12 @@ def framework_of(model: Any) -> Framework:
         ValueError: if Keras runs on a backend without an engine.
         ModuleNotFoundError: if the framework cannot be imported.
     """
-    engine_of(model)
-    return _jax() if engine_name(model) == "jax" else _tensorflow()
+    first_batch = engine_of(model).first_batch
+    return _jax(first_batch) if engine_name(model) == "jax" else _tensorflow(first_batch)
 
 
-def _tensorflow() -> Framework:
+def _tensorflow(first_batch: Callable[[Any], Any]) -> Framework:
     import tensorflow as tf
-
-    from spectral_density.engines.tensorflow.batches import first_batch
 
     return Framework(
         first_batch,
@@ -51,10 +49,8 @@ def _tensorflow() -> Framework:
     )
 
 
-def _jax() -> Framework:
+def _jax(first_batch: Callable[[Any], Any]) -> Framework:
     import jax
-
-    from spectral_density.engines.jax.batches import first_batch
 
     return Framework(
         first_batch,

@@ -152,6 +152,7 @@ class BatchProducts(ABC):
 class Derivatives(ABC):
     """The derivatives of one loss in one set of variables, batch by batch."""
 
+    framework: str  # its name: "tensorflow" or "jax"
     parameters: Parameters
     functions: BatchFunctions
     tensors: Tensors

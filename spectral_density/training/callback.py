@@ -13,10 +13,10 @@ import keras
 from spectral_density._warnings import warn
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.engines.keras_shared.attributes import print_message
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training import time_budget
-from spectral_density.training.messages import print_message
 from spectral_density.training.spectrum_probe import SpectrumProbe
 from spectral_density.training.spectrum_record import (
     RecordFiles,

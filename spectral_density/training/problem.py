@@ -11,7 +11,6 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.data import BatchFunctions
 from spectral_density.linalg.arguments import product_dtype, product_precision
-from spectral_density.training.frameworks import engine_name
 from spectral_density.training.steps import Work
 
 # Parts of the Hessian's data across which the spread of a Rayleigh quotient is taken.
@@ -172,7 +171,7 @@ class OperatorProblem(Problem):
 
         Variables hold them themselves.
         """
-        if engine_name(self.operator.derivatives) != "jax":
+        if self.operator.derivatives.framework != "jax":
             return None
         from spectral_density.engines.jax.weights import params_of
 
@@ -181,7 +180,7 @@ class OperatorProblem(Problem):
 
 def problem_of(operator: CurvatureOperator) -> OperatorProblem:
     """Return the problem of an operator, with weights of the framework that it computes with."""
-    if engine_name(operator.derivatives) == "jax":
+    if operator.derivatives.framework == "jax":
         from spectral_density.engines.jax.weights import weights_of
 
         return OperatorProblem(operator, weights_of(operator.derivatives))

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from spectral_density.engines.keras_shared.attributes import print_message
 from spectral_density.training.event_file import EventFile
-from spectral_density.training.messages import print_message
 from spectral_density.training.metrics import first_accuracy
 from spectral_density.training.model import SecondOrderModel
 from spectral_density.training.steps import TrainingStep

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.engines import engine_of
+from spectral_density.engines import engine_name, engine_of
 from spectral_density.estimate import estimate_spectrum
 from spectral_density.linalg.arguments import integer
 from spectral_density.linalg.lockstep import default_draws_at_once
 from spectral_density.spectrum.spectrum import Spectrum
-from spectral_density.training.frameworks import engine_name
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class SpectrumProbe:
         """Raise what is wrong with the loss of a model that has no weights yet."""
         make = self.make_operator
         # Under JAX `fit` builds the model before it calls back.
-        if engine_name(engine_of(model)) != "jax" and _is_operator_class(make):
+        if engine_name(model) != "jax" and _is_operator_class(make):
             from spectral_density.engines.tensorflow.losses import make_objective
 
             make_objective(model, self.loss)
@@ -128,13 +127,7 @@ def _is_operator_class(make: Any) -> bool:
 
 def _first_batch(model: Any, dataset: Any) -> Any:
     """Return the first batch of a dataset, in tensors of the engine that takes a model."""
-    if engine_name(engine_of(model)) == "jax":
-        from spectral_density.engines.jax import batches as of_jax
-
-        return of_jax.first_batch(dataset)
-    from spectral_density.engines.tensorflow import batches as of_tensorflow
-
-    return of_tensorflow.first_batch(dataset)
+    return engine_of(model).first_batch(dataset)
 
 
 def _class_of_this_package(operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spectral_density.engines.engine import Needs
+from spectral_density.engines.jax.batches import first_batch
 from spectral_density.engines.jax.derivatives import JaxDerivatives
 from spectral_density.engines.jax.losses import make_objective, make_output_loss
 from spectral_density.engines.jax.models import PytreeModel
@@ -14,6 +15,8 @@ from spectral_density.engines.jax.objectives import FunctionObjective
 
 class JaxEngine:
     """Compiled functions, forward mode over reverse mode."""
+
+    first_batch = staticmethod(first_batch)
 
     def derivatives(
         self,

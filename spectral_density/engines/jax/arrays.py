@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_density.engines.jax.compensated import two_sum
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -50,10 +52,7 @@ def add(total: Sum, new: jax.Array) -> Sum:
     """Return a sum with one thing more, in a trace or outside."""
     if not isinstance(total, PairSum):
         return total + new
-    new = new.astype(jnp.float32)
-    high = total.high + new
-    moved = high - total.high
-    lost = (total.high - (high - moved)) + (new - moved)
+    high, lost = two_sum(total.high, new.astype(jnp.float32))
     return PairSum(high, total.low + lost)
 
 

@@ -39,6 +39,7 @@ class JaxDerivatives(Derivatives):
         functions_of_loss: compiled.
     """
 
+    framework = "jax"
     functions = batches
     tensors = arrays
     parameters: Leaves
@@ -186,10 +187,6 @@ class JaxDerivatives(Derivatives):
         if self._vectors is None and jax.default_backend() != "cpu":
             self._vectors = JaxVectors(self.parameters.size)
         return self._vectors
-
-    def keep_vectors(self, vectors: JaxVectors) -> None:
-        """Let algorithms keep their vectors there, on a CPU too."""
-        self._vectors = vectors
 
     def on_engine(self, sums: Any, divisor: float, added: Any) -> jax.Array:
         """See `Derivatives`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras.src.utils.io_utils import print_msg
+
 # What decides, in `fit`, which function of the weights is minimized.
 _OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
 
@@ -66,3 +68,8 @@ def is_of_tf_keras(thing: Any, part: str = "") -> bool:
 
 def _module(thing: Any) -> str:
     return getattr(thing, "__module__", None) or ""
+
+
+def print_message(text: str) -> None:
+    """Print a line as Keras does: to its log where interactive logging is off."""
+    print_msg(text)

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.engines.engine import Needs
+from spectral_density.engines.tensorflow.batches import first_batch
 from spectral_density.engines.tensorflow.derivatives import TensorFlowDerivatives
 from spectral_density.engines.tensorflow.frameworks import check_backend, variable_name
 from spectral_density.engines.tensorflow.losses import make_objective
@@ -17,6 +18,8 @@ from spectral_density.engines.tensorflow.variables import Variables, select
 
 class TensorFlowEngine:
     """Compiled graphs, reverse mode over reverse mode."""
+
+    first_batch = staticmethod(first_batch)
 
     def derivatives(
         self,

@@ -43,6 +43,7 @@ class TensorFlowDerivatives(Derivatives):
         graphs: of the loss.
     """
 
+    framework = "tensorflow"
     functions = batches
     tensors = tensors
     parameters: Variables

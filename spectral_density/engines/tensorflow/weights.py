@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.layout import Parameters
-from spectral_density.linalg.norms import euclidean_norm
 
 
 @contextmanager
@@ -32,11 +31,6 @@ class HeldWeights:
 
     values: list[tf.Tensor]  # of each variable, of its dtype
     vector: np.ndarray  # (size,), all of them, float64
-
-    @property
-    def norm(self) -> float:
-        """The length of the vector of all weights."""
-        return euclidean_norm(self.vector)
 
 
 class Weights:

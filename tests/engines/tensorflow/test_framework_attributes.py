@@ -467,9 +467,9 @@ def test_messages_are_printed_as_keras_prints_its_own(capsys):
     before = keras.config.is_interactive_logging_enabled()
     try:
         keras.config.enable_interactive_logging()
-        internals.print_message("shown")
+        shared.print_message("shown")
         keras.config.disable_interactive_logging()
-        internals.print_message("logged")
+        shared.print_message("logged")
     finally:
         (
             keras.config.enable_interactive_logging

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.src.utils.io_utils import print_msg
 
 # Models and layers -------------------------------------------------------------------------------
 
@@ -141,8 +140,3 @@ def communication_timeout(strategy: tf.distribute.Strategy) -> float | None:
     """Return the seconds that a strategy was told to wait for other workers, None for none."""
     options = getattr(strategy.extended, "_communication_options", None)
     return getattr(options, "timeout_seconds", None)
-
-
-def print_message(text: str) -> None:
-    """Print a line as Keras does: to its log where interactive logging is off."""
-    print_msg(text)
