@@ -85,6 +85,7 @@ class JaxDerivatives(Derivatives):
     def survey(self, batch: Any, weight: Any, is_first_dataset: bool) -> np.ndarray:
         """See `Derivatives`: the loss of each batch of the first dataset is computed, too."""
         self._trace(batch, weight)
+        self.objective.check_labels(batch)
         functions = self.functions_of_loss
         weights, constants = functions.arrays()
         if is_first_dataset:

@@ -17,11 +17,12 @@ from spectral_density.engines.jax.objectives import Objective, OutputsOfBatch, s
 from spectral_density.engines.jax.terms import (
     OutputTerm,
     term_values,
+    term_weights,
     weighted_sum,
     with_ranks_matched,
 )
 from spectral_density.engines.keras_shared.class_weights import WeightedBatches, check_class_weight
-from spectral_density.engines.keras_shared.endings import mistaken_outputs
+from spectral_density.engines.keras_shared.endings import is_of_classes, mistaken_outputs
 from spectral_density.engines.keras_shared.objective import (
     Term,
     align,
@@ -187,6 +188,39 @@ class KerasObjective(Objective):
         labels = [part for part in jax.tree.leaves(y) if part.ndim]
         return max((int(part.shape[0]) for part in labels), default=0)
 
+    def check_labels(self, batch: Any) -> None:
+        """See `Objective.check_labels`: JAX takes a class that there is not for none at all.
+
+        Raises:
+            ValueError: if a label that counts is no class of its output.
+        """
+        _, y, _ = unpack(batch)
+        labels = align(y, self._structure, self._output_names, "y")
+        outputs = keras.tree.flatten(self._structure)
+        for term, label, output in zip(self.terms, labels, outputs, strict=True):
+            if term is None or not is_of_classes(term.loss, len(output.shape)):
+                continue
+            classes = output.shape[-1]
+            if np.any(_is_no_class(np.asarray(label), classes)) and self._counts(batch):
+                raise ValueError(
+                    f"labels are from {np.min(label):g} to {np.max(label):g}, and an output of "
+                    f"shape {output.shape} has the classes 0 to {classes - 1}."
+                )
+
+    def _counts(self, batch: Any) -> bool:
+        """Tell whether a label that is no class has a weight: masks leave some out."""
+        model = self.model
+        outputs = self.outputs(model.leaves.current(), model.constants(), batch)
+        for part in self.terms_at(outputs, batch):
+            if is_of_classes(part.term.loss, part.output.ndim):
+                values, of_values = term_values(part)
+                weights, _ = term_weights(part, values, of_values)
+                wrong = _is_no_class(jnp.asarray(part.label), part.output.shape[-1])
+                counted = wrong.reshape(values.shape) & (True if weights is None else weights != 0)
+                if bool(jnp.any(counted)):
+                    return True
+        return False
+
     def sample_weights(self, batch: Any) -> list[Any]:
         """See `Objective.sample_weights`."""
         return jax.tree.leaves(unpack(batch)[2])
@@ -226,3 +260,8 @@ class KerasObjective(Objective):
         losses = keras.tree.flatten(self._losses)
         options = [options_of(loss) for loss in losses]
         return super().settings() | {"options": options, "call": str(self._call_options)}
+
+
+def _is_no_class(labels: Any, classes: int) -> Any:
+    """Tell for each label whether it is below 0 or not below the number of classes."""
+    return (labels < 0) | (labels >= classes)

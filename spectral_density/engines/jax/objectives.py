@@ -85,6 +85,10 @@ class Objective(ABC):
         del batch
         return False
 
+    def check_labels(self, batch: Any) -> None:
+        """Raise if labels are none that the loss is defined for, as far as it is known."""
+        return
+
     def sample_weights(self, batch: Any) -> list[Any]:
         """Return the sample weights of a batch, as far as the loss knows them."""
         del batch

@@ -90,6 +90,17 @@ def is_of_probabilities(name: str | None) -> bool:
     return name is not None and ("crossentropy" in name or name in ("kl_divergence", "kld"))
 
 
+def is_of_classes(loss: Any, rank: int) -> bool:
+    """Tell whether a loss is Keras's own of integer labels, with the classes on the last axis.
+
+    Args:
+        loss: object or function.
+        rank: of the output.
+    """
+    name, options = standard_loss(loss)
+    return name == "sparse_categorical_crossentropy" and options.get("axis", -1) in (-1, rank - 1)
+
+
 def warn_unmoved(what: str | None) -> None:
     """Warn that an activation stays a part of the model, where it should belong to the loss."""
     warn(

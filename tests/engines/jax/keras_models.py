@@ -299,6 +299,19 @@ def test_bad_models(index):
         HessianOperator(model, sparse(from_logits=True), cut(X, LABELS), **options)
 
 
+def test_a_label_that_is_no_class_is_refused_where_it_counts():
+    wrong, weights = LABELS.copy(), WEIGHTS.copy()
+    wrong[7], weights[7] = 3, 0.0
+    model, loss = classifier(), sparse(from_logits=True)
+    with pytest.raises(ValueError, match=r"labels are from 0 to 3.*the classes 0 to 2"):
+        HessianOperator(model, loss, cut(X, wrong))
+    right = HessianOperator(model, loss, cut(X, LABELS, weights)).to_dense()
+    assert near(HessianOperator(model, loss, cut(X, wrong, weights)).to_dense(), right)
+    wrong[7] = -1
+    ignored = HessianOperator(model, sparse(from_logits=True, ignore_class=-1), cut(X, wrong))
+    assert ignored.loss() > 0
+
+
 def test_a_model_that_trains_by_its_own_code_is_refused():
     class Own(keras.Sequential):
         def compute_loss(self, *arguments, **options):
