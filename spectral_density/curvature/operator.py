@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from spectral_density.checkpoint import Workers
 from spectral_density.curvature.fingerprint import identity
 from spectral_density.curvature.finite import check_penalty
 from spectral_density.curvature.sweep import Sweep, SweepOptions
@@ -18,7 +19,6 @@ from spectral_density.curvature.symmetric import (
     moderated_product,
     scaled_product,
 )
-from spectral_density.engines.data import Replicas
 from spectral_density.engines.engine import BatchVerbs, Block, Derivatives, Needs
 
 if TYPE_CHECKING:
@@ -165,10 +165,9 @@ class CurvatureOperator(SymmetricOperator):
         return self.matrix.num_traces
 
     @property
-    def workers(self) -> Replicas | None:
+    def workers(self) -> Workers | None:
         """The processes that this matrix is computed by, None for this one alone."""
-        replicas = self.sweep.replicas
-        return replicas if replicas is not None and replicas.num_workers > 1 else None
+        return self.derivatives.workers
 
     # What users call -----------------------------------------------------------------------------
 
@@ -246,14 +245,13 @@ class CurvatureOperator(SymmetricOperator):
 
     def __repr__(self) -> str:
         """Say what it is: parameters, batches, dtype."""
-        replicas = self.sweep.replicas
         parts = [
             *self._words(),
             self.derivatives.description,
             _count(self.parameters.size, "parameter", "parameters"),
             _count(len(self.batches), "batch", "batches"),
             self.product_dtype.name,
-            *([] if replicas is None else [repr(replicas)]),
+            *filter(None, [self.derivatives.devices]),
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -277,6 +275,7 @@ class CurvatureOperator(SymmetricOperator):
             ),
             ("passes", f"{self.num_passes:,} over the data so far"),
             ("products", f"in {self.product_dtype.name}"),
+            *[("devices", devices) for devices in filter(None, [self.derivatives.devices])],
         ]
         if more:
             rows[2] = ("layers", f"{rows[2][1]}, and {more:,} more")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
+
 
 def engine_of(model: Any) -> Any:
     """Return the engine that takes a model, or variables; loaded when it is first needed.
@@ -37,8 +39,8 @@ def engine_of(model: Any) -> Any:
 def engine_name(model: Any) -> str:
     """Return the name of the framework that computes the derivatives of a model, or variables.
 
-    Keras models are taken by the backend that Keras runs on, pytrees with an array of JAX by JAX,
-    and anything else by TensorFlow.
+    Keras models are taken by the backend that Keras runs on, pytrees with an array of JAX or NumPy
+    by JAX where it was imported, and anything else by TensorFlow.
     """
     keras = sys.modules.get("keras")
     if keras is not None and isinstance(model, keras.layers.Layer):
@@ -47,8 +49,8 @@ def engine_name(model: Any) -> str:
 
 
 def _is_pytree_of_arrays(params: Any) -> bool:
-    """Tell whether some leaf is an array of JAX; without it none can have been made."""
+    """Tell whether some leaf is an array of JAX or NumPy, once JAX was imported."""
     jax = sys.modules.get("jax")
     if jax is None:
         return False
-    return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    return any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(params))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spectral_density.checkpoint import Workers
 from spectral_density.engines.data import BatchFunctions, BatchInput, Replicas, Tensors
 from spectral_density.engines.layout import Parameters
 from spectral_density.linalg.vectors import Vectors
@@ -219,6 +220,16 @@ class Derivatives(ABC):
 
         As arrays of the framework.
         """
+
+    @property
+    def devices(self) -> str:
+        """Which devices compute, in a word or two; nothing for the one that the framework takes."""
+        return ""
+
+    @property
+    def workers(self) -> Workers | None:
+        """The processes that compute together, None for this one alone."""
+        return None
 
     @property
     def vectors(self) -> Vectors | None:

@@ -1,4 +1,8 @@
-"""Batches as pytrees of JAX arrays: how datasets are opened, batches counted, joined, hashed."""
+"""Batches as pytrees of arrays: how datasets are opened, batches counted, joined, hashed.
+
+What is no array of JAX yet is one of NumPy, on the host, until it is computed with: a dataset may be
+larger than the memory of a device.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ def opener(dataset: Any, prefetch: int = PREFETCH) -> Callable[[], Iterator[Any]
 
 
 def first_batch(dataset: Any) -> Any:
-    """Return the first batch of a dataset with an example in it, as arrays of JAX.
+    """Return the first batch of a dataset with an example in it, as arrays.
 
     Raises:
         ValueError: if there is none.
@@ -43,7 +47,7 @@ def first_batch(dataset: Any) -> Any:
 
 
 def to_tensors(batch: Any) -> Any:
-    """Return a batch with arrays of JAX in place of what can be made one; None stays.
+    """Return a batch with arrays, of dtypes that JAX has, for what can be made one; None stays.
 
     Raises:
         TypeError: if a leaf is no array of numbers.
@@ -51,7 +55,7 @@ def to_tensors(batch: Any) -> Any:
     return jax.tree.map(_to_array, batch)
 
 
-def _to_array(leaf: Any) -> jax.Array:
+def _to_array(leaf: Any) -> jax.Array | np.ndarray:
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -60,7 +64,8 @@ def _to_array(leaf: Any) -> jax.Array:
             f"a batch holds a {type(leaf).__name__} that is no array of numbers, and JAX computes "
             "with numbers alone: turn text into integers, and ragged arrays into padded ones."
         )
-    return jnp.asarray(array)
+    # A copy: batches that are kept must not change when the user's array does.
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
 def unsteady_stages(dataset: Any) -> tuple[str, ...]:

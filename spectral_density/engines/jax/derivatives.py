@@ -23,6 +23,7 @@ from spectral_density.engines.jax.objectives import Objective
 from spectral_density.engines.jax.output_loss import OutputLoss
 from spectral_density.engines.jax.parameters import Leaves
 from spectral_density.engines.jax.precision import compiled
+from spectral_density.engines.jax.processes import JaxProcesses
 from spectral_density.engines.jax.products import JaxProducts, width_of_chunks
 from spectral_density.engines.jax.state import JaxState
 from spectral_density.engines.jax.vectors import JaxVectors
@@ -87,6 +88,7 @@ class JaxDerivatives(Derivatives):
         self._trace(batch, weight)
         self.objective.check_labels(batch)
         functions = self.functions_of_loss
+        functions.see(batch)
         weights, constants = functions.arrays()
         if is_first_dataset:
             self._num_surveyed += 1
@@ -183,10 +185,22 @@ class JaxDerivatives(Derivatives):
         return self.functions_of_loss.penalty_products(rows)
 
     @property
+    def devices(self) -> str:
+        """See `Derivatives`."""
+        return repr(self.functions_of_loss.devices)
+
+    @property
+    def workers(self) -> JaxProcesses | None:
+        """See `Derivatives`."""
+        return self.functions_of_loss.devices.processes
+
+    @property
     def vectors(self) -> JaxVectors | None:
         """See `Derivatives`: on an accelerator; a CPU has no faster place than NumPy's."""
         if self._vectors is None and jax.default_backend() != "cpu":
-            self._vectors = JaxVectors(self.parameters.size)
+            self._vectors = JaxVectors(
+                self.parameters.size, sharding=self.functions_of_loss.devices.sharding
+            )
         return self._vectors
 
     def on_engine(self, sums: Any, divisor: float, added: Any) -> jax.Array:

@@ -34,9 +34,11 @@ class KerasModel(BoundModel):
                 variable, `re.compile(...)`, a variable, a layer, or a list of these.
 
         Raises:
-            ValueError: if it is not built, has nothing trainable, or a name is unknown.
+            ValueError: if it is not built, is cut over devices, has nothing trainable, or a name
+                is unknown.
         """
         refuse_unbuilt(model)
+        _refuse_model_parallel()
         _refuse_quantized(model)
         self.model = model
         trainable = list({id(v): v for v in model.trainable_variables}.values())
@@ -110,6 +112,20 @@ class KerasModel(BoundModel):
     def positions(self, item: Any) -> set[int]:
         """See `BoundModel`."""
         return self._positions(item, list(self.leaves.variables), list(self.leaves.names))
+
+
+def _refuse_model_parallel() -> None:
+    """Raise where Keras cuts weights over devices.
+
+    Raises:
+        ValueError: saying what to use.
+    """
+    if isinstance(keras.distribution.distribution(), keras.distribution.ModelParallel):
+        raise ValueError(
+            "keras.distribution is set to ModelParallel, which cuts weights over devices, and "
+            "products are made where each device has all of them. Build the model under "
+            "keras.distribution.DataParallel(), or under none."
+        )
 
 
 def _refuse_quantized(model: Any) -> None:

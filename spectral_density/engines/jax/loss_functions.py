@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spectral_density.engines.data import BatchInput
+from spectral_density.engines.jax.batches import batch_hash
 from spectral_density.engines.jax.jaxprs import deliberate_stops, reached_backward
 from spectral_density.engines.jax.objectives import Objective, shape_of
 from spectral_density.engines.jax.output_loss import OutputLoss
 from spectral_density.engines.jax.parameters import Leaves
 from spectral_density.engines.jax.precision import compiled, exactly
+from spectral_density.engines.jax.sharding import devices_of
 from spectral_density.engines.jax.verbs import Kept, TracedBatch
 
 
@@ -24,6 +28,7 @@ class LossFunctions:
         objective: the loss.
         output_loss: the loss as a function of the outputs, None where a matrix has no need of it.
         parameters: what derivatives are taken in.
+        devices: that products are computed on.
         sums: of weights, constants, batch and weight: `Objective.sums`.
         denominators: the same without the sums.
     """
@@ -33,6 +38,9 @@ class LossFunctions:
         self.objective = objective
         self.output_loss = output_loss
         self.parameters: Leaves = objective.model.leaves
+        self.devices = devices_of(self.parameters.current())
+        self._seen = 0
+        self._placed: tuple[list[jax.Array], Any] = ([], None)
         self.sums = compiled(objective.sums)
         self.denominators = compiled(lambda *arguments: objective.sums(*arguments)[1])
         self._value = compiled(lambda *arguments: self.verbs(*arguments).loss())
@@ -42,6 +50,27 @@ class LossFunctions:
     def arrays(self) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return weights and constants, as they are now."""
         return self.parameters.current(), self.objective.model.constants()
+
+    def arrays_everywhere(self) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Return the same on all devices that compute products; copied when they are others."""
+        arrays = self.arrays()
+        if self.devices.count == 1:
+            return arrays
+        now = [*arrays[0], *arrays[1]]
+        if not same_arrays(now, self._placed[0]):
+            self._placed = (now, self.devices.everywhere(arrays))
+        return self._placed[1]
+
+    def see(self, batch: Any) -> None:
+        """Take note of a batch, where other processes have to have the same."""
+        if self.devices.processes is not None:
+            self._seen = crc32(batch_hash(batch).encode(), self._seen)
+
+    def check_agreement(self) -> None:
+        """Raise unless all processes have the same weights and saw the same batches."""
+        if self.devices.processes is not None:
+            weights = crc32(batch_hash(self.arrays()).encode())
+            self.devices.processes.agree((weights, self._seen), "weights and data")
 
     def verbs(
         self, weights: Any, constants: Any, at: BatchInput, *, kept: Kept | None = None
@@ -101,6 +130,11 @@ class LossFunctions:
         parameters = self.parameters
         products = parameters.join(jax.vmap(linear)(parameters.split(rows)))
         return products, parameters.join([part[None] for part in gradient])[0]
+
+
+def same_arrays(some: Sequence[jax.Array], others: Sequence[jax.Array]) -> bool:
+    """Tell whether these are the very same arrays: they do not change."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def reached(functions: LossFunctions, at: BatchInput) -> list[bool]:

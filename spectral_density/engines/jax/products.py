@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from spectral_density.engines.jax.arrays import (
 )
 from spectral_density.engines.jax.loss_functions import LossFunctions
 from spectral_density.engines.jax.precision import compiled
+from spectral_density.engines.jax.sharding import as_dealt, of_one
 from spectral_density.engines.jax.stacks import PassCache, Stack
 from spectral_density.engines.jax.verbs import Block, Kept, TracedBatch
 
@@ -57,11 +59,23 @@ class JaxProducts(BatchProducts):
         self.num_traces = 0
         self.depends = False  # known to the derivatives, from the first batch
         self._add_whole = compiled(self._traced_whole)
-        self._keep = compiled(self._traced_kept)
+        self._keep_whole = compiled(self._traced_kept)
         self._add_kept = compiled(self._traced_from_kept)
+        devices = functions.devices
+        if devices.count > 1:
+            on_each = devices.on_each
+            self._add_dealt = compiled(
+                on_each(self._traced_dealt, (False, False, True, False, True))
+            )
+            self._keep_dealt = compiled(on_each(self._traced_kept, (False, False, True)))
+            self._add_kept_dealt = compiled(
+                on_each(self._traced_from_kept_dealt, (True, False, True, False, True))
+            )
+            self._total = compiled(devices.total)
 
     def cache(self, num_batches: int, room: float, linearize: bool) -> PassCache:
-        """See `BatchProducts`."""
+        """See `BatchProducts`: all processes have come as far as this."""
+        self._functions.check_agreement()
         return PassCache(self._functions, num_batches, room, linearize)
 
     def check_context(self) -> None:
@@ -70,6 +84,9 @@ class JaxProducts(BatchProducts):
 
     def rows(self, block: np.ndarray, width: int) -> list[jax.Array]:
         """See `BatchProducts`."""
+        processes = self._functions.devices.processes
+        if processes is not None:
+            processes.agree(crc32(np.ascontiguousarray(block)), "vectors")
         dtype = self._functions.parameters.dtype
         parts = (block[:, start : start + width] for start in range(0, block.shape[1], width))
         return [to_rows(part.T, dtype) for part in parts]
@@ -89,17 +106,38 @@ class JaxProducts(BatchProducts):
         sums: list[list[Sum]],
     ) -> list[list[Sum]]:
         """See `BatchProducts`."""
-        arrays = self._functions.arrays()
+        devices = self._functions.devices
+        arrays = self._functions.arrays_everywhere()
+        rows = [devices.everywhere(chunk) for chunk in rows]
         # With the gradient what is kept would be of use once: training moves on.
         linearize = len(sums[0]) == 1
+        dealt: list[list[Sum]] = []
         for number, stack in enumerate(cache.stacks(inputs)):
             kept = cache.kept(number, stack, self._keep) if linearize else None
+            if stack.is_dealt and not dealt:
+                dealt = [devices.zeros(each) for each in sums]
+            into = dealt if stack.is_dealt else sums
             for place, chunk in enumerate(rows):
-                if kept is None:
-                    sums[place] = self._add_whole(*arrays, stack, chunk, sums[place])
-                else:
-                    sums[place] = self._add_kept(kept, arrays, stack, chunk, sums[place])
+                into[place] = self._added(arrays, kept, stack, chunk, into[place])
+        for place, each in enumerate(dealt):
+            pairs = zip(sums[place], self._total(each), strict=True)
+            sums[place] = [add_sum(before, new) for before, new in pairs]
         return sums
+
+    def _added(
+        self, arrays: Any, kept: Kept | None, stack: Stack, chunk: jax.Array, before: list[Sum]
+    ) -> list[Sum]:
+        """Return sums with the products of a stack added to them."""
+        if kept is None:
+            add = self._add_dealt if stack.is_dealt else self._add_whole
+            return add(*arrays, stack, chunk, before)
+        add = self._add_kept_dealt if stack.is_dealt else self._add_kept
+        return add(kept, arrays, stack, chunk, before)
+
+    def _keep(self, weights: Any, constants: Any, stack: Stack) -> Kept:
+        """Return what no vector touches of the batches of a stack."""
+        keep = self._keep_dealt if stack.is_dealt else self._keep_whole
+        return keep(weights, constants, stack)
 
     def add_on(
         self, local: int, at: BatchInput, rows: Sequence[jax.Array], sums: list[list[Sum]]
@@ -116,7 +154,7 @@ class JaxProducts(BatchProducts):
         stack = Stack.of_one(at)
         if not cache.fits_if_like(stack, self._keep):
             return None
-        arrays = self._functions.arrays()
+        arrays = self._functions.arrays_everywhere()
         kept = self._keep(*arrays, stack)
         (found,) = self._add_kept(kept, arrays, stack, rows, [zero_sum(rows.shape)])
         return to_array(found)
@@ -167,6 +205,17 @@ class JaxProducts(BatchProducts):
             return [add(total, each) for total, each in zip(before, new, strict=True)]
 
         return self._with(sums, stack.fold(with_one, self._zeros(len(rows)), kept))
+
+    def _traced_dealt(
+        self, weights: Any, constants: Any, stack: Stack, rows: jax.Array, sums: list[Sum]
+    ) -> list[Sum]:
+        """Add on one of several devices what is dealt to it."""
+        return as_dealt(self._traced_whole(weights, constants, stack, rows, of_one(sums)))
+
+    def _traced_from_kept_dealt(
+        self, kept: Kept, arrays: tuple[Any, Any], stack: Stack, rows: jax.Array, sums: list[Sum]
+    ) -> list[Sum]:
+        return as_dealt(self._traced_from_kept(kept, arrays, stack, rows, of_one(sums)))
 
     def _multiplied(self, batch: TracedBatch, rows: jax.Array) -> Block:
         return list(self.composition(batch, self._functions.parameters.split(rows)))

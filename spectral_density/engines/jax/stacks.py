@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.jax.batches import form_of, nbytes
-from spectral_density.engines.jax.loss_functions import LossFunctions
+from spectral_density.engines.jax.loss_functions import LossFunctions, same_arrays
+from spectral_density.engines.jax.sharding import Devices
 
 # All that is kept for the batches of one operator.
 MAX_BYTES = 2**30
@@ -24,7 +26,8 @@ class Stack:
     """One batch, or several equal ones, each array of which has one axis more in front."""
 
     at: BatchInput
-    size: int = field(metadata={"static": True})  # 0 for one batch alone
+    size: int = field(metadata={"static": True})  # on each device; 0 for one batch alone
+    is_dealt: bool = field(default=False, metadata={"static": True})  # to several devices
 
     @classmethod
     def of_one(cls, at: BatchInput) -> Stack:
@@ -32,17 +35,26 @@ class Stack:
         return cls(at, 0)
 
     @classmethod
-    def of(cls, inputs: list[BatchInput]) -> Stack:
-        """Return equal batches together."""
+    def of(cls, inputs: list[BatchInput], devices: Devices) -> Stack:
+        """Return equal batches together, dealt to the devices if there are several.
+
+        What is missing to a number that comes out even is filled up with a batch of scale zero.
+        """
         if len(inputs) == 1:
             return cls.of_one(inputs[0])
+        nothing = inputs[-1]._replace(scales=jnp.zeros_like(inputs[-1].scales))
+        inputs = [*inputs, *[nothing] * (-len(inputs) % devices.count)]
+        # Only the parts that go there are put on a device.
+        stack = jnp.stack if devices.count == 1 else _on_host
         together = BatchInput(
-            batch=jax.tree.map(lambda *parts: jnp.stack(parts), *[at.batch for at in inputs]),
-            first_example=jnp.asarray([at.first_example for at in inputs]),
-            weight=jnp.asarray([at.weight for at in inputs]),
-            scales=inputs[0].scales,
+            batch=jax.tree.map(lambda *parts: stack(parts), *[at.batch for at in inputs]),
+            first_example=stack([jnp.asarray(at.first_example) for at in inputs]),
+            weight=stack([jnp.asarray(at.weight) for at in inputs]),
+            scales=stack([at.scales for at in inputs]),
         )
-        return cls(together, len(inputs))
+        if devices.count == 1:
+            return cls(together, len(inputs))
+        return cls(devices.dealt(together), len(inputs) // devices.count, is_dealt=True)
 
     def fold(self, function: Callable[..., Any], start: Any, *more: Any) -> Any:
         """Return `function(result, batch, ...)` after the last batch, in a trace.
@@ -56,22 +68,15 @@ class Stack:
             return function(start, self.at, *more)
 
         def step(before: Any, own: Any) -> tuple[Any, None]:
-            return function(before, self._one(own[0]), *own[1:]), None
+            return function(before, *own), None
 
-        return jax.lax.scan(step, start, (self._own(), *more))[0]
+        return jax.lax.scan(step, start, (self.at, *more))[0]
 
     def map(self, function: Callable[[BatchInput], Any]) -> Any:
         """Return what a function gives for each batch, with an axis in front, in a trace."""
         if not self.size:
             return function(self.at)
-        return jax.lax.map(lambda own: function(self._one(own)), self._own())
-
-    def _own(self) -> tuple[Any, ...]:
-        return self.at.batch, self.at.first_example, self.at.weight
-
-    def _one(self, own: tuple[Any, ...]) -> BatchInput:
-        batch, first_example, weight = own
-        return BatchInput(batch, first_example, weight, self.at.scales)
+        return jax.lax.map(function, self.at)
 
 
 class PassCache:
@@ -94,8 +99,10 @@ class PassCache:
             linearize: whether what no vector touches is kept.
         """
         self._functions = functions
+        self._devices = functions.devices
         self._num_batches = num_batches
-        self._room = room
+        self._room = self._devices.room(room)
+        self._max_bytes = MAX_BYTES if self._room == room else self._room
         self._linearize = linearize
         self.nbytes = 0
         self._stacks: list[Stack] | None = None
@@ -113,17 +120,38 @@ class PassCache:
             yield from self._stacks
             return
         if not self._room:
-            yield from map(Stack.of_one, inputs)
+            yield from self._streamed(inputs)
             return
         batches = list(inputs)
-        if sum(nbytes(at.batch) for at in batches) > self._room:
-            self._stacks = list(map(Stack.of_one, batches))
-        else:
-            groups = groupby(batches, lambda at: form_of(at.batch) if len(batches) > 1 else None)
-            self._stacks = [
-                stack for form, group in groups for stack in _together(form, list(group))
-            ]
+        fits = sum(nbytes(at.batch) for at in batches) <= self._room
+        if not fits and self._devices.count > 1:
+            yield from self._streamed(batches)
+            return
+        groups = groupby(batches, _form if fits else None)
+        self._stacks = [
+            stack for form, group in groups for stack in self._together(form, list(group))
+        ]
         yield from self._stacks
+
+    def _streamed(self, inputs: Iterable[BatchInput]) -> Iterator[Stack]:
+        """Yield batches as they come, of several devices one for each of them."""
+        count = self._devices.count
+        if count == 1:
+            yield from map(Stack.of_one, inputs)
+            return
+        for form, group in groupby(inputs, _form):
+            while row := list(islice(group, count)):
+                yield from self._together(form, row)
+
+    def _together(self, form: tuple[int, str], group: list[BatchInput]) -> list[Stack]:
+        """Return one stack of batches of one form, or each alone where it has none."""
+        devices = self._devices
+        if devices.count > 1 and self._num_batches < devices.count:
+            # Too few to be dealt as they are.
+            return [Stack.of_one(_with_batch(at, devices.by_examples)) for at in group]
+        if form[0] and len(group) > 1:
+            return [Stack.of(group, devices)]
+        return [Stack.of_one(_with_batch(at, devices.everywhere)) for at in group]
 
     def kept(self, number: int, stack: Stack, keep: Callable[..., Any]) -> Any:
         """Return what no vector touches of a stack; None where nothing is kept.
@@ -135,45 +163,51 @@ class PassCache:
         """
         if not self._linearize or not self._room:
             return None
-        arrays = self._functions.arrays()
-        self._check_fit(arrays, keep)
+        self._check_fit(keep)
         if not self._fits:
             return None
         if number not in self._kept:
-            self._weights = [*arrays[0], *arrays[1]]
-            self._kept[number] = keep(*arrays, stack)
+            self._weights = self._now()
+            self._kept[number] = keep(*self._functions.arrays_everywhere(), stack)
         return self._kept[number]
 
     def fits_if_like(self, stack: Stack, keep: Callable[..., Any]) -> bool:
         """Tell whether there is room for what is kept if all batches are like this one."""
         if not self._linearize or not self._room or self._fits is False:
             return False
-        nbytes = _nbytes(jax.eval_shape(keep, *self._functions.arrays(), stack))
-        return nbytes * self._num_batches <= min(self._room, MAX_BYTES)
+        nbytes = _nbytes(jax.eval_shape(keep, *self._functions.arrays_everywhere(), stack))
+        return nbytes * self._num_batches <= min(self._room, self._max_bytes)
 
     def refresh(self) -> None:
         """Drop all that is kept unless every array is the one that it was computed with."""
-        weights, constants = self._functions.arrays()
-        now = [*weights, *constants]
-        same = len(now) == len(self._weights) and all(
-            a is b for a, b in zip(now, self._weights, strict=True)
-        )
-        if not same:
+        if not same_arrays(self._now(), self._weights):
             self._kept.clear()
             self._weights = []
 
-    def _check_fit(self, arrays: tuple[Any, Any], keep: Callable[..., Any]) -> None:
+    def _now(self) -> list[jax.Array]:
+        weights, constants = self._functions.arrays()
+        return [*weights, *constants]
+
+    def _check_fit(self, keep: Callable[..., Any]) -> None:
         """Find out, once, whether what is kept of all batches fits."""
         if self._fits is None and self._stacks is not None:
+            arrays = self._functions.arrays_everywhere()
             shapes = [jax.eval_shape(keep, *arrays, stack) for stack in self._stacks]
             self.nbytes = _nbytes(shapes)
-            self._fits = self.nbytes <= min(self._room, MAX_BYTES)
+            self._fits = self.nbytes <= min(self._room, self._max_bytes)
 
 
 def _nbytes(shapes: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def _together(form: Any, group: list[BatchInput]) -> list[Stack]:
-    """Return one stack of batches of one form, or each alone where it has none."""
-    return [Stack.of(group)] if form and form[0] else list(map(Stack.of_one, group))
+def _form(at: BatchInput) -> tuple[int, str]:
+    return form_of(at.batch)
+
+
+def _with_batch(at: BatchInput, place: Callable[[Any], Any]) -> BatchInput:
+    return at._replace(batch=place(at.batch))
+
+
+def _on_host(parts: Sequence[Any]) -> np.ndarray:
+    return np.stack([np.asarray(part) for part in parts])

@@ -24,7 +24,7 @@ from spectral_density.engines.tensorflow.merging import examples_are_separate, e
 from spectral_density.engines.tensorflow.needs import LossNeeds
 from spectral_density.engines.tensorflow.objectives import FunctionObjective, Objective
 from spectral_density.engines.tensorflow.precision import compute_dtype
-from spectral_density.engines.tensorflow.replicas import replicas_of
+from spectral_density.engines.tensorflow.replicas import TensorFlowReplicas, replicas_of
 from spectral_density.engines.tensorflow.scopes import layers_of
 from spectral_density.engines.tensorflow.state import TensorFlowState
 from spectral_density.engines.tensorflow.traced import note
@@ -85,6 +85,17 @@ class TensorFlowDerivatives(Derivatives):
     def depends(self) -> bool:  # type: ignore[override]
         """Whether a gradient reaches any variable; known when one was traced."""
         return self.graphs.depends
+
+    @property
+    def devices(self) -> str:
+        """See `Derivatives`."""
+        return "" if self.replicas is None else repr(self.replicas)
+
+    @property
+    def workers(self) -> TensorFlowReplicas | None:
+        """See `Derivatives`."""
+        several = self.replicas is not None and self.replicas.num_workers > 1
+        return self.replicas if several else None
 
     # Batches -------------------------------------------------------------------------------------
 

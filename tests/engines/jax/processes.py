@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 # Most of the time goes into compiling.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def environment(in_float64=False, **more):
     precision = {"JAX_ENABLE_X64": "1" if in_float64 else "0"}
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS} | precision | more
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS} | precision | more
 
 
 def passes(file, *options, **settings):
