@@ -10,15 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from child import (
-    Answer,
-    Implementation,
-    NotOfferedError,
-    nodes_of,
-    quadrature,
-    serve,
-    timed,
-)
+from child import Answer, NotOfferedError, serve, timed
+from ours_runs import Runs
 
 import spectral_density as sd
 
@@ -87,10 +80,8 @@ def lstm(features: int, width: int, classes: int, **_: Any) -> Any:
 NETWORKS = {"dense": dense, "cnn": cnn, "transformer": transformer, "lstm": lstm}
 
 
-class Ours(Implementation):
-    """`sd.lanczos`, `sd.estimate_spectrum` and `sd.top_eigenpairs` with their defaults."""
-
-    block_lanczos = True
+class Ours(Runs):
+    """Keras models on TensorFlow."""
 
     def versions(self) -> Answer:
         """Return names and versions of what computes."""
@@ -117,70 +108,6 @@ class Ours(Implementation):
         kind = {"hessian": sd.HessianOperator, "ggn": sd.GaussNewtonOperator}[self.matrix]
         self.operator = kind(self.model(), loss, self.problem.batches)
 
-    def product(self, vector: Any) -> Any:
-        """Return A v."""
-        return self.operator @ vector
-
-    def warm(self, order: int, draws: int) -> Answer:
-        """Make the operator again, and run a step: a check, and products of the right width."""
-
-        def run() -> None:
-            self.build()
-            sd.lanczos(self.operator, 1, num_draws=draws, keep_basis=False)
-
-        return {"seconds": timed(run)[0], "ways": ""}
-
-    def lanczos(self, order: int, draws: int, seed: int = 0) -> Answer:
-        """Run `sd.lanczos`."""
-        seconds, result = timed(
-            lambda: sd.lanczos(self.operator, order, num_draws=draws, seed=seed, keep_basis=False)
-        )
-        pairs = [quadrature(a, b) for a, b in zip(result.alpha, result.beta, strict=True)]
-        return {"seconds": seconds, **nodes_of(pairs)}
-
-    def spectrum(self, order: int, draws: int, seed: int = 0) -> Answer:
-        """Run `sd.estimate_spectrum`; also return the weights of simple eigenvalues as 1/n."""
-        seconds, spectrum = timed(
-            lambda: sd.estimate_spectrum(self.operator, order, draws, seed=seed)
-        )
-        return {
-            "seconds": seconds,
-            "nodes": spectrum.nodes.tolist(),
-            "weights": spectrum.weights.tolist(),
-            "deflated": spectrum.deflated_weights.tolist(),
-        }
-
-    def to_tolerance(self, tolerance: float, seed: int = 0) -> Answer:
-        """Run `sd.estimate_spectrum` until its own estimate of the error is met."""
-        seconds, spectrum = timed(
-            lambda: sd.estimate_spectrum(self.operator, tolerance=tolerance, seed=seed)
-        )
-        return {
-            "seconds": seconds,
-            "order": spectrum.order,
-            "draws": spectrum.num_draws,
-            "ended": spectrum.ended_by.name,
-            "nodes": spectrum.nodes.tolist(),
-            "weights": spectrum.deflated_weights.tolist(),
-        }
-
-    def density(self, order: int, draws: int, seed: int = 0) -> Answer:
-        """Return `Spectrum.density` with its default kernel."""
-        density = sd.estimate_spectrum(self.operator, order, draws, seed=seed).density()
-        products = order * draws
-        return {
-            "grid": density.grid.tolist(),
-            "values": density.values.tolist(),
-            "products": products,
-        }
-
-    def block(self, draws: int) -> Answer:
-        """Time a product with a block of vectors."""
-        rng = np.random.default_rng(0)
-        block = rng.standard_normal((self.operator.shape[0], draws))
-        self.operator @ block
-        return {"seconds": timed(lambda: self.operator @ block)[0]}
-
     def bare(self, rounds: int) -> Answer:
         """Time products with a vector, and their compiled graphs in a bare loop, in turn."""
         operator = self.operator
@@ -203,26 +130,6 @@ class Ours(Implementation):
         turns = [(timed(lambda: operator @ vector)[0], timed(loop)[0]) for _ in range(rounds)]
         product, bare = (statistics.median(column) for column in zip(*turns, strict=True))
         return {"product": product, "bare": bare}
-
-    def eigenvalues(self, k: int, effort: float, seed: int = 0) -> Answer:
-        """Run `sd.top_eigenpairs`; effort is the tolerance, 0 its default."""
-        seconds, pairs = timed(
-            lambda: sd.top_eigenpairs(self.operator, k, tolerance=effort or None, seed=seed)
-        )
-        return {
-            "seconds": seconds,
-            "values": pairs.values.tolist(),
-            "products": pairs.num_products,
-        }
-
-    def ritz_values(self, k: int, effort: float, seed: int = 0) -> Answer:
-        """Return the k largest Ritz values of one Lanczos run of `effort` steps."""
-        seconds, result = timed(
-            lambda: sd.lanczos(self.operator, int(effort), seed=seed, keep_basis=False)
-        )
-        values = np.linalg.eigvalsh(result.tridiagonal())
-        largest = values[np.argsort(-np.abs(values))][:k]
-        return {"seconds": seconds, "values": largest.tolist(), "products": int(effort)}
 
     def train(self, epochs: int, output: str) -> Answer:
         """Train the network with Adam, and write the problem with the weights it ends at."""

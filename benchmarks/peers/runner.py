@@ -33,6 +33,7 @@ class Implementation:
 
 
 OURS = Implementation("spectral_density", "ours.py", None)
+OURS_ON_JAX = Implementation("spectral_density (JAX)", "ours_jax.py", None)
 PEERS = (
     Implementation("curvlinops", "torch_peers.py", "torch", ("curvlinops-for-pytorch",)),
     Implementation("hessian-eigenthings", "torch_peers.py", "torch", ("hessian-eigenthings",)),
@@ -144,11 +145,12 @@ def progress(text: str) -> None:
 
 
 def chosen(names: list[str]) -> tuple[Implementation, ...]:
-    """Return the implementations of these names, all of them for none."""
-    unknown = set(names) - {implementation.name for implementation in EVERYBODY}
+    """Return the implementations of these names, both engines and all peers for none."""
+    everybody = (OURS, OURS_ON_JAX, *PEERS)
+    unknown = set(names) - {implementation.name for implementation in everybody}
     if unknown:
         raise SystemExit(f"No implementation is called {', '.join(sorted(unknown))}.")
-    return tuple(i for i in EVERYBODY if not names or i.name in names)
+    return tuple(i for i in everybody if not names or i.name in names)
 
 
 # What is printed ---------------------------------------------------------------------------------

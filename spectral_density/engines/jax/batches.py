@@ -1,7 +1,7 @@
 """Batches as pytrees of arrays: how datasets are opened, batches counted, joined, hashed.
 
-What is no array of JAX yet is one of NumPy, on the host, until it is computed with: a dataset may be
-larger than the memory of a device.
+What is no array of JAX yet is one of NumPy, on the host, until it is computed with: a dataset may
+be larger than the memory of a device.
 """
 
 from __future__ import annotations

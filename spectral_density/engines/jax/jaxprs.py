@@ -34,6 +34,11 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
     return found
 
 
+def has_loop(jaxpr: Any) -> bool:
+    """Tell whether something in an open jaxpr is computed step by step."""
+    return any(eqn.primitive.name in ("scan", "while") for eqn in equations(jaxpr))
+
+
 def reached_forward(jaxpr: Any, inputs: Sequence[bool]) -> list[Any]:
     """Return the equations of an open jaxpr that depend on some of its inputs."""
     known = {id(v) for v, is_one in zip(jaxpr.invars, inputs, strict=True) if is_one}

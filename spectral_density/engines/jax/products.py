@@ -21,6 +21,7 @@ from spectral_density.engines.jax.arrays import (
     to_rows,
     zero_sum,
 )
+from spectral_density.engines.jax.jaxprs import has_loop
 from spectral_density.engines.jax.loss_functions import LossFunctions
 from spectral_density.engines.jax.precision import compiled
 from spectral_density.engines.jax.sharding import as_dealt, of_one
@@ -30,8 +31,10 @@ from spectral_density.engines.jax.verbs import Block, Kept, TracedBatch
 # Vectors multiplied together. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
 
-# Arrays of the forward pass, times vectors: they may all be alive at once.
+# Arrays of the forward pass, times vectors: they may all be alive at once. On a CPU they are to
+# stay in its cache; what a loop computes in each of its steps is small, and costs less for several.
 _MAX_BYTES_AT_ONCE = 2**28
+_MAX_BYTES_IN_CACHE = 2**20
 
 
 def width_of_chunks(jaxpr: Any) -> int:
@@ -41,7 +44,9 @@ def width_of_chunks(jaxpr: Any) -> int:
     """
     arrays = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars]
     nbytes = sum(a.size * a.dtype.itemsize for a in arrays if hasattr(a, "size")) or 1
-    return int(min(MAX_WIDTH, max(1, _MAX_BYTES_AT_ONCE // nbytes)))
+    on_cpu = jax.default_backend() == "cpu" and not has_loop(jaxpr)
+    limit = _MAX_BYTES_IN_CACHE if on_cpu else _MAX_BYTES_AT_ONCE
+    return int(min(MAX_WIDTH, max(1, limit // nbytes)))
 
 
 class JaxProducts(BatchProducts):
@@ -86,7 +91,7 @@ class JaxProducts(BatchProducts):
         """See `BatchProducts`."""
         processes = self._functions.devices.processes
         if processes is not None:
-            processes.agree(crc32(np.ascontiguousarray(block)), "vectors")
+            processes.agree(crc32(np.ascontiguousarray(block).tobytes()), "vectors")
         dtype = self._functions.parameters.dtype
         parts = (block[:, start : start + width] for start in range(0, block.shape[1], width))
         return [to_rows(part.T, dtype) for part in parts]

@@ -73,7 +73,7 @@ class Devices:
         """Return arrays as they are needed: on all devices, each with the whole of them."""
         if self.count == 1:
             # Arrays of JAX follow the weights by themselves.
-            return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), tree)
+            return jax.tree.map(_on_device, tree)
         return jax.tree.map(lambda array: _placed(array, self._everywhere), tree)
 
     def dealt(self, tree: Any) -> Any:
@@ -166,11 +166,15 @@ def devices_of(arrays: Iterable[jax.Array]) -> Devices:
     several = [array.sharding.device_set for array in placed]
     if several:
         chosen = max(several, key=len)
-    elif jax.config.jax_default_device is not None:
+    elif getattr(jax.config, "jax_default_device", None) is not None:
         return Devices([jnp.zeros(()).devices().pop()])
     else:
         chosen = set(jax.devices())
     return Devices(sorted(chosen, key=lambda device: device.id))
+
+
+def _on_device(array: Any) -> jax.Array:
+    return array if isinstance(array, jax.Array) else jax.device_put(array)
 
 
 def _placed(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -19,6 +19,8 @@ from spectral_density.engines.jax.sharding import Devices
 # All that is kept for the batches of one operator.
 MAX_BYTES = 2**30
 
+_NO_FORM = (0, "")
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class PassCache:
         if not fits and self._devices.count > 1:
             yield from self._streamed(batches)
             return
-        groups = groupby(batches, _form if fits else None)
+        groups = groupby(batches, _form) if fits else ((_NO_FORM, [at]) for at in batches)
         self._stacks = [
             stack for form, group in groups for stack in self._together(form, list(group))
         ]

@@ -59,7 +59,7 @@ class TensorFlowDerivatives(Derivatives):
         self.parameters = parameters
         self.needs = needs
         self._loss_needs = LossNeeds(needs, objective, parameters)
-        self.replicas = replicas_of(parameters.variables)
+        self.replicas = self._replicas = replicas_of(parameters.variables)
         self.description = objective.description
         self.is_function = isinstance(objective, FunctionObjective)
         self.product_dtype = parameters.dtype
@@ -94,8 +94,8 @@ class TensorFlowDerivatives(Derivatives):
     @property
     def workers(self) -> TensorFlowReplicas | None:
         """See `Derivatives`."""
-        several = self.replicas is not None and self.replicas.num_workers > 1
-        return self.replicas if several else None
+        replicas = self._replicas
+        return replicas if replicas is not None and replicas.num_workers > 1 else None
 
     # Batches -------------------------------------------------------------------------------------
 

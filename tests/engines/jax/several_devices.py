@@ -1,6 +1,7 @@
 """Products on four devices against one device and closed forms; run by test_several_devices.py."""
 
 import re
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ SPLITS = {
 
 def batches(sizes):
     ends = np.cumsum([0, *sizes])
-    return [(X[a:b], LABELS[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [(X[a:b], LABELS[a:b]) for a, b in pairwise(ends)]
 
 
 def predict(params, batch):
