@@ -12,7 +12,10 @@ import keras
 
 from spectral_density.engines.jax.models import Arrays, BoundModel
 from spectral_density.engines.jax.parameters import Leaves, chosen
-from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.attributes import (
+    all_layers,
+    twice_differentiable_kernels,
+)
 from spectral_density.engines.keras_shared.kinds import NOTHING_TRAINABLE, refuse_unbuilt
 from spectral_density.engines.keras_shared.layers import layers_and_variables, positions_by_owner
 
@@ -79,7 +82,8 @@ class KerasModel(BoundModel):
         """See `BoundModel`."""
         known = [*self.leaves.variables, *self._others[: len(constants)]]
         arrays = [*weights, *constants]
-        with _ReadingScope(list(zip(known, arrays, strict=True)), self._note):
+        scope = _ReadingScope(list(zip(known, arrays, strict=True)), self._note)
+        with twice_differentiable_kernels(all_layers(self.model)), scope:
             yield self.model
 
     def _note(self, variable: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from keras.src.utils.io_utils import print_msg
@@ -68,6 +70,27 @@ def is_of_tf_keras(thing: Any, part: str = "") -> bool:
 
 def _module(thing: Any) -> str:
     return getattr(thing, "__module__", None) or ""
+
+
+@contextmanager
+def twice_differentiable_kernels(layers: Sequence[Any]) -> Iterator[None]:
+    """Switch off kernels of accelerators that have no second derivative, and restore the settings.
+
+    Flash attention and cuDNN's recurrent kernels: Keras takes them by itself where it can.
+    """
+    settings = [
+        (layer, name, getattr(layer, name))
+        for layer in layers
+        for name in ("_flash_attention", "use_cudnn")
+        if hasattr(layer, name)
+    ]
+    try:
+        for layer, name, _ in settings:
+            setattr(layer, name, False)
+        yield
+    finally:
+        for layer, name, before in settings:
+            setattr(layer, name, before)
 
 
 def print_message(text: str) -> None:

@@ -321,3 +321,34 @@ def test_a_model_that_trains_by_its_own_code_is_refused():
     model.compile(loss="mse")
     with pytest.raises(ValueError, match="has a compute_loss of its own"):
         HessianOperator(model, None, cut(X, TARGETS))
+
+
+# Kernels without a second derivative -------------------------------------------------------------
+
+
+def test_kernels_of_accelerators_are_switched_off_while_tracing_and_restored():
+    """They are taken on GPUs alone: here layers tell what they were set to when called."""
+    seen = []
+
+    class Attention(layers.MultiHeadAttention):
+        def call(self, query, value, key=None, **options):
+            seen.append(self._flash_attention)
+            return super().call(query, value, key, **options)
+
+    class Recurrent(layers.GRU):
+        def call(self, *arguments, **options):
+            seen.append(self.use_cudnn)
+            return super().call(*arguments, **options)
+
+    inputs = keras.Input((5, 4))
+    attention = Attention(2, 2)
+    recurrent = Recurrent(3)
+    model = keras.Model(inputs, recurrent(attention(inputs, inputs)))
+    before = attention._flash_attention, recurrent.use_cudnn
+    x, y = np.ones((6, 5, 4), np.float32), np.ones((6, 3), np.float32)
+    seen.clear()
+    operator = HessianOperator(model, "mse", [(x, y)])
+    operator @ np.ones(operator.shape[0])
+    assert set(seen) == {False}
+    assert (attention._flash_attention, recurrent.use_cudnn) == before
+    assert before[1] == "auto"
