@@ -330,25 +330,29 @@ def test_kernels_of_accelerators_are_switched_off_while_tracing_and_restored():
     """They are taken on GPUs alone: here layers tell what they were set to when called."""
     seen = []
 
-    class Attention(layers.MultiHeadAttention):
-        def call(self, query, value, key=None, **options):
+    class Attention(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self._flash_attention = True
+
+        def call(self, x):
             seen.append(self._flash_attention)
-            return super().call(query, value, key, **options)
+            return x
 
     class Recurrent(layers.GRU):
-        def call(self, *arguments, **options):
+        def call(self, sequences, initial_state=None, mask=None, training=False):
             seen.append(self.use_cudnn)
-            return super().call(*arguments, **options)
+            return super().call(sequences, initial_state, mask, training)
 
-    inputs = keras.Input((5, 4))
-    attention = Attention(2, 2)
-    recurrent = Recurrent(3)
-    model = keras.Model(inputs, recurrent(attention(inputs, inputs)))
-    before = attention._flash_attention, recurrent.use_cudnn
+    attention, recurrent = Attention(), Recurrent(3)
+    model = network(attention, recurrent, shape=(5, 4))
     x, y = np.ones((6, 5, 4), np.float32), np.ones((6, 3), np.float32)
     seen.clear()
     operator = HessianOperator(model, "mse", [(x, y)])
     operator @ np.ones(operator.shape[0])
     assert set(seen) == {False}
-    assert (attention._flash_attention, recurrent.use_cudnn) == before
-    assert before[1] == "auto"
+    assert (attention._flash_attention, recurrent.use_cudnn) == (True, "auto")
+    # The names are Keras's.
+    assert hasattr(layers.MultiHeadAttention(1, 1), "_flash_attention")
+    assert hasattr(layers.GroupQueryAttention(1, 1, 1), "_flash_attention")
+    assert hasattr(layers.LSTM(1), "use_cudnn")
