@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from keras import layers
 
 from spectral_density import FisherOperator, GaussNewtonOperator, HessianOperator, PreflightError
+from tests.engines.jax.rounding_chip import rounding_chip
 
 # Keras, where it sets weights, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -162,6 +163,25 @@ def jacobian(model):
     return np.asarray(
         jax.jacobian(lambda w: model.stateless_call(back(w), [], X)[0])(flat), np.float64
     )
+
+
+def test_labels_that_are_drawn_are_those_at_full_precision_whatever_products_are_in():
+    data = cut(X, TARGETS, cuts=((0, 12),))
+    with rounding_chip():
+        operator = FisherOperator(
+            regression(), "mse", data, kind="monte_carlo", matmul_precision="bfloat16"
+        )
+        assert operator.product_error > 1e-3
+        functions = operator.derivatives.functions_of_loss
+        (at,) = operator.sweep.inputs()
+
+        def labels(weights, constants):
+            return functions.verbs(weights, constants, at).sampled_labels(1, 0)
+
+        with jax.default_matmul_precision("bfloat16"):
+            (drawn,) = jax.jit(labels)(*functions.arrays())
+    # Targets of a normal distribution around the outputs, which products round to seven bits.
+    np.testing.assert_allclose(drawn, operator.sampled_labels()[0][0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
