@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
-from spectral_density.linalg.arguments import as_real_square, integer, number
+from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
 from spectral_density.linalg.lanczos_options import basis_vectors, checked_basis_dtype
 from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
@@ -301,6 +301,7 @@ class _Draws:
             description=_describe(self.operator),
             precision=self._precision,
             ended_by=ended_by,
+            product_error=product_error(self.operator),
         )
 
 
@@ -329,7 +330,7 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
     most = min(limits.num_draws, limits.num_products // draws.order)
     while True:
         accuracy = draws.spectrum(Ending.PLAN).accuracy
-        room = tolerance - accuracy.order
+        room = tolerance - accuracy.order - accuracy.products
         # Where the steps were too few, a band of half the tolerance has to do.
         target = room if settled and room > 0 else max(room, tolerance / 2)
         share = min(max(accuracy.draws / target, 1.0), 1e9)
@@ -338,6 +339,8 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
             continue
         if accuracy.total <= tolerance:
             return Ending.TOLERANCE
+        if accuracy.products and accuracy.order + accuracy.draws <= tolerance:
+            return Ending.PRECISION
         if accuracy.draws <= target:
             return Ending.ORDER if order == limits.order else Ending.BUDGET
         # Two draws show which eigenvalues are simple, and then fewer may do.

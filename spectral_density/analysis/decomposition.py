@@ -23,7 +23,7 @@ from spectral_density.analysis.layer_samples import (
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.submatrix import SubmatrixOperator, layer_indices
-from spectral_density.linalg.arguments import integer, number, product_precision
+from spectral_density.linalg.arguments import integer, number, product_error, product_precision
 from spectral_density.linalg.eigen import top_eigenpairs
 from spectral_density.linalg.estimates import Estimate
 from spectral_density.linalg.sampling import DEFAULT_LIMIT, Plan
@@ -292,7 +292,8 @@ def _row(
         spectral = []
         for matrix, operator in enumerate((h, g, h - g)):
             part = SubmatrixOperator(operator, indices)
-            rounding = product_precision(part) * (frobenius[0].value + frobenius[1].value)
+            relative = max(product_precision(part), product_error(part))
+            rounding = relative * (frobenius[0].value + frobenius[1].value)
             norm, products = _spectral(
                 part, frobenius[matrix].value, rounding, tolerance, parts.seed
             )

@@ -10,7 +10,7 @@ from spectral_density.curvature.sweep import Sweep
 from spectral_density.linalg.arguments import stream
 
 # Key of the random vector.
-_KEY = 7051
+_KEY = 7052
 
 
 def measured_product_error(sweep: Sweep) -> float:

@@ -17,6 +17,7 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
     low, high = (100 * share for share in spectrum.negative_mass_bounds)
     negative = f"{low:.3g} %" if high - low < 0.01 else f"{low:.3g} to {high:.3g} %"
     density, accuracy = spectrum.density(), spectrum.accuracy
+    products = f", products {accuracy.products:.1e}" if spectrum.product_error else ""
     trace, trace_error = spectrum.trace, spectrum.trace_standard_error
     return [
         ("operator", spectrum.description or "(not described)"),
@@ -31,7 +32,12 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
         (
             "accuracy",
             f"{accuracy.total:.1e} of the range (steps {accuracy.order:.1e}, draws "
-            f"{accuracy.draws:.1e}) by Wasserstein-1 distance",
+            f"{accuracy.draws:.1e}{products}) by Wasserstein-1 distance",
+        ),
+        *(
+            [("products", f"{spectrum.product_error:.2g} off full precision, in the bounds above")]
+            if spectrum.product_error
+            else []
         ),
         ("ended", spectrum.ended_by.message),
         ("lost mass", f"{density.lost_mass:.1e} of the density at sigma {density.sigma:.3g}"),

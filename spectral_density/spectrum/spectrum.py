@@ -17,7 +17,14 @@ from spectral_density.linalg.quadrature import (
     ritz_residuals,
 )
 from spectral_density.spectrum import export
-from spectral_density.spectrum.accuracy import Accuracy, Ending, draws_error, order_error, support
+from spectral_density.spectrum.accuracy import (
+    Accuracy,
+    Ending,
+    draws_error,
+    order_error,
+    products_error,
+    support,
+)
 from spectral_density.spectrum.files import read_file, write_file
 from spectral_density.spectrum.kernel_density import (
     Density,
@@ -66,6 +73,8 @@ class Spectrum:
         seed: seed of the start vectors.
         description: what the operator was.
         precision: relative rounding of the operator's products, the eps of their dtype.
+        product_error: how far products were from those at full precision, relative and by norm,
+            where they were made at a lower one.
         ended_by: what ended the run, with `ended_by.message`.
 
     References:
@@ -82,6 +91,7 @@ class Spectrum:
     description: str = ""
     precision: float = float(np.finfo(np.float64).eps)
     ended_by: Ending = Ending.PLAN
+    product_error: float = 0.0
 
     def __post_init__(self) -> None:
         """Convert to arrays, and check that their shapes fit together."""
@@ -234,24 +244,34 @@ class Spectrum:
             Karlin, Shapley (1953), Mem. AMS 12 (Chebyshev-Markov-Stieltjes inequalities).
         """
         bounds = []
+        zero = self._rounding
         for nodes, weights, residuals in zip(
             self.nodes, self.deflated_weights, self.residuals, strict=True
         ):
             carries = weights > WEIGHT_FLOOR
             nodes, weights, residuals = nodes[carries], weights[carries], residuals[carries]
-            count = int(np.sum(nodes < -self.rounding))
-            unsure = residuals > np.maximum(np.abs(nodes), self.rounding)
-            # Of the negative nodes only the last can be unsure, of the others only the first.
+            count = int(np.sum(nodes < -zero))
+            # Of the negative nodes only the last can be unsure, of the others only the first; and
+            # all that products at full precision might move across.
+            unsure = np.abs(nodes) < self.rounding - zero
+            beside = slice(max(count - 1, 0), count + 1)
+            unsure[beside] |= (residuals > np.maximum(np.abs(nodes), zero))[beside]
             doubtful = np.where(unsure, weights, 0.0)
             below = weights[:count].sum()
-            lower = below - doubtful[max(count - 1, 0) : count].sum()
-            bounds.append((lower, below + doubtful[count : count + 1].sum()))
+            bounds.append((below - doubtful[:count].sum(), below + doubtful[count:].sum()))
         lower, upper = np.mean(bounds, axis=0)
         return float(lower), float(upper)
 
     @property
     def rounding(self) -> float:
-        """Rounding error of products, recurrence and eigenvalues of T, to be added to residuals."""
+        """Error of products, recurrence and eigenvalues of T, to be added to residuals.
+
+        That of rounding, and what products were off full precision.
+        """
+        return self._rounding + float(self.product_error * np.abs(self.nodes).max())
+
+    @property
+    def _rounding(self) -> float:
         units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
         return float(units * np.abs(self.nodes).max())
 
@@ -261,11 +281,14 @@ class Spectrum:
 
         The share of the order is the distance between the distributions at this order and at half
         of it; that of the draws is the area of half the 95 % band of the cumulative distribution,
-        or the 99 % limit of the distance where that is more.
+        or the 99 % limit of the distance where that is more. Products below full precision have
+        a share of their own.
         """
+        weights = self.deflated_weights
         return Accuracy(
             order_error(self.alpha, self.beta, self.size),
-            draws_error(self.nodes, self.deflated_weights, self.simple, self.size),
+            draws_error(self.nodes, weights, self.simple, self.size),
+            products_error(self.nodes, weights, self.product_error),
         )
 
     # Densities -----------------------------------------------------------------------------------
