@@ -491,6 +491,12 @@ CASES = {
     ),
     "a function among the parameters": lambda path: of_jax({**PARAMS, "activation": jnp.tanh}),
     "float64 parameters where JAX has no float64": lambda path: of_jax({**PARAMS, "b": np.ones(3)}),
+    "a `matmul_precision` that JAX does not have": lambda path: HessianOperator.from_function(
+        lambda params: jnp.sum(params["w"] ** 2), PARAMS, matmul_precision="tf32"
+    ),
+    "a `matmul_precision` for a model of TensorFlow": lambda path: hessian(
+        matmul_precision="tensorfloat32"
+    ),
     "a function that returns one loss for each example": lambda path: of_jax(
         loss=lambda params, batch: (batch[0] @ params["w"])[:, 0]
     ),
