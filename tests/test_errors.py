@@ -3,6 +3,7 @@
 import builtins
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ import spectral_density as sd
 from spectral_density import HessianOperator, Spectrum, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
 from spectral_density.curvature.preflight import PreflightError
+from spectral_density.engines.jax.keras_model import refuse_model_parallel
+from spectral_density.engines.jax.processes import JaxProcesses
+from spectral_density.engines.jax.sharding import devices_of
 from spectral_density.engines.tensorflow.replicas import replicas_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -339,6 +343,23 @@ def without_an_answer(patch, error):
     product(operator)
 
 
+def under_model_parallel(patch):
+    found = object.__new__(keras.distribution.ModelParallel)
+    patch.setattr(keras.distribution, "distribution", lambda: found)
+    refuse_model_parallel()
+
+
+def part_alone():
+    """An array as it is on one of several devices that each have a part of it."""
+    sharding = SimpleNamespace(is_fully_replicated=False)
+    return SimpleNamespace(committed=True, sharding=sharding)
+
+
+def in_two_processes(patch):
+    patch.setattr(JaxProcesses, "gather", lambda self, thing: [thing, "another"])
+    JaxProcesses().agree("one", "vectors")
+
+
 SMALL = np.diag(np.arange(5.0))
 CASES = {
     "a generator, or any iterator": lambda path: hessian(batch for batch in LIST),
@@ -526,6 +547,13 @@ CASES = {
     "variables of two strategies": lambda path: of_two_strategies(),
     "a model of a TPU": lambda path: mirrored_elsewhere(),
     "`SecondOrderModel` within a strategy's scope": lambda path: trainer_in_a_scope(),
+    "a model under `keras.distribution.ModelParallel` (JAX)": lambda path: with_patch(
+        under_model_parallel
+    ),
+    "weights of which a device has a part alone (JAX)": lambda path: devices_of([part_alone()]),
+    "processes of `jax.distributed` with other data, weights or vectors": lambda path: with_patch(
+        in_two_processes
+    ),
     "an error on another worker": lambda path: with_patch(beside_a_worker, failed=1),
     "workers with other seeds, weights or calls": lambda path: with_patch(beside_a_worker),
     "a call that another worker does not make": lambda path: with_patch(
