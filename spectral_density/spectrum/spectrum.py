@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectral_density.linalg.quadrature import (
-    WEIGHT_FLOOR,
     Quadrature,
     deflated_weights,
     gauss_quadrature,
     ritz_residuals,
 )
-from spectral_density.spectrum import export
-from spectral_density.spectrum.accuracy import Accuracy, Ending, draws_error, order_error, support
+from spectral_density.spectrum import export, extremes
+from spectral_density.spectrum.accuracy import (
+    Accuracy,
+    Ending,
+    draws_error,
+    order_error,
+    support,
+    wasserstein,
+)
+from spectral_density.spectrum.extremes import ExtremeEigenvalues, Outlier
 from spectral_density.spectrum.files import read_file, write_file
 from spectral_density.spectrum.kernel_density import (
     Density,
@@ -30,6 +37,14 @@ from spectral_density.spectrum.kernel_density import (
     log_kernel_density,
 )
 from spectral_density.spectrum.overview import overview
+from spectral_density.spectrum.statistics import (
+    SpectrumStatistic,
+    count_between,
+    effective_rank,
+    negative_mass_bounds,
+    shorter_rules,
+    tail_exponent,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,16 +52,6 @@ if TYPE_CHECKING:
 # The largest error of a product, in units of its precision: the recurrence, too, takes betas below
 # that for rounding.
 _ROUNDING_UNITS = 10
-
-
-@dataclass(frozen=True)
-class ExtremeEigenvalues:
-    """The outermost Ritz values, each with a bound on its distance to some eigenvalue."""
-
-    smallest: float
-    largest: float
-    smallest_bound: float  # ||A y - theta y|| plus rounding
-    largest_bound: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,18 +124,24 @@ class Spectrum:
         return int(np.shape(self.alpha)[1])
 
     @cached_property
-    def _quadratures(self) -> list[Quadrature]:
+    def rules(self) -> list[Quadrature]:
+        """Gauss quadrature rules, one a draw, with their weights as they are."""
         return [gauss_quadrature(a, b) for a, b in zip(self.alpha, self.beta, strict=True)]
+
+    @cached_property
+    def shorter_rules(self) -> list[list[Quadrature]]:
+        """Rules of fewer steps, a list of draws for each of a few orders; none if m = n."""
+        return shorter_rules(self.alpha, self.beta, self.size)
 
     @cached_property
     def nodes(self) -> np.ndarray:
         """Ritz values, shape (num_draws, order), ascending in each draw."""
-        return np.stack([q.nodes for q in self._quadratures])
+        return np.stack([q.nodes for q in self.rules])
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Quadrature weights, shape (num_draws, order); each draw sums to 1."""
-        return np.stack([q.weights for q in self._quadratures])
+        return np.stack([q.weights for q in self.rules])
 
     @cached_property
     def deflated_weights(self) -> np.ndarray:
@@ -140,7 +151,7 @@ class Spectrum:
     @cached_property
     def residuals(self) -> np.ndarray:
         """||A y - theta y|| of each node, shape (num_draws, order): an eigenvalue is that near."""
-        pairs = zip(self._quadratures, self.residual_norms, strict=True)
+        pairs = zip(self.rules, self.residual_norms, strict=True)
         return np.stack([ritz_residuals(q, norm) for q, norm in pairs])
 
     def _weights(self, deflate: bool) -> np.ndarray:
@@ -154,23 +165,21 @@ class Spectrum:
 
     # Numbers -------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def extreme_eigenvalues(self) -> ExtremeEigenvalues:
-        """The smallest and largest Ritz value over all draws, with residual bounds.
+        """The smallest and largest Ritz value over all draws, and whether they have converged.
 
         Nodes without weight, which rounding adds after an invariant subspace, are left out.
         """
-        carries = self.weights > WEIGHT_FLOOR
-        low = np.where(carries, self.nodes, np.inf)
-        high = np.where(carries, self.nodes, -np.inf)
-        first = np.unravel_index(np.argmin(low), low.shape)
-        last = np.unravel_index(np.argmax(high), high.shape)
-        return ExtremeEigenvalues(
-            smallest=float(self.nodes[first]),
-            largest=float(self.nodes[last]),
-            smallest_bound=float(self.residuals[first]) + self.rounding,
-            largest_bound=float(self.residuals[last]) + self.rounding,
-        )
+        return extremes.extreme_eigenvalues(self)
+
+    @property
+    def outliers(self) -> tuple[Outlier, ...]:
+        """Eigenvalues known to be converged and simple, largest magnitude first.
+
+        It takes two draws to know (and reorthogonalization): with one there is none.
+        """
+        return extremes.outliers(self)
 
     def moment(self, power: int, *, deflate: bool = True) -> float:
         """Return the estimate of tr(A^power) / n.
@@ -233,21 +242,7 @@ class Spectrum:
         References:
             Karlin, Shapley (1953), Mem. AMS 12 (Chebyshev-Markov-Stieltjes inequalities).
         """
-        bounds = []
-        for nodes, weights, residuals in zip(
-            self.nodes, self.deflated_weights, self.residuals, strict=True
-        ):
-            carries = weights > WEIGHT_FLOOR
-            nodes, weights, residuals = nodes[carries], weights[carries], residuals[carries]
-            count = int(np.sum(nodes < -self.rounding))
-            unsure = residuals > np.maximum(np.abs(nodes), self.rounding)
-            # Of the negative nodes only the last can be unsure, of the others only the first.
-            doubtful = np.where(unsure, weights, 0.0)
-            below = weights[:count].sum()
-            lower = below - doubtful[max(count - 1, 0) : count].sum()
-            bounds.append((lower, below + doubtful[count : count + 1].sum()))
-        lower, upper = np.mean(bounds, axis=0)
-        return float(lower), float(upper)
+        return negative_mass_bounds(self)
 
     @property
     def rounding(self) -> float:
@@ -263,10 +258,83 @@ class Spectrum:
         of it; that of the draws is the area of half the 95 % band of the cumulative distribution,
         or the 99 % limit of the distance where that is more.
         """
+        low, high = support(self.nodes, self.weights)
         return Accuracy(
             order_error(self.alpha, self.beta, self.size),
             draws_error(self.nodes, self.deflated_weights, self.simple, self.size),
+            spread=high - low,
         )
+
+    def distance(self, other: Spectrum, *, deflate: bool = True) -> float:
+        """Return the Wasserstein-1 distance to another spectrum, in the units of the eigenvalues.
+
+        It is the area between the two cumulative distributions: how far eigenvalues are apart on
+        average, each paired with that of the same rank. Sizes may differ. What is below the sum of
+        both `accuracy.distance` may come from the estimates alone.
+
+        Args:
+            other: the other spectrum.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        return wasserstein(self.nodes, self._weights(deflate), other.nodes, other._weights(deflate))
+
+    # Counts --------------------------------------------------------------------------------------
+
+    @property
+    def resolution(self) -> float:
+        """Distance that this run tells apart in the bulk: `default_sigma`, or rounding if more."""
+        return max(self.default_sigma, self.rounding)
+
+    def count_above(self, x: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues above `x`, which should be a `resolution` from zero.
+
+        Within a cluster that the run does not resolve, such as that at zero of most networks,
+        `resolved` is false, and the limits are bounds.
+        """
+        return count_between(self, float(x), np.inf)
+
+    def count_below(self, x: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues at or below `x`; see `count_above`."""
+        return count_between(self, -np.inf, float(x))
+
+    def count_between(self, low: float, high: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues above `low` and up to `high`; see `count_above`.
+
+        Raises:
+            ValueError: if `low` is above `high`.
+        """
+        if not low <= high:
+            raise ValueError(f"low must be at most high, got {low} and {high}.")
+        return count_between(self, float(low), float(high))
+
+    @cached_property
+    def effective_rank(self) -> SpectrumStatistic:
+        """Exponential of the entropy of |lambda| / sum |lambda|: how many eigenvalues matter.
+
+        References:
+            Roy, Vetterli (2007), EUSIPCO, "The effective rank".
+        """
+        return effective_rank(self)
+
+    @property
+    def tail_exponent(self) -> SpectrumStatistic:
+        """Exponent a of a density ~ lambda^-a above the `resolution`; see `tail_exponent_above`."""
+        return tail_exponent(self, self.resolution)
+
+    def tail_exponent_above(self, threshold: float) -> SpectrumStatistic:
+        """Estimate the exponent a of a density in proportion to lambda^-a above a threshold x > 0.
+
+        It is a = 1 + N / sum ln(lambda_i / x) over the N eigenvalues above x. Whether they follow a
+        power law at all, neither the exponent nor its error says.
+
+        Raises:
+            ValueError: if the threshold is not positive or no eigenvalue is above it.
+
+        References:
+            Hill (1975), Ann. Statist. 3:1163.
+            Clauset, Shalizi, Newman (2009), SIAM Review 51:661, equation 3.1.
+        """
+        return tail_exponent(self, float(threshold))
 
     # Densities -----------------------------------------------------------------------------------
 
