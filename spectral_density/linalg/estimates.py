@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import floor, inf, log10
+from math import floor, inf, isfinite, log10
 
 import numpy as np
 from scipy import stats
@@ -143,6 +143,8 @@ def _ratio(error: float, size: float) -> float:
 
 def with_error(value: float, error: float) -> str:
     """Write a value to the second digit of its error."""
+    if not (isfinite(value) and isfinite(error)):
+        return f"{value:.4g}"
     if not error:
         return f"{value:.10g} +- 0"
     largest = max(abs(value), error)
