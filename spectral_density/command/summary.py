@@ -29,6 +29,7 @@ def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
     density, accuracy = spectrum.density(), spectrum.accuracy
     return {
         "operator": spectrum.description,
+        "model_state": dict(spectrum.model_state),
         "num_eigenvalues": spectrum.size,
         "order": spectrum.order,
         "draws": spectrum.num_draws,

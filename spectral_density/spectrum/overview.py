@@ -30,6 +30,7 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
     draws = f"{spectrum.num_draws} draw{'s' if spectrum.num_draws != 1 else ''}"
     rows = [
         ("operator", spectrum.description or "(not described)"),
+        *_model(spectrum),
         ("eigenvalues", f"{spectrum.size:,}, from {draws} of {spectrum.order} steps"),
         ("largest", ends.largest_text),
         ("smallest", ends.smallest_text),
@@ -48,6 +49,17 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
         lost = f"{density.lost_mass:.1e} of the density at sigma {density.sigma:.3g}"
         rows.append(("lost mass", lost))
     return rows
+
+
+def _model(spectrum: Spectrum) -> list[tuple[str, str]]:
+    """Return the row that says where the model stood; none for what is no model."""
+    state = spectrum.model_state
+    if not state:
+        return []
+    parts = [f"loss {state['loss']:.4g}", f"gradient norm {state['gradient_norm']:.3g}"]
+    if "accuracy" in state:
+        parts.append(f"accuracy {100 * state['accuracy']:.1f} %")
+    return [("model", f"{', '.join(parts)} on these data")]
 
 
 def _outliers(spectrum: Spectrum) -> str:

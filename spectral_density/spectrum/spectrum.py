@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +74,8 @@ class Spectrum:
         description: what the operator was.
         precision: relative rounding of the operator's products, the eps of their dtype.
         ended_by: what ended the run, with `ended_by.message`.
+        model_state: where the model stood, by name: loss, gradient_norm and, of a classifier,
+            accuracy; empty for what is no model, or where nothing was computed.
 
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
@@ -87,6 +91,7 @@ class Spectrum:
     description: str = ""
     precision: float = float(np.finfo(np.float64).eps)
     ended_by: Ending = Ending.PLAN
+    model_state: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Convert to arrays, and check that their shapes fit together."""
@@ -449,6 +454,7 @@ class Spectrum:
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         own["ended_by"] = self.ended_by.name
+        own["model_state"] = json.dumps(dict(self.model_state))
         return write_file(path, {"nodes": self.nodes, "weights": self.weights, **own})
 
     @classmethod
