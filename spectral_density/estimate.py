@@ -76,7 +76,9 @@ def estimate_spectrum(
             make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
         num_draws: start vectors; None for 10. The error band narrows with their square root.
             With a tolerance, the most; None then for as many as `max_products` has room for.
-        tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this.
+        tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
+            the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
+            none is known.
         max_products: products with single vectors that a run to a tolerance may take at most, those
             read from a checkpoint included; None for what it would take without: `order` times
             `num_draws`, which is 900 where neither is given.

@@ -45,7 +45,7 @@ class SpectrumStatistic:
     def __str__(self) -> str:
         """Say the value to two digits of its error, or the bounds."""
         if not self.resolved:
-            return f"{self.lower:.4g} to {self.upper:.4g}, not resolved"
+            return f"{self.lower:.4g} to {self.upper:.4g} (not resolved)"
         return with_error(self.value, self.standard_error)
 
 

@@ -85,7 +85,7 @@ def test_within_a_cluster_a_count_says_that_it_is_not_resolved():
     found = spectrum.count_below(0.0)
     assert not found.resolved
     assert found.lower <= np.sum(eigenvalues <= 0) <= found.upper
-    assert str(found).endswith("not resolved")
+    assert str(found).endswith("(not resolved)")
 
 
 def test_the_standard_error_is_the_spread_over_seeds():
