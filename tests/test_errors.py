@@ -489,6 +489,11 @@ CASES = {
     "`order=2.5`": lambda path: estimate_spectrum(SMALL, 2.5),
     "`num_draws=0`": lambda path: estimate_spectrum(SMALL, 2, 0),
     "`tolerance=0`": lambda path: estimate_spectrum(SMALL, tolerance=0),
+    "`tail_exponent_above(0)`": lambda path: estimate_spectrum(SMALL, 3).tail_exponent_above(0),
+    "`tail_exponent_above` of more than the largest eigenvalue": lambda path: estimate_spectrum(
+        SMALL, 3
+    ).tail_exponent_above(1e9),
+    "`count_between(1, 0)`": lambda path: estimate_spectrum(SMALL, 3).count_between(1, 0),
     "`max_products` without a tolerance": lambda path: estimate_spectrum(SMALL, max_products=9),
     '`reorthogonalize="some"`': lambda path: lanczos(SMALL, 2, reorthogonalize="some"),
     '`basis_dtype="float16"`': lambda path: lanczos(SMALL, 2, basis_dtype="float16"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density._repr import repr_with_shapes
 from spectral_density.analysis.arguments import require_movable
 from spectral_density.analysis.slopes import fitted_slope, neighbour_slopes
 from spectral_density.curvature.operator import CurvatureOperator
@@ -95,6 +96,8 @@ class QuadraticModelError:
     loss: float  # loss(w)
     derivative: float  # g'p
     curvature: float  # p'Ap
+
+    __repr__ = repr_with_shapes
 
     @property
     def slopes(self) -> np.ndarray:

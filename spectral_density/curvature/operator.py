@@ -12,6 +12,7 @@ import numpy as np
 from spectral_density.checkpoint import Workers
 from spectral_density.curvature.fingerprint import identity
 from spectral_density.curvature.finite import check_penalty
+from spectral_density.curvature.model_state import ModelState, model_state
 from spectral_density.curvature.product_error import measured_product_error
 from spectral_density.curvature.sweep import Sweep, SweepOptions
 from spectral_density.curvature.symmetric import (
@@ -213,6 +214,14 @@ class CurvatureOperator(SymmetricOperator):
                 check_penalty(added, "gradient")
                 total += added
         return total
+
+    def model_state(self) -> ModelState:
+        """Return loss, gradient norm and, of a classifier, accuracy: three passes over the data.
+
+        Raises:
+            FloatingPointError: if the loss or the gradient is not finite.
+        """
+        return model_state(self)
 
     def product_and_gradient(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the product with `vector` and the gradient, each (num_params,), from one pass.

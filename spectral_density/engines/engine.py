@@ -373,6 +373,13 @@ class Inspection(ABC):
         """
 
     @abstractmethod
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """Return how many labels of a batch the model predicts, of how many.
+
+        None where the loss is not one of a classifier with a single output.
+        """
+
+    @abstractmethod
     def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
         """Tell which variables a gradient of the loss reaches."""
 

@@ -51,11 +51,17 @@ class Accuracy:
     order: float  # distance between the distributions at this order and at half of it
     draws: float  # limit of the distance that start vectors leave, see `draws_error`
     products: float = 0.0  # what products at a lower precision leave, see `products_error`
+    spread: float = float("nan")  # the range, in the units of the eigenvalues
 
     @property
     def total(self) -> float:
         """All together, which a tolerance bounds."""
         return self.order + self.draws + self.products
+
+    @property
+    def distance(self) -> float:
+        """Both together, in the units of the eigenvalues."""
+        return self.total * self.spread
 
 
 def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
@@ -213,10 +219,18 @@ def support(nodes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     return float(carrying.min()), float(carrying.max())
 
 
+def wasserstein(
+    nodes: np.ndarray, weights: np.ndarray, other_nodes: np.ndarray, other_weights: np.ndarray
+) -> float:
+    """Return the Wasserstein-1 distance between two weighted sets of nodes of any shapes."""
+    pair, other = (nodes.ravel(), other_nodes.ravel()), (weights.ravel(), other_weights.ravel())
+    return float(stats.wasserstein_distance(*pair, *other))
+
+
 def _wasserstein(one: Sequence[Quadrature], other: Sequence[Quadrature]) -> float:
     """Return the Wasserstein-1 distance between two quadratures averaged over their draws."""
     (nodes, weights), (other_nodes, other_weights) = _joined(one), _joined(other)
-    return float(stats.wasserstein_distance(nodes, other_nodes, weights, other_weights))
+    return wasserstein(nodes, weights, other_nodes, other_weights)
 
 
 def _joined(quadratures: Sequence[Quadrature]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
     # Files of earlier versions, which do not have these, are of runs as planned, at full precision.
     content.setdefault("ended_by", np.array(Ending.PLAN.name))
     content.setdefault("product_error", np.array(0.0))
+    content.setdefault("model_state", np.array("{}"))
     missing = set(names) - set(content)
     if missing:
         raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
@@ -63,6 +65,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
             precision=float(content["precision"]),
             ended_by=Ending[str(content["ended_by"])],
             product_error=float(content["product_error"]),
+            model_state=json.loads(str(content["model_state"])),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a spectrum file: {error}") from error

@@ -324,7 +324,7 @@ class Examination:
             if self.unused
             else "the loss uses every variable."
         )
-        self._add("variables", "passed", None, message)
+        self.checks.append(Check("variables", "passed", None, message, noted=bool(self.unused)))
 
     def _add(self, name: str, status: Status, figure: float | None, message: str) -> None:
         self.checks.append(Check(name, status, figure, message))

@@ -241,6 +241,16 @@ def test_functions_of_model_and_batch_and_of_labels_and_outputs():
     assert near(HessianOperator(model, pair, cut(X, TARGETS)).to_dense(), true)
 
 
+def test_the_state_of_a_model_has_the_loss_and_accuracy_of_keras():
+    model = classifier("softmax")
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = model.evaluate(X, LABELS, verbose=0)
+    state = HessianOperator(model, None, cut(X, LABELS)).model_state()
+    assert state.loss == pytest.approx(loss, rel=1e-5)
+    assert state.accuracy == pytest.approx(accuracy)
+    assert HessianOperator(regression(), "mse", cut(X, TARGETS)).model_state().accuracy is None
+
+
 def test_losses_of_outputs_are_weighed():
     inputs = keras.Input((4,))
     hidden = layers.Dense(3, "tanh")(inputs)
