@@ -99,10 +99,9 @@ def _apply(jaxpr: Any, eqn: Any, inputs: list[Any], held: Any) -> list[Any]:
         inner = eqn.params[_CALLS[name]]
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, held)
     if name in ("max", "min"):
-        first, second = inputs
-        chosen = held.branch(first >= second if name == "max" else first <= second)
-        return [jnp.where(chosen, first, second)]
+        return [_held_choice(jaxpr, eqn, *inputs, held)]
     if name == "abs":
+        # The slope at zero is one, as in JAX's own rule.
         return [inputs[0] * held.branch(jnp.where(inputs[0] < 0, -1, 1).astype(inputs[0].dtype))]
     if name in ("reduce_max", "reduce_min"):
         return [_held_extreme(name, inputs[0], eqn.params["axes"], held)]
@@ -111,6 +110,24 @@ def _apply(jaxpr: Any, eqn: Any, inputs: list[Any], held: Any) -> list[Any]:
     if is_stopped or name == "sign" or _chooses(eqn):
         return [held.branch(each) for each in found]
     return found
+
+
+def _held_choice(jaxpr: Any, eqn: Any, first: Any, second: Any, held: Any) -> Any:
+    """Return the larger or smaller of two arrays; where they are equal, what derivatives say.
+
+    JAX's own rule takes half of each there, and compares the result with both. That of a rectifier
+    takes none of its argument.
+    """
+    larger, smaller = first > second, first < second
+    above, below = (larger, smaller) if eqn.primitive.name == "max" else (smaller, larger)
+    is_halved = any(
+        other.primitive.name == "eq" and any(var is eqn.outvars[0] for var in other.invars)
+        for other in jaxpr.eqns
+    )
+    tie = 0.5 if is_halved else float(hasattr(eqn.invars[0], "val"))
+    share = held.branch(jnp.where(above, 1.0, jnp.where(below, 0.0, tie)))
+    mean = (first + second) / 2
+    return jnp.where(share == 1, first, jnp.where(share == 0, second, mean))
 
 
 def _held_extreme(name: str, array: Any, axes: Sequence[int], held: Any) -> Any:

@@ -31,8 +31,9 @@ from spectral_density.engines.jax.verbs import Block, Kept, TracedBatch
 # Vectors multiplied together. Wider blocks are cut, still within one pass over the data.
 MAX_WIDTH = 16
 
-# Arrays of the forward pass, times vectors: they may all be alive at once. On a CPU they are to
-# stay in its cache; what a loop computes in each of its steps is small, and costs less for several.
+# Arrays of the forward pass, times vectors: they may all be alive at once. On an accelerator they
+# may take half of its memory. On a CPU they are to stay in its cache; what a loop computes in each
+# of its steps is small, and costs less for several.
 _MAX_BYTES_AT_ONCE = 2**28
 _MAX_BYTES_IN_CACHE = 2**20
 
@@ -44,9 +45,11 @@ def width_of_chunks(jaxpr: Any) -> int:
     """
     arrays = [var.aval for eqn in jaxpr.eqns for var in eqn.outvars]
     nbytes = sum(a.size * a.dtype.itemsize for a in arrays if hasattr(a, "size")) or 1
-    on_cpu = jax.default_backend() == "cpu" and not has_loop(jaxpr)
-    limit = _MAX_BYTES_IN_CACHE if on_cpu else _MAX_BYTES_AT_ONCE
-    return int(min(MAX_WIDTH, max(1, limit // nbytes)))
+    if jax.default_backend() != "cpu":
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0) // 2
+    else:
+        limit = 0 if has_loop(jaxpr) else _MAX_BYTES_IN_CACHE
+    return int(min(MAX_WIDTH, max(1, (limit or _MAX_BYTES_AT_ONCE) // nbytes)))
 
 
 class JaxProducts(BatchProducts):

@@ -389,3 +389,30 @@ def test_products_are_at_full_precision_whatever_the_default_is():
     assert dots
     highest = jax.lax.Precision.HIGHEST
     assert all(eqn.params["precision"] == (highest, highest) for eqn in dots)
+
+
+@pytest.mark.parametrize(
+    "kinked",
+    [
+        jax.nn.relu,
+        jax.nn.relu6,
+        jax.nn.leaky_relu,
+        jnp.abs,
+        lambda x: jnp.maximum(x, 0.0),
+        lambda x: jnp.maximum(0.0, x),
+        lambda x: jnp.minimum(0.5 * x, x),
+        lambda x: jnp.maximum(x, x),
+    ],
+    ids=["relu", "relu6", "leaky", "abs", "max", "max of zero", "min", "max of itself"],
+)
+def test_weights_that_are_on_a_kink_are_sound(kinked):
+    """Layers behind dead units have zeros before their rectifiers."""
+    network = {"kernel": jnp.ones((4, 3), DTYPE), "bias": jnp.zeros(3, DTYPE)}
+
+    def of_dead_units(params, batch):
+        hidden = kinked(jnp.zeros((len(batch["x"]), 4), DTYPE) @ params["kernel"] + params["bias"])
+        alive = kinked(batch["x"] @ params["kernel"] + params["bias"] + 3)
+        return jnp.mean((hidden.sum(1) + alive.sum(1) - batch["y"]) ** 2)
+
+    report = HessianOperator(network, of_dead_units, batches()).check()
+    assert report.verdict == "sound"
