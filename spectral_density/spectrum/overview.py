@@ -102,8 +102,8 @@ def _accuracy(spectrum: Spectrum) -> str:
     if not accuracy.total:
         return "all eigenvalues are known to rounding"
     text = (
-        f"off by {accuracy.distance:.1e} on average (Wasserstein-1), {accuracy.total:.1e} of the "
-        "range"
+        f"{accuracy.total:.1e} of the range: off by {accuracy.distance:.1e} on average, by "
+        "Wasserstein-1 distance"
     )
     bulk = bulk_magnitude(spectrum)
     if not bulk:

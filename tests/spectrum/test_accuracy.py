@@ -378,7 +378,7 @@ def test_the_ending_goes_with_the_file(tmp_path):
     assert found.ended_by is Ending.DRAWS
     assert str(found) == str(spectrum)
     assert Ending.DRAWS.message in str(spectrum)
-    assert "on average (Wasserstein-1)" in str(spectrum)
+    assert "on average, by Wasserstein-1 distance" in str(spectrum)
 
 
 def changed(path, **changes):
