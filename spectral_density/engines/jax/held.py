@@ -99,7 +99,7 @@ def _apply(jaxpr: Any, eqn: Any, inputs: list[Any], held: Any) -> list[Any]:
         inner = eqn.params[_CALLS[name]]
         return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, held)
     if name in ("max", "min"):
-        return [_held_choice(jaxpr, eqn, *inputs, held)]
+        return [_held_choice(jaxpr, eqn, inputs, held)]
     if name == "abs":
         # The slope at zero is one, as in JAX's own rule.
         return [inputs[0] * held.branch(jnp.where(inputs[0] < 0, -1, 1).astype(inputs[0].dtype))]
@@ -112,12 +112,13 @@ def _apply(jaxpr: Any, eqn: Any, inputs: list[Any], held: Any) -> list[Any]:
     return found
 
 
-def _held_choice(jaxpr: Any, eqn: Any, first: Any, second: Any, held: Any) -> Any:
+def _held_choice(jaxpr: Any, eqn: Any, inputs: list[Any], held: Any) -> Any:
     """Return the larger or smaller of two arrays; where they are equal, what derivatives say.
 
     JAX's own rule takes half of each there, and compares the result with both. That of a rectifier
     takes none of its argument.
     """
+    first, second = inputs
     larger, smaller = first > second, first < second
     above, below = (larger, smaller) if eqn.primitive.name == "max" else (smaller, larger)
     is_halved = any(
