@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
 from spectral_density.analysis.layer_samples import (
     HessianParts,
@@ -147,10 +148,11 @@ class CurvatureDecomposition:
         )
 
 
+@explained
 def curvature_decomposition(
     model: Any,
-    loss: Any,
-    dataset: Any,
+    loss: Any = None,
+    dataset: Any = None,
     *,
     variables: Any = None,
     num_products: int = 90,
