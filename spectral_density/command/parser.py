@@ -180,6 +180,11 @@ def _add_data(which: Any) -> None:
         "a dataset of batches",
     )
     which.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch a dataset of tfds: that is not on the disk",
+    )
+    which.add_argument(
         "--batch-size", type=_count, metavar="N", help="examples in a batch (default: 128)"
     )
     which.add_argument(

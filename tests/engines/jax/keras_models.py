@@ -12,8 +12,8 @@ import keras
 import mismatches
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 from errors_page import rows
+from jax.flatten_util import ravel_pytree
 from keras import layers
 
 from spectral_density import FisherOperator, GaussNewtonOperator, HessianOperator, PreflightError
