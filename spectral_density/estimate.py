@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
-from spectral_density.linalg.arguments import as_real_square, integer, number
+from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
 from spectral_density.linalg.lanczos_options import basis_vectors, checked_basis_dtype
 from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
@@ -78,7 +78,9 @@ def estimate_spectrum(
             make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
         num_draws: start vectors; None for 10. The error band narrows with their square root.
             With a tolerance, the most; None then for as many as `max_products` has room for.
-        tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this.
+        tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
+            the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
+            none is known.
         max_products: products with single vectors that a run to a tolerance may take at most, those
             read from a checkpoint included; None for what it would take without: `order` times
             `num_draws`, which is 900 where neither is given.
@@ -94,7 +96,8 @@ def estimate_spectrum(
             by a smaller tolerance.
         check: let an operator that can (`CurvatureOperator.check`) first verify that it is one
             fixed, symmetric, finite matrix and the right derivative: two passes over the data and
-            five gradients of a batch, once for its weights.
+            five gradients of a batch, once for its weights. Three passes after the run record its
+            loss, gradient norm and accuracy in `Spectrum.model_state`.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 
@@ -135,8 +138,18 @@ def estimate_spectrum(
         )
         if limits.tolerance is None:
             draws.add_all(limits)
-            return draws.spectrum(Ending.PLAN)
-        return draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
+            spectrum = draws.spectrum(Ending.PLAN)
+        else:
+            spectrum = draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
+    return replace(spectrum, model_state=_model_state(operator)) if check else spectrum
+
+
+def _model_state(operator: Any) -> dict[str, float]:
+    """Return where the model of an operator stands; nothing for an operator without one."""
+    if not hasattr(operator, "model_state"):
+        return {}
+    found: dict[str, float] = operator.model_state().numbers()
+    return found
 
 
 @dataclass(frozen=True)
@@ -303,6 +316,7 @@ class _Draws:
             description=_describe(self.operator),
             precision=self._precision,
             ended_by=ended_by,
+            product_error=product_error(self.operator),
         )
 
 
@@ -331,7 +345,7 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
     most = min(limits.num_draws, limits.num_products // draws.order)
     while True:
         accuracy = draws.spectrum(Ending.PLAN).accuracy
-        room = tolerance - accuracy.order
+        room = tolerance - accuracy.order - accuracy.products
         # Where the steps were too few, a band of half the tolerance has to do.
         target = room if settled and room > 0 else max(room, tolerance / 2)
         share = min(max(accuracy.draws / target, 1.0), 1e9)
@@ -340,6 +354,8 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
             continue
         if accuracy.total <= tolerance:
             return Ending.TOLERANCE
+        if accuracy.products and accuracy.order + accuracy.draws <= tolerance:
+            return Ending.PRECISION
         if accuracy.draws <= target:
             return Ending.ORDER if order == limits.order else Ending.BUDGET
         # Two draws show which eigenvalues are simple, and then fewer may do.

@@ -2,6 +2,7 @@
 
 import builtins
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ import spectral_density as sd
 from spectral_density import HessianOperator, Spectrum, estimate_spectrum, lanczos, top_eigenpairs
 from spectral_density.checkpoint import CheckpointError, RunDirectory
 from spectral_density.curvature.preflight import PreflightError
+from spectral_density.engines.jax.keras_model import refuse_model_parallel
+from spectral_density.engines.jax.processes import JaxProcesses
+from spectral_density.engines.jax.sharding import devices_of
 from spectral_density.engines.tensorflow.replicas import replicas_of
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -329,6 +333,23 @@ def without_an_answer(patch, error):
     product(operator)
 
 
+def under_model_parallel(patch):
+    found = object.__new__(keras.distribution.ModelParallel)
+    patch.setattr(keras.distribution, "distribution", lambda: found)
+    refuse_model_parallel()
+
+
+def part_alone():
+    """An array as it is on one of several devices that each have a part of it."""
+    sharding = SimpleNamespace(is_fully_replicated=False)
+    return SimpleNamespace(committed=True, sharding=sharding)
+
+
+def in_two_processes(patch):
+    patch.setattr(JaxProcesses, "gather", lambda self, thing: [thing, "another"])
+    JaxProcesses().agree("one", "vectors")
+
+
 SMALL = np.diag(np.arange(5.0))
 CASES = {
     "a generator, or any iterator": lambda path: hessian(batch for batch in LIST),
@@ -458,6 +479,11 @@ CASES = {
     "`order=2.5`": lambda path: estimate_spectrum(SMALL, 2.5),
     "`num_draws=0`": lambda path: estimate_spectrum(SMALL, 2, 0),
     "`tolerance=0`": lambda path: estimate_spectrum(SMALL, tolerance=0),
+    "`tail_exponent_above(0)`": lambda path: estimate_spectrum(SMALL, 3).tail_exponent_above(0),
+    "`tail_exponent_above` of more than the largest eigenvalue": lambda path: estimate_spectrum(
+        SMALL, 3
+    ).tail_exponent_above(1e9),
+    "`count_between(1, 0)`": lambda path: estimate_spectrum(SMALL, 3).count_between(1, 0),
     "`max_products` without a tolerance": lambda path: estimate_spectrum(SMALL, max_products=9),
     '`reorthogonalize="some"`': lambda path: lanczos(SMALL, 2, reorthogonalize="some"),
     '`basis_dtype="float16"`': lambda path: lanczos(SMALL, 2, basis_dtype="float16"),
@@ -481,6 +507,12 @@ CASES = {
     ),
     "a function among the parameters": lambda path: of_jax({**PARAMS, "activation": jnp.tanh}),
     "float64 parameters where JAX has no float64": lambda path: of_jax({**PARAMS, "b": np.ones(3)}),
+    "a `matmul_precision` that JAX does not have": lambda path: HessianOperator.from_function(
+        lambda params: jnp.sum(params["w"] ** 2), PARAMS, matmul_precision="tf32"
+    ),
+    "a `matmul_precision` for a model of TensorFlow": lambda path: hessian(
+        matmul_precision="tensorfloat32"
+    ),
     "a function that returns one loss for each example": lambda path: of_jax(
         loss=lambda params, batch: (batch[0] @ params["w"])[:, 0]
     ),
@@ -510,6 +542,13 @@ CASES = {
     "variables of two strategies": lambda path: of_two_strategies(),
     "a model of a TPU": lambda path: mirrored_elsewhere(),
     "`SecondOrderModel` within a strategy's scope": lambda path: trainer_in_a_scope(),
+    "a model under `keras.distribution.ModelParallel` (JAX)": lambda path: with_patch(
+        under_model_parallel
+    ),
+    "weights of which a device has a part alone (JAX)": lambda path: devices_of([part_alone()]),
+    "processes of `jax.distributed` with other data, weights or vectors": lambda path: with_patch(
+        in_two_processes
+    ),
     "an error on another worker": lambda path: with_patch(beside_a_worker, failed=1),
     "workers with other seeds, weights or calls": lambda path: with_patch(beside_a_worker),
     "a call that another worker does not make": lambda path: with_patch(

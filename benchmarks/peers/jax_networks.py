@@ -1,7 +1,8 @@
-"""The networks of the problems as plain functions of JAX."""
+"""The networks of the problems in JAX: functions of a list of arrays in Keras's layout."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -80,7 +81,43 @@ def lstm(weights: list[jax.Array], x: jax.Array, *, width: int, **_: Any) -> jax
     return h @ head + head_bias
 
 
-NETWORKS = {"dense": dense, "cnn": cnn, "transformer": transformer, "lstm": lstm}
+def resnet(
+    weights: list[jax.Array], x: jax.Array, *, widths: list[int], blocks: int, **_: Any
+) -> jax.Array:
+    """Residual blocks of two convolutions; see `problems.resnet`."""
+    following = iter(weights)
+
+    def conv(x: jax.Array, stride: int = 1) -> jax.Array:
+        """Return a convolution, normalized by the statistics 0 and 1."""
+        kernel, scale, shift = (next(following) for _ in range(3))
+        edge = kernel.shape[0] // 2
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(edge, edge)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return x * (scale / np.sqrt(1 + 1e-5)) + shift
+
+    x = jax.nn.relu(conv(x))
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            inner = conv(jax.nn.relu(conv(x, stride)))
+            shortcut = x if x.shape[-1] == width and stride == 1 else conv(x, stride)
+            x = jax.nn.relu(inner + shortcut)
+    kernel, bias = following
+    return x.mean((1, 2)) @ kernel + bias
+
+
+NETWORKS = {
+    "dense": dense,
+    "cnn": cnn,
+    "transformer": transformer,
+    "lstm": lstm,
+    "resnet": resnet,
+}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -96,3 +133,16 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 LOSSES = {"cross-entropy": cross_entropy, "squared-error": squared_error}
+
+
+def mean_loss(network: dict[str, Any]) -> Any:
+    """Return the loss of (weights, batch), the mean over the examples of a batch (x, y)."""
+    network = dict(network)
+    forward = partial(NETWORKS[network.pop("kind")], **network)
+    losses = LOSSES[network["loss"]]
+
+    def loss(weights: list[jax.Array], batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, y = batch
+        return losses(forward(weights, x), y).mean()
+
+    return loss

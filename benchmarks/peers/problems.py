@@ -80,6 +80,8 @@ def weight_shapes(network: dict[str, Any]) -> list[tuple[int, ...]]:
         for inputs, outputs in ((3, 64), (64, 64), (64, 128), (128, 128)):
             shapes += [(3, 3, inputs, outputs), (outputs,)]
         return [*shapes, (5 * 5 * 128, 1024), (1024,), (1024, 10), (10,)]
+    if kind == "resnet":
+        return resnet_shapes(network["widths"], network["blocks"], network["classes"])
     width = network["width"]
     if kind == "lstm":
         gates = 4 * width
@@ -99,6 +101,21 @@ def weight_shapes(network: dict[str, Any]) -> list[tuple[int, ...]]:
     layer = [*norm, *attention, *norm, *expansion]
     embeddings = [(vocabulary, width), (network["length"], width)]
     return [*embeddings, *layer * network["layers"], *norm, (width, vocabulary), (vocabulary,)]
+
+
+def resnet_shapes(widths: list[int], blocks: int, classes: int) -> list[tuple[int, ...]]:
+    def conv(size: int, inputs: int, outputs: int) -> list[tuple[int, ...]]:
+        return [(size, size, inputs, outputs), (outputs,), (outputs,)]  # kernel, scale, shift
+
+    shapes = conv(3, 3, widths[0])
+    before = widths[0]
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            shapes += conv(3, before, width) + conv(3, width, width)
+            if before != width or (stage and not block):
+                shapes += conv(1, before, width)
+            before = width
+    return [*shapes, (before, classes), (classes,)]
 
 
 def random_weights(network: dict[str, Any], seed: int = 0) -> list[np.ndarray]:
@@ -154,13 +171,41 @@ def cnn(examples: int = 512) -> Problem:
 
 def transformer(examples: int = 64) -> Problem:
     """Four causal layers of width 128 on 64 tokens of 1000, 1,058,536 parameters, batches of 16."""
+    sizes = {"vocabulary": 1000, "length": 64, "width": 128, "heads": 4, "layers": 4}
+    return _sequences(sizes, examples, 16)
+
+
+def gpt(examples: int = 32, **sizes: int) -> Problem:
+    """Six causal layers of width 512 on 256 tokens of 1000, 20,071,400 parameters, one batch."""
+    whole = {"vocabulary": 1000, "length": 256, "width": 512, "heads": 8, "layers": 6}
+    return _sequences(whole | sizes, examples, examples)
+
+
+def _sequences(sizes: dict[str, int], examples: int, batch: int) -> Problem:
+    network = {"kind": "transformer", **sizes, "loss": "cross-entropy", "dtype": "float32"}
+    shape = (examples, sizes["length"])
+    tokens = np.random.default_rng(0).integers(0, sizes["vocabulary"], shape).astype("int32")
+    return _labelled(network, tokens, sizes["vocabulary"], batch, shape)
+
+
+def resnet(
+    examples: int = 512,
+    widths: tuple[int, ...] = (64, 128, 256, 512),
+    blocks: int = 2,
+    size: int = 32,
+) -> Problem:
+    """ResNet-18 for CIFAR, 11,173,962 parameters, one batch.
+
+    Batch normalization in inference form, its statistics those at the start, 0 and 1: the Hessian
+    of a network as it is used, which `training=False` gives.
+    """
     network = {
-        "kind": "transformer",
-        **{"vocabulary": 1000, "length": 64, "width": 128, "heads": 4, "layers": 4},
+        "kind": "resnet",
+        **{"widths": list(widths), "blocks": blocks, "classes": 10},
         **{"loss": "cross-entropy", "dtype": "float32"},
     }
-    tokens = np.random.default_rng(0).integers(0, 1000, (examples, 64)).astype("int32")
-    return _labelled(network, tokens, 1000, 16, (examples, 64))
+    x = np.random.default_rng(0).standard_normal((examples, size, size, 3)).astype("float32")
+    return _labelled(network, x, 10, examples, (examples,))
 
 
 def lstm(examples: int = 512) -> Problem:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,119 +23,15 @@ from child import (
     timed,
 )
 from torch import nn
-
-
-class Transformer(nn.Module):
-    """Causal layers with the norm first; query, key and value in one product."""
-
-    def __init__(self, vocabulary: int, length: int, width: int, heads: int, layers: int, **_: Any):
-        super().__init__()
-        self.heads = heads
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.zeros(length, width))
-        self.layers = nn.ModuleList()
-        for _layer in range(layers):
-            self.layers.append(
-                nn.ModuleDict(
-                    {
-                        "norm1": nn.LayerNorm(width),
-                        "qkv": nn.Linear(width, 3 * width),
-                        "out": nn.Linear(width, width),
-                        "norm2": nn.LayerNorm(width),
-                        "up": nn.Linear(width, 4 * width),
-                        "down": nn.Linear(4 * width, width),
-                    }
-                )
-            )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary)
-        self.register_buffer("mask", torch.full((length, length), -torch.inf).triu(1))
-
-    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        """Return causal softmax attention of (batch, length, 3 width)."""
-        batch, length, width = qkv.shape
-        heads = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = heads[0], heads[1], heads[2]
-        scores = q @ k.transpose(-1, -2) / np.sqrt(q.shape[-1]) + self.mask
-        return (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width // 3)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the logits of all tokens, one a row."""
-        x = self.tokens(tokens) + self.positions
-        for layer in self.layers:
-            x = x + layer["out"](self.attend(layer["qkv"](layer["norm1"](x))))
-            x = x + layer["down"](nn.functional.gelu(layer["up"](layer["norm2"](x))))
-        return self.head(self.norm(x)).flatten(0, 1)
-
-
-class LastOfLSTM(nn.Module):
-    """A dense layer on the last output of an LSTM, whose second bias is left out."""
-
-    def __init__(self, features: int, width: int, classes: int, **_: Any):
-        super().__init__()
-        self.lstm = nn.LSTM(features, width, batch_first=True)
-        nn.init.zeros_(self.lstm.bias_hh_l0).requires_grad_(False)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits."""
-        return self.head(self.lstm(x)[0][:, -1])
-
-
-def dense(widths: list[int], activation: str | None, bias: bool, **_: Any) -> nn.Module:
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers.append(nn.Linear(inputs, outputs, bias=bias))
-        if i < len(widths) - 2:
-            layers.append({"relu": nn.ReLU, "tanh": nn.Tanh}[str(activation)]())
-    return nn.Sequential(*layers)
-
-
-def cnn(**_: Any) -> nn.Module:
-    def conv(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3), nn.ReLU()]
-
-    return nn.Sequential(
-        *(*conv(3, 64), *conv(64, 64), nn.MaxPool2d(2)),
-        *(*conv(64, 128), *conv(128, 128), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(5 * 5 * 128, 1024), nn.ReLU(), nn.Linear(1024, 10)),
-    )
-
-
-NETWORKS = {"dense": dense, "cnn": cnn, "transformer": Transformer, "lstm": LastOfLSTM}
-
-
-def in_torch_layout(kind: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Return arrays in the shapes and order of Keras's weights as those of the PyTorch network."""
-    if kind == "cnn":
-        # Keras flattens (5, 5, 128), PyTorch (128, 5, 5).
-        first = arrays[8].reshape(5, 5, 128, -1).transpose(2, 0, 1, 3)
-        arrays = [*arrays[:8], first.reshape(5 * 5 * 128, -1), *arrays[9:]]
-    if kind == "transformer":
-        joined = list(arrays[:2])
-        layers = arrays[2:-4]
-        for start in range(0, len(layers), 16):
-            layer = layers[start : start + 16]
-            kernel = np.concatenate([layer[2], layer[4], layer[6]], axis=1)
-            bias = np.concatenate([layer[3], layer[5], layer[7]])
-            joined += [*layer[:2], kernel, bias, *layer[8:]]
-        arrays = [*joined, *arrays[-4:]]
-    turned = []
-    for i, array in enumerate(arrays):
-        if array.ndim == 4:
-            array = array.transpose(3, 2, 0, 1)
-        elif array.ndim == 2 and not (kind == "transformer" and i < 2):
-            array = array.T
-        turned.append(np.ascontiguousarray(array))
-    if kind == "transformer":
-        turned[:2] = [turned[1], turned[0]]  # a module's own parameters precede its children's
-    return turned
+from torch_networks import NETWORKS, in_torch_layout
 
 
 class TorchPeer(Implementation):
     """The network, its weights and batches, in PyTorch."""
 
     package = ""
+    module = ""  # by which it is imported
+    device = "cpu"
 
     def versions(self) -> Answer:
         """Return names and versions of what computes."""
@@ -150,7 +46,8 @@ class TorchPeer(Implementation):
         network = dict(self.problem.network)
         kind = network.pop("kind")
         dtype = getattr(torch, network["dtype"])
-        self.model = NETWORKS[kind](**network).to(dtype)
+        # Evaluation mode: batch normalization by its statistics.
+        self.model = NETWORKS[kind](**network).to(self.device, dtype).eval()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         weights = in_torch_layout(kind, self.problem.weights)
         with torch.no_grad():
@@ -169,7 +66,7 @@ class TorchPeer(Implementation):
             x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
         if np.issubdtype(y.dtype, np.integer):
             y = y.ravel().astype(np.int64)
-        return tuple(torch.from_numpy(array) for array in (x, y, *rest))
+        return tuple(torch.from_numpy(array).to(self.device) for array in (x, y, *rest))
 
     def unweighted(self) -> None:
         """Refuse sample weights: there is no documented way to pass them."""
@@ -183,7 +80,16 @@ class TorchPeer(Implementation):
     def flat(self, arrays: list[np.ndarray]) -> torch.Tensor:
         """Return a vector in the order of the PyTorch parameters."""
         turned = in_torch_layout(self.problem.network["kind"], arrays)
-        return torch.from_numpy(np.concatenate([array.ravel() for array in turned]))
+        flat = np.concatenate([array.ravel() for array in turned])
+        return torch.from_numpy(flat).to(self.device)
+
+    def product(self, vector: torch.Tensor) -> Any:
+        """Return A v."""
+        return self.multiply(vector).detach().cpu().numpy()
+
+    def multiply(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return A v where the vector is."""
+        raise NotImplementedError
 
     def make(self) -> None:
         """Make the operator."""
@@ -204,6 +110,7 @@ class Curvlinops(TorchPeer):
     """`HessianLinearOperator`, `fast_lanczos`, `lanczos_approximate_spectrum`, SciPy's `eigsh`."""
 
     package = "curvlinops-for-pytorch"
+    module = "curvlinops"
 
     def make(self) -> None:
         """Make the operator with its own checks on, as is its default."""
@@ -222,9 +129,9 @@ class Curvlinops(TorchPeer):
 
         self.operator._matmat = counted
 
-    def product(self, vector: torch.Tensor) -> Any:
+    def multiply(self, vector: torch.Tensor) -> torch.Tensor:
         """Return A v."""
-        return (self.operator @ vector).numpy()
+        return self.operator @ vector
 
     def lanczos(self, order: int, draws: int, seed: int = 0) -> Answer:
         """Run `fast_lanczos`, without reorthogonalization, one draw after another."""
@@ -274,6 +181,7 @@ class Eigenthings(TorchPeer):
     """`HessianOperator`, `lanczos_tridiagonal`, `spectral_density`, `lanczos`."""
 
     package = "hessian-eigenthings"
+    module = "hessian_eigenthings"
 
     def make(self) -> None:
         """Make the operator from a loss of model and batch, which may use sample weights."""
@@ -298,9 +206,9 @@ class Eigenthings(TorchPeer):
             loss = he.supervised_loss(self.criterion) if plain else weighted
             self.operator = he.HessianOperator(self.model, self.batches, loss)
 
-    def product(self, vector: torch.Tensor) -> Any:
+    def multiply(self, vector: torch.Tensor) -> torch.Tensor:
         """Return A v."""
-        return self.operator.matvec(vector).detach().numpy()
+        return self.operator.matvec(vector)
 
     def lanczos(self, order: int, draws: int, seed: int = 0) -> Answer:
         """Run `lanczos_tridiagonal` with reorthogonalization, one draw after another."""
@@ -359,6 +267,7 @@ class PyHessian(TorchPeer):
     """
 
     package = "PyHessian"
+    module = "pyhessian"
 
     def make(self) -> None:
         """Make the operator."""
@@ -369,15 +278,15 @@ class PyHessian(TorchPeer):
         self.unweighted()
         torch.eig = _eig
         self.operator = pyhessian.hessian(
-            self.model, self.criterion, dataloader=self.batches, cuda=False
+            self.model, self.criterion, dataloader=self.batches, cuda=self.device != "cpu"
         )
 
-    def product(self, vector: torch.Tensor) -> Any:
+    def multiply(self, vector: torch.Tensor) -> torch.Tensor:
         """Return A v."""
         sizes = [p.numel() for p in self.operator.params]
         parts = zip(vector.split(sizes), self.operator.params, strict=True)
         _, product = self.operator.dataloader_hv_product([v.reshape(p.shape) for v, p in parts])
-        return torch.cat([part.reshape(-1) for part in product]).detach().numpy()
+        return torch.cat([part.reshape(-1) for part in product])
 
     def lanczos(self, order: int, draws: int, seed: int = 0) -> Answer:
         """Run `density`, one draw after another."""
@@ -411,6 +320,61 @@ def _eig(matrix: torch.Tensor, eigenvectors: bool = True) -> tuple[torch.Tensor,
     """Return what `torch.eig` returned for a matrix of real eigenvalues."""
     values, vectors = torch.linalg.eig(matrix)
     return torch.stack([values.real, values.imag], dim=1), vectors.real
+
+
+class PyTorch(TorchPeer):
+    """PyTorch itself: the ways to multiply that its own documentation shows, and their blocks."""
+
+    package = "torch"
+    module = "torch"
+
+    def make(self) -> None:
+        """Name the loss as a function of the parameters, by name."""
+        self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.values = {
+            name: p.detach() for name, p in zip(self.names, self.parameters, strict=True)
+        }
+        (self.only_batch,) = self.batches
+
+    def loss(self) -> torch.Tensor:
+        """Return the loss of the model."""
+        x, y = self.only_batch
+        return self.criterion(self.model(x), y)
+
+    def loss_at(self, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss at other values of the parameters."""
+        x, y = self.only_batch
+        return self.criterion(torch.func.functional_call(self.model, values, (x,)), y)
+
+    def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """Return a vector (n,), or rows (k, n), in the shapes of the parameters."""
+        parts = vector.split([p.numel() for p in self.parameters], dim=-1)
+        return [
+            part.reshape(vector.shape[:-1] + p.shape)
+            for part, p in zip(parts, self.parameters, strict=True)
+        ]
+
+    def gradient(self) -> Any:
+        """Return the gradient."""
+        return torch.autograd.grad(self.loss(), self.parameters)
+
+    def double_backward(self, vector: list[torch.Tensor]) -> Any:
+        """Return H v by a gradient of the gradient."""
+        gradient = torch.autograd.grad(self.loss(), self.parameters, create_graph=True)
+        return torch.autograd.grad(gradient, self.parameters, vector)
+
+    def with_kept_graph(self) -> Callable[[list[torch.Tensor]], Any]:
+        """Return H v of which the graph of the gradient is kept from one product to the next."""
+        gradient = torch.autograd.grad(self.loss(), self.parameters, create_graph=True)
+        return lambda vector: torch.autograd.grad(
+            gradient, self.parameters, vector, retain_graph=True
+        )
+
+    def forward_over_reverse(self, vector: list[torch.Tensor]) -> Any:
+        """Return H v by `torch.func.jvp` of `torch.func.grad`."""
+        tangent = dict(zip(self.names, vector, strict=True))
+        found = torch.func.jvp(torch.func.grad(self.loss_at), (self.values,), (tangent,))[1]
+        return [found[name] for name in self.names]
 
 
 PEERS = {peer.package: peer for peer in (Curvlinops, Eigenthings, PyHessian)}

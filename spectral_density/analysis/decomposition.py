@@ -24,7 +24,7 @@ from spectral_density.analysis.layer_samples import (
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.submatrix import SubmatrixOperator, layer_indices
-from spectral_density.linalg.arguments import integer, number, product_precision
+from spectral_density.linalg.arguments import integer, number, product_error, product_precision
 from spectral_density.linalg.eigen import top_eigenpairs
 from spectral_density.linalg.estimates import Estimate
 from spectral_density.linalg.sampling import DEFAULT_LIMIT, Plan
@@ -300,14 +300,14 @@ def _row(
         spectral = []
         for matrix, operator in enumerate((h, g, h - g)):
             part = SubmatrixOperator(operator, indices)
-            precision = product_precision(part) * (frobenius[0].value + frobenius[1].value)
+            precision = _relative_error(part) * (frobenius[0].value + frobenius[1].value)
             norm, products = _spectral(
                 part, frobenius[matrix].value, precision, tolerance, parts.seed
             )
             spectral.append(norm)
             count += products * (2 if matrix == 2 else 1)
     sizes = frobenius[0].value + frobenius[1].value
-    rounding = (0.0, 0.0, _ROUNDINGS * product_precision(parts.hessian) * sizes)
+    rounding = (0.0, 0.0, _ROUNDINGS * _relative_error(parts.hessian) * sizes)
     h_norms, g_norms, r_norms = (
         MatrixNorms(
             frobenius[matrix],
@@ -327,6 +327,11 @@ def _row(
         ratio=ratio_estimate(squares, num_products),
     )
     return row, count
+
+
+def _relative_error(operator: LinearOperator) -> float:
+    """Return the error of products of an operator, relative to its size."""
+    return max(product_precision(operator), product_error(operator))
 
 
 def _spectral_of_dense(matrix: np.ndarray) -> tuple[float, float, bool]:

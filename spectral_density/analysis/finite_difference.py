@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density._repr import repr_with_shapes
 from spectral_density.analysis.arguments import require_movable
 from spectral_density.analysis.slopes import fitted_slope, neighbour_slopes
 from spectral_density.curvature.operator import CurvatureOperator
@@ -37,6 +38,8 @@ class FiniteDifferenceCheck:
     derivative: float  # g'd
     gradient_norm: float  # ||g||
     product_norm: float  # ||Ad||
+
+    __repr__ = repr_with_shapes
 
     @property
     def gradient_slopes(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._progress import progress_bar
+from spectral_density._repr import repr_with_shapes
 from spectral_density.linalg.arguments import stream
 from spectral_density.linalg.estimates import Estimate
 from spectral_density.linalg.sampling import GROWTH, Plan
@@ -51,6 +52,8 @@ class LayerSamples:
     # the quadratic form; each for three matrices.
     samples: list[np.ndarray] = field(default_factory=list)  # (3, 3) each
     columns: list[np.ndarray] = field(default_factory=list)  # if exact, (2, kept rows), H and G
+
+    __repr__ = repr_with_shapes
 
     @property
     def size(self) -> int:

@@ -10,10 +10,16 @@ from typing import Any, Literal
 import numpy as np
 
 from spectral_density._progress import progress_bar
+from spectral_density._repr import repr_with_shapes
 from spectral_density.analysis.arguments import require_movable
 from spectral_density.analysis.slopes import fitted_slope, neighbour_slopes
 from spectral_density.curvature.operator import CurvatureOperator
-from spectral_density.linalg.arguments import as_real_square, block_product, product_precision
+from spectral_density.linalg.arguments import (
+    as_real_square,
+    block_product,
+    product_error,
+    product_precision,
+)
 from spectral_density.linalg.norms import euclidean_norm
 from spectral_density.linalg.solution import Solution, Status
 from spectral_density.linalg.solvers import solve
@@ -132,6 +138,8 @@ class QuadraticModelError:
     derivative: float  # g'p
     curvature: float  # p'Ap
 
+    __repr__ = repr_with_shapes
+
     @property
     def slopes(self) -> np.ndarray:
         """Slopes of log |error| against log |h| between neighbours, (k - 1,).
@@ -180,7 +188,8 @@ def gradient_step(operator: Any, /, *, gradient: np.ndarray | None = None) -> Gr
     direction /= np.linalg.norm(direction)
     product = block_product(linear, direction, "with the gradient")
     curvature = float(direction @ product)
-    if abs(curvature) <= _ROUNDINGS * product_precision(linear) * float(np.linalg.norm(product)):
+    rounding = _ROUNDINGS * product_precision(linear) + product_error(linear)
+    if abs(curvature) <= rounding * float(np.linalg.norm(product)):
         status = StepStatus.ZERO_CURVATURE
     elif curvature < 0:
         status = StepStatus.NEGATIVE_CURVATURE

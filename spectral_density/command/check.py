@@ -22,7 +22,9 @@ def check(request: MatrixRequest, show: Callable[[str], None]) -> bool:
 
     report = preflight(matrix.operator, seed=request.seed)
     show(str(matrix))
-    for one in report.checks:
-        show(f"  {in_options(str(one), request)}")
+    if not report.failed:
+        show(f"state     {matrix.operator.model_state()} on these data")
+    for line in report.lines():
+        show(f"  {in_options(line, request)}")
     show(f"{report.verdict}, after {report.num_products:.3g} products with one vector")
     return not report.failed

@@ -23,6 +23,9 @@ from spectral_density.command.quiet import absl_warnings_suppressed
 
 DEFAULT_BATCH_SIZE = 128
 
+# Images of uint8 whose largest pixel is below this are hardly on a scale that ends at 255.
+_LEAST_LARGEST = 128
+
 Batch = tuple[Any, ...]  # (x, y) or (x, y, w)
 
 
@@ -192,10 +195,27 @@ def _scaled(examples: Examples, scale: bool) -> Examples:
             lambda batch: (batch[0].astype(np.float32), *batch[1:]),
             "uint8 images left in [0, 255]",
         )
-    return examples.transformed(
+    scaled = examples.transformed(
         lambda batch: (batch[0].astype(np.float32) / np.float32(255), *batch[1:]),
         "uint8 images scaled to [0, 1] (--no-scale leaves them)",
     )
+    largest = _largest_pixel(examples)
+    if largest >= _LEAST_LARGEST:
+        return scaled
+    return scaled.with_note(
+        f"doubtful: no pixel is above {largest}, and they were divided by 255. If the model was "
+        "trained on another scale, save x as float32 on that scale, or pass --no-scale"
+    )
+
+
+def _largest_pixel(examples: Examples) -> int:
+    """Return the largest pixel, or the first that is near the largest there can be."""
+    largest = 0
+    for x, *_ in examples():
+        largest = max(largest, int(x.max(initial=0)))
+        if largest >= _LEAST_LARGEST:
+            break
+    return largest
 
 
 # Labels ------------------------------------------------------------------------------------------

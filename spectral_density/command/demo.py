@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.command.quiet import import_keras
 from spectral_density.command.results import SUMMARY
 from spectral_density.spectrum.spectrum import Spectrum
@@ -27,6 +28,8 @@ class DemoResult:
     wasserstein: float  # distance to the exact spectrum, as a share of its range
     top_error: float  # largest relative error of the ten largest eigenvalues
     regression_error: float  # ||V T V' - 2 X'X|| / ||2 X'X||
+
+    __repr__ = repr_with_shapes
 
 
 def run_demo(folder: Path, show: Callable[[str], None], progress: bool | None = True) -> DemoResult:

@@ -83,7 +83,7 @@ def _add_amount(command: argparse.ArgumentParser) -> None:
         type=_tolerance,
         metavar="SHARE",
         help="as many steps and draws as this accuracy takes, a share of the range of the "
-        "eigenvalues such as 1e-3; --order and --draws are then the most",
+        "eigenvalues such as 3e-4; --order and --draws are then the most",
     )
     command.add_argument(
         "--max-products",

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,6 +78,8 @@ def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -
     order = _order(request, operator)
     if request.check:
         show(f"check     {_verdict(operator, request.matrix)}")
+    state = operator.model_state()
+    show(f"state     {state} on these data")
     if request.checkpoint != "none":
         _check_disk_space(request, operator.shape[0])
     going_on = f", going on from {request.out / results.CHECKPOINT}" if previous.checkpoint else ""
@@ -88,6 +90,7 @@ def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -
         results.recorded_start(request.out, settings, previous),
     ):
         spectrum = _estimate(operator, request, settings, order)
+        spectrum = replace(spectrum, model_state=state.numbers())
     cost: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "passes": operator.num_passes - passes,

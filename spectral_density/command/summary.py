@@ -7,11 +7,10 @@ import json
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spectral_density._version import __version__
 from spectral_density.spectrum.spectrum import Spectrum
@@ -30,19 +29,31 @@ def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
     density, accuracy = spectrum.density(), spectrum.accuracy
     return {
         "operator": spectrum.description,
+        "model_state": dict(spectrum.model_state),
         "num_eigenvalues": spectrum.size,
         "order": spectrum.order,
         "draws": spectrum.num_draws,
         "seed": spectrum.seed,
         "ended_by": spectrum.ended_by.name.lower(),
-        "largest_eigenvalue": {"value": ends.largest, "bound": ends.largest_bound},
-        "smallest_eigenvalue": {"value": ends.smallest, "bound": ends.smallest_bound},
-        "outliers": outliers(spectrum),
+        "largest_eigenvalue": {
+            "value": ends.largest,
+            "bound": ends.largest_bound,
+            "converged": ends.largest_converged,
+        },
+        "smallest_eigenvalue": {
+            "value": ends.smallest,
+            "bound": ends.smallest_bound,
+            "converged": ends.smallest_converged,
+        },
+        "outliers": [asdict(outlier) for outlier in spectrum.outliers],
+        "counts": counts(spectrum),
+        "effective_rank": asdict(spectrum.effective_rank),
         "trace": {"value": spectrum.trace, "standard_error": spectrum.trace_standard_error},
         "frobenius_norm": {"value": norm, "standard_error": norm_error},
         "negative_mass": {"lower": lower, "upper": upper},
         "density": {"sigma": density.sigma, "lost_mass": density.lost_mass},
         "accuracy": {
+            "distance": accuracy.distance,
             "total": accuracy.total,
             "order": accuracy.order,
             "draws": accuracy.draws,
@@ -60,12 +71,15 @@ def frobenius_norm(spectrum: Spectrum) -> tuple[float, float]:
     return norm, error / (2 * norm) if norm else 0.0
 
 
-def outliers(spectrum: Spectrum) -> list[dict[str, float]]:
-    """Return the eigenvalues known to be converged and simple, largest magnitude first."""
-    known = spectrum.simple[0]
-    values, bounds = spectrum.nodes[0][known], spectrum.residuals[0][known] + spectrum.rounding
-    order = np.argsort(-np.abs(values), kind="stable")
-    return [{"value": float(values[i]), "bound": float(bounds[i])} for i in order]
+def counts(spectrum: Spectrum) -> dict[str, Any]:
+    """Return the numbers of eigenvalues below, within and above the resolution around zero."""
+    eps = spectrum.resolution
+    parts = {
+        "below": spectrum.count_below(-eps),
+        "within": spectrum.count_between(-eps, eps),
+        "above": spectrum.count_above(eps),
+    }
+    return {"resolution": eps, **{name: asdict(part) for name, part in parts.items()}}
 
 
 def versions() -> dict[str, str]:

@@ -31,6 +31,7 @@ def identity(sweep: Sweep) -> dict[str, Any]:
         "class weights": class_weight and {str(k): v for k, v in class_weight.items()},
         "linearize": options.linearize,
         "join_batches": options.join_batches,
+        "matmul_precision": sweep.matrix.matmul_precision,
         "batches": len(sweep.batches),
         "data": functions.batch_hash([data for _, data, _, _ in hashed]),
         "batch weights": functions.batch_hash([weight for _, _, weight, _ in hashed]),

@@ -60,6 +60,7 @@ class GaussNewtonOperator(CurvatureOperator):
         class_weight: Mapping[int, float] | None = None,
         linearize: bool = True,
         join_batches: bool = True,
+        matmul_precision: str | None = None,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -81,6 +82,7 @@ class GaussNewtonOperator(CurvatureOperator):
                 computes each product anew, for the same matrix.
             join_batches: whether small batches are computed together, where the loss is known to
                 be a sum over examples; False keeps the batches of the dataset.
+            matmul_precision: what products multiply matrices in, with JAX, as in `HessianOperator`.
 
         Raises:
             ValueError: outputs and loss cannot be separated (a function `loss_fn(model, batch)`),
@@ -100,7 +102,9 @@ class GaussNewtonOperator(CurvatureOperator):
             reduction=reduction,
             training=training,
         )
-        options = SweepOptions(batch_weight, memory_share, class_weight, linearize, join_batches)
+        options = SweepOptions(
+            batch_weight, memory_share, class_weight, linearize, join_batches, matmul_precision
+        )
         super().__init__(derivatives, dataset, options)
 
     def batch_products(self, batch: BatchVerbs, vectors: Block) -> Block:

@@ -46,6 +46,7 @@ class HessianOperator(CurvatureOperator):
         class_weight: Mapping[int, float] | None = None,
         linearize: bool = True,
         join_batches: bool = True,
+        matmul_precision: str | None = None,
     ):
         """Survey the dataset and check the loss; one pass over the data.
 
@@ -74,14 +75,18 @@ class HessianOperator(CurvatureOperator):
                 computes each product anew, for the same matrix.
             join_batches: whether small batches are computed together, where the loss is known to
                 be a sum over examples; False keeps the batches of the dataset.
+            matmul_precision: what products multiply matrices in, with JAX: None for the full
+                precision of their dtype, or "tensorfloat32" or "bfloat16", as
+                `jax.default_matmul_precision` names them, on chips that have it. Loss and gradient
+                stay at full precision. How far products are off is measured, see `product_error`.
 
         Raises:
             ValueError: a model never built, no loss, a loss that is no scalar or does not depend on
-                the model, an unknown name, or a dataset that is empty, infinite, or used up
-                after one pass. Also what cannot be right, before anything runs: an operation
-                without a second derivative between the variables and the loss, a forward pass that
-                writes to a trainable weight, the compiled loss of a model with a `train_step` of
-                its own, a loss with a `__call__` of its own.
+                the model, an unknown name, any `matmul_precision` with TensorFlow, or a dataset
+                that is empty, infinite, or used up after one pass. Also what cannot be right,
+                before anything runs: an operation without a second derivative between the variables
+                and the loss, a forward pass that writes to a trainable weight, the compiled loss of
+                a model with a `train_step` of its own, a loss with a `__call__` of its own.
             TypeError: model, loss or dataset is no such thing, or a function is no loss of either
                 form.
 
@@ -98,7 +103,9 @@ class HessianOperator(CurvatureOperator):
             reduction=reduction,
             training=training,
         )
-        options = SweepOptions(batch_weight, memory_share, class_weight, linearize, join_batches)
+        options = SweepOptions(
+            batch_weight, memory_share, class_weight, linearize, join_batches, matmul_precision
+        )
         super().__init__(derivatives, dataset, options)
 
     @classmethod
@@ -113,6 +120,7 @@ class HessianOperator(CurvatureOperator):
         batch_weight: Callable[[Any], float] | None = None,
         memory_share: float = 0.25,
         linearize: bool = True,
+        matmul_precision: str | None = None,
     ) -> HessianOperator:
         """Return the Hessian of `loss(variables)`, or of `loss(variables, batch)` over a dataset.
 
@@ -127,20 +135,26 @@ class HessianOperator(CurvatureOperator):
             batch_weight: weight of a batch in the mean, default its number of examples.
             memory_share: share of the free memory that kept batches may take, 0 to stream.
             linearize: whether what no vector touches is kept between products.
+            matmul_precision: what products multiply matrices in, with JAX, as for an operator.
 
         Raises:
             ValueError: if the loss is no scalar or does not depend on the variables, holds an
-                operation without a second derivative, or writes to the variables.
+                operation without a second derivative, or writes to the variables; and for
+                `reduction` and `matmul_precision`.
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
         engine = engine_of(variables)
         if dataset is None:
             derivatives = engine.of_function(loss, variables)
-            options = SweepOptions(batch_weight=lambda batch: 1.0, linearize=linearize)
+            options = SweepOptions(
+                lambda batch: 1.0, linearize=linearize, matmul_precision=matmul_precision
+            )
             return cls.from_derivatives(derivatives, [()], options)
         derivatives = engine.of_function(loss, variables, reduction)
-        options = SweepOptions(batch_weight, memory_share, linearize=linearize)
+        options = SweepOptions(
+            batch_weight, memory_share, linearize=linearize, matmul_precision=matmul_precision
+        )
         return cls.from_derivatives(derivatives, dataset, options)
 
     def batch_products(self, batch: BatchVerbs, vectors: Block) -> Block:

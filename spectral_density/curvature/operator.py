@@ -12,6 +12,8 @@ import numpy as np
 from spectral_density.checkpoint import Workers
 from spectral_density.curvature.fingerprint import identity
 from spectral_density.curvature.finite import check_penalty
+from spectral_density.curvature.model_state import ModelState, model_state
+from spectral_density.curvature.product_error import measured_product_error
 from spectral_density.curvature.sweep import Sweep, SweepOptions
 from spectral_density.curvature.symmetric import (
     SymmetricOperator,
@@ -57,6 +59,7 @@ class CurvatureOperator(SymmetricOperator):
     needs: Needs = Needs()
     numbers_examples = False
     definition: Literal["hessian", "outputs"] | None = None
+    _measured: tuple[Any, float] | None = None  # data and hash of variables; the product error
 
     def __init__(self, derivatives: Derivatives, dataset: Any, options: SweepOptions):
         """Pass once over the dataset: count it, check it, keep it where it fits.
@@ -70,7 +73,7 @@ class CurvatureOperator(SymmetricOperator):
         super().__init__(parameters.size)
         self.derivatives = derivatives
         self.parameters = parameters
-        self.matrix = derivatives.products(self.batch_products)
+        self.matrix = derivatives.products(self.batch_products, options.matmul_precision)
         class_weight = derivatives.check_class_weight(options.class_weight)
         self._options = replace(options, class_weight=class_weight)
         self.sweep = Sweep(derivatives, self.matrix, dataset, self._options)
@@ -129,6 +132,26 @@ class CurvatureOperator(SymmetricOperator):
         float16 under Keras's policy mixed_float16.
         """
         return self.derivatives.product_dtype
+
+    @property
+    def matmul_precision(self) -> str | None:
+        """What products multiply matrices in, where it is below that of `product_dtype`."""
+        return self.matrix.matmul_precision
+
+    @property
+    def product_error(self) -> float:
+        """How far products are from those at full precision, relative and by norm; 0.0 at that.
+
+        Measured where `matmul_precision` asks for less: by the check, or when it is first asked
+        for, with one product of the first batch at either precision, and again once the variables
+        have changed. Bounds of results count it.
+        """
+        if self.matmul_precision is None:
+            return 0.0
+        state = self.sweep, self.hash_of_variables()
+        if self._measured is None or self._measured[0] != state:
+            self._measured = state, measured_product_error(self.sweep)
+        return self._measured[1]
 
     @property
     def vectors(self) -> Vectors | None:
@@ -192,6 +215,14 @@ class CurvatureOperator(SymmetricOperator):
                 total += added
         return total
 
+    def model_state(self) -> ModelState:
+        """Return loss, gradient norm and, of a classifier, accuracy: three passes over the data.
+
+        Raises:
+            FloatingPointError: if the loss or the gradient is not finite.
+        """
+        return model_state(self)
+
     def product_and_gradient(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the product with `vector` and the gradient, each (num_params,), from one pass.
 
@@ -235,6 +266,11 @@ class CurvatureOperator(SymmetricOperator):
         # Where the places of examples count, another order is another matrix.
         return found | ({"examples": None} if self.numbers_examples else {})
 
+    def hash_of_variables(self) -> str:
+        """Return a hash of all variables that the loss reads, as they are."""
+        state = self.derivatives.state
+        return state.hash_of_weights() + state.hash_of_other_variables()
+
     def _words(self) -> list[str]:
         """Return the options of the matrix as `repr` says them."""
         return []
@@ -251,6 +287,7 @@ class CurvatureOperator(SymmetricOperator):
             _count(self.parameters.size, "parameter", "parameters"),
             _count(len(self.batches), "batch", "batches"),
             self.product_dtype.name,
+            *([] if self.matmul_precision is None else [f"products in {self.matmul_precision}"]),
             *filter(None, [self.derivatives.devices]),
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -274,12 +311,19 @@ class CurvatureOperator(SymmetricOperator):
                 f"{_count(len(self.batches), 'batch', 'batches')}",
             ),
             ("passes", f"{self.num_passes:,} over the data so far"),
-            ("products", f"in {self.product_dtype.name}"),
+            ("products", self._precision_in_words()),
             *[("devices", devices) for devices in filter(None, [self.derivatives.devices])],
         ]
         if more:
             rows[2] = ("layers", f"{rows[2][1]}, and {more:,} more")
         return card(type(self).__name__, rows, block_diagram(layers.values(), layers))
+
+    def _precision_in_words(self) -> str:
+        lower = self.matmul_precision
+        if lower is None:
+            return f"in {self.product_dtype.name}"
+        off = "" if self._measured is None else f", {self._measured[1]:.2g} off full precision"
+        return f"in {self.product_dtype.name}, matrices multiplied in {lower}{off}"
 
     def _products(self, block: np.ndarray) -> np.ndarray:
         return self._multiply(block)[0]

@@ -12,7 +12,12 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from spectral_density._progress import progress_bar
 from spectral_density.engines.layout import Parameters, as_list, indices_of
-from spectral_density.linalg.arguments import as_real_square, block_product, product_dtype
+from spectral_density.linalg.arguments import (
+    as_real_square,
+    block_product,
+    product_dtype,
+    product_error,
+)
 
 # Columns of a dense block that are multiplied at once: vectors as long as the matrix itself.
 _WIDTH = 16
@@ -64,6 +69,11 @@ class SubmatrixOperator(LinearOperator):
         self._flipped = operator.T if _is_explicit(operator) else self.operator
         self.product_dtype = np.dtype(product_dtype(self.operator) or np.float64)
         super().__init__(dtype=np.dtype(np.float64), shape=(len(self.rows), len(self.columns)))
+
+    @property
+    def product_error(self) -> float:
+        """How far products are from those at full precision, as for `operator`."""
+        return product_error(self.operator)
 
     def to_dense(self, progress: bool | None = False) -> np.ndarray:
         """Return the block itself, shape (num_rows, num_columns), float64.

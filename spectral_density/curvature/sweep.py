@@ -33,6 +33,7 @@ class SweepOptions:
     class_weight: Mapping[int, float] | None = None
     linearize: bool = True  # keep what no vector touches from one product to the next
     join_batches: bool = True  # compute small batches together, where that is known to be the same
+    matmul_precision: str | None = None  # that products multiply matrices in, None for the full
 
 
 class Sweep:
@@ -61,9 +62,8 @@ class Sweep:
             products: of the matrix.
             dataset: see `Batches`.
             options: how it is passed over.
-            earlier: over another dataset, with the same derivatives; None for the first: the loss
-                of each batch is computed then, and what forms of batches are computed together is
-                settled.
+            earlier: over another dataset, with the same derivatives; None for the first: it
+                computes the loss of each batch, and settles which forms are computed together.
         """
         self.derivatives = derivatives
         self.matrix = products

@@ -96,6 +96,14 @@ class BatchProducts(ABC):
     depends: bool
     """Whether a gradient reaches any variable; known when a graph was built."""
 
+    matmul_precision: str | None = None
+    """What matrices are multiplied in, as the framework names it, where that is below the dtype."""
+
+    @property
+    def exact(self) -> BatchProducts:
+        """The same products at the full precision of their dtype."""
+        return self
+
     @abstractmethod
     def cache(self, num_batches: int, room: float, linearize: bool) -> Any:
         """Return room for what one pass over a dataset leaves to the next; None for nothing.
@@ -203,8 +211,16 @@ class Derivatives(ABC):
         """Return the gradient of that, (num_params,), float64."""
 
     @abstractmethod
-    def products(self, matrix: Composition) -> BatchProducts:
-        """Return the products of a matrix."""
+    def products(self, matrix: Composition, matmul_precision: str | None = None) -> BatchProducts:
+        """Return the products of a matrix.
+
+        Args:
+            matrix: what they are made of.
+            matmul_precision: that they multiply matrices in, None for full precision.
+
+        Raises:
+            ValueError: if the engine has no such precision.
+        """
 
     @abstractmethod
     def evaluate(self, function: Callable[[BatchVerbs], Any]) -> Callable[[BatchInput], Any]:
@@ -354,6 +370,13 @@ class Inspection(ABC):
         """Return what looks like logits where probabilities belong, or the reverse.
 
         None where the loss is not known to take one or the other.
+        """
+
+    @abstractmethod
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """Return how many labels of a batch the model predicts, of how many.
+
+        None where the loss is not one of a classifier with a single output.
         """
 
     @abstractmethod

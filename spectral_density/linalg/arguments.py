@@ -228,6 +228,19 @@ def product_precision(operator: Any) -> float:
     return precision(product_dtype(operator))
 
 
+def product_error(operator: Any) -> float:
+    """Return how far an operator's products are from those of the matrix that is meant.
+
+    Relative to these, by norm: what the operator states as its own `product_error`, the largest of
+    its parts for a sum or multiple, and else 0. It is beside rounding, and counted into bounds.
+    """
+    stated = getattr(operator, "product_error", None)
+    if stated is not None:
+        return float(stated)
+    parts = [part for part in getattr(operator, "args", ()) if isinstance(part, LinearOperator)]
+    return max(map(product_error, parts), default=0.0)
+
+
 def product_dtype(operator: Any) -> Any:
     """Return the dtype that an operator's products are computed in, None where it is not known.
 

@@ -19,6 +19,7 @@ from spectral_density.linalg.arguments import (
     check_operator,
     integer,
     number,
+    product_error,
     rounding_share,
     signature,
 )
@@ -50,8 +51,9 @@ class Eigenpairs(PartialEigendecomposition):
 
     values: np.ndarray  # (k,), Rayleigh quotients v' A v
     vectors: np.ndarray  # (n, k), orthonormal columns
-    residuals: np.ndarray  # (k,), ||A v - value v||, from products with the vectors themselves
-    converged: np.ndarray  # (k,) bool, residuals <= tolerance * norm
+    residuals: np.ndarray  # (k,), ||A v - value v||, from products with the vectors themselves, and
+    # what products at a lower precision than the full one are off by
+    converged: np.ndarray  # (k,) bool, residuals (without that) <= tolerance * norm
     complete: bool  # whether a new start in their complement showed no other that is wanted
     num_products: int  # products with single vectors, those for the residuals included
     which: str
@@ -106,7 +108,8 @@ def top_eigenpairs(
         which: "LM" largest magnitude, "LA" largest, "SA" smallest, or "BE" both ends, the high
             end first where k is odd; the words are those of `scipy.sparse.linalg.eigsh`.
         tolerance: residual over `norm`, the best lower bound of ||A||, at which a pair has
-            converged. None is eps^(3/4) of the products: 1.8e-12 for float64, 6.4e-6 for float32.
+            converged. None is eps^(3/4) of the products: 1.8e-12 for float64, 6.4e-6 for float32;
+            at a lower precision (`matmul_precision`) twice what they are off by.
             An eigenvalue that stands alone is off by about the residual's square over its gap.
             Eigenvalues nearer to each other than tolerance * norm count as equal.
         max_products: products at most, with single vectors and for the residuals too; None is
@@ -262,7 +265,7 @@ def _initial_state(
         size=size,
         k=k,
         which=which,
-        tolerance=residual_tolerance(tolerance, coarsest),
+        tolerance=residual_tolerance(tolerance, coarsest, product_error(operator)),
         precision=coarsest,
         subspace=subspace,
         block_size=block_size,
@@ -307,10 +310,11 @@ def _result(
     rows = pairs.rows.to_host(state.k).astype(np.float64, copy=False)
     # They are in order but for rounding, and a copy would take as much memory again.
     in_order = (order == np.arange(state.k)).all()
+    off = product_error(operator) * state.norm
     result = Eigenpairs(
         values=np.ldexp(pairs.values[order], state.exponent),
         vectors=(rows if in_order else rows[order]).T,
-        residuals=np.ldexp(pairs.residuals[order], state.exponent),
+        residuals=np.ldexp(pairs.residuals[order] + off, state.exponent),
         converged=state.passed(pairs)[order],
         complete=state.settled,
         num_products=state.num_products + state.k,
@@ -333,7 +337,7 @@ def _warn(
         f"{result.converged.sum()} of {state.k} eigenpairs have converged: the largest residual is "
         f"{worst:.2g}, tolerance * norm is {result.tolerance * result.norm:.2g}. "
     )
-    if asymmetry > _EPS**0.25 * result.norm:
+    if asymmetry > max(_EPS**0.25, 2 * product_error(operator)) * result.norm:
         if rounding_share(operator, np.array(result.vectors[:, 0])) > 0.1:
             text += "The products are nothing but rounding: on paper the matrix is zero."
         else:
@@ -353,8 +357,11 @@ def _warn(
     warn(text, ConvergenceWarning)
 
 
-def residual_tolerance(tolerance: float | None, precision: float) -> float:
-    """Return the residual over ||A|| that is small enough: what is asked for, or eps^(3/4)."""
+def residual_tolerance(tolerance: float | None, precision: float, error: float) -> float:
+    """Return the residual over ||A|| that is small enough: what is asked for, or eps^(3/4).
+
+    No less than twice the error of products, which residuals do not fall below.
+    """
     if tolerance is None:
-        return precision**0.75
+        return max(precision**0.75, 2 * error)
     return number(tolerance, "tolerance", above=0.0)

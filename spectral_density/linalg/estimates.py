@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import floor, inf, log10
+from math import floor, inf, isfinite, log10
 
 import numpy as np
 from scipy import stats
@@ -46,7 +46,7 @@ class Estimate:
         """Say the value to two digits of its error."""
         unmet = ", tolerance not met" if self.converged is False else ""
         products = f"{self.num_products:,} product{'s' if self.num_products != 1 else ''}"
-        return f"{_with_error(self.value, self.standard_error)} ({products}{unmet})"
+        return f"{with_error(self.value, self.standard_error)} ({products}{unmet})"
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ def _ratio(error: float, size: float) -> float:
     return inf if error else 0.0
 
 
-def _with_error(value: float, error: float) -> str:
+def with_error(value: float, error: float) -> str:
     """Write a value to the second digit of its error."""
+    if not (isfinite(value) and isfinite(error)):
+        return f"{value:.4g}"
     if not error:
         return f"{value:.10g} +- 0"
     largest = max(abs(value), error)

@@ -7,7 +7,13 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from spectral_density.linalg.arguments import as_real_square, integer, number, product_precision
+from spectral_density.linalg.arguments import (
+    as_real_square,
+    integer,
+    number,
+    product_error,
+    product_precision,
+)
 from spectral_density.linalg.dense import dense_matrix
 from spectral_density.linalg.estimates import QuadratureEstimate
 from spectral_density.linalg.function_quadrature import DampedFunction, FunctionQuadrature
@@ -196,6 +202,7 @@ def _estimate(
     plan = Plan(min(draws, limit), tolerance, limit, cost=order, exact_rows=DENSE_ROWS)
 
     rounding = ROUNDING_UNITS * rounding_of(operator, vectors_of(operator))
+    rounding += product_error(operator)
     quadrature = FunctionQuadrature(function, size, lower_bound, rounding)
 
     def extend(num_draws: int) -> None:
@@ -250,13 +257,14 @@ def _exact(operator: LinearOperator, function: DampedFunction, used: int = 0) ->
     size = operator.shape[0]
     matrix = dense_matrix(operator)
     asymmetry, norm = np.linalg.norm(matrix - matrix.T), np.linalg.norm(matrix)
-    if asymmetry > max(ASYMMETRY, 10 * ROUNDING_UNITS * product_precision(operator)) * norm:
+    rounding = ROUNDING_UNITS * product_precision(operator)
+    if asymmetry > max(ASYMMETRY, 10 * rounding, 2 * product_error(operator)) * norm:
         raise ValueError(
             f"The operator is not symmetric: A and A' differ by {asymmetry / norm:.1e} of ||A||. "
             "Pass a symmetric one, such as (A + A') / 2."
         )
     eigenvalues = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-    rounding = ROUNDING_UNITS * product_precision(operator)
+    rounding += product_error(operator)
     largest = float(np.abs(eigenvalues).max(initial=0.0))
     if size:
         function.check_positive(eigenvalues[0], "eigenvalue", size, rounding, largest)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.linalg.arguments import block_product, has_adjoint, integer, product_precision
 from spectral_density.linalg.gaussian_blocks import PROBE, TEST, gaussian, probed_norm
 from spectral_density.linalg.norms import column_norms
@@ -27,6 +28,8 @@ class Probes:
     vectors: np.ndarray  # (n, k), Z
     products: np.ndarray  # (m, k), A Z
     range_norm: float = inf  # bound of ||B||, B = (I - Q Q') A, through products with B'B
+
+    __repr__ = repr_with_shapes
 
 
 class KrylovSpace:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.linalg.arguments import (
     as_real_square,
     block_product,
@@ -86,6 +87,8 @@ class Cycle:
     is_first: bool  # whether nothing is added to x
     restart: int  # vectors of GMRES
 
+    __repr__ = repr_with_shapes
+
 
 @dataclass
 class CycleResult:
@@ -97,6 +100,8 @@ class CycleResult:
     direction: np.ndarray | None = None
     curvature: float | None = None  # d'B d / d'd
     measured: bool = False  # whether the residual comes from a product, not from a recurrence
+
+    __repr__ = repr_with_shapes
 
 
 def positive_form(

@@ -17,6 +17,7 @@ from spectral_density.linalg.arguments import (
     integer,
     is_same_form,
     precision,
+    product_error,
     rounding_share,
     signature,
 )
@@ -173,6 +174,8 @@ class LockstepGroup:
         worst = max(self.recurrences, key=lambda recurrence: recurrence.asymmetry)
         share = worst.asymmetry / worst.norm if worst.norm else 0.0
         if share <= max(_ASYMMETRY, 100 * eps):
+            return
+        if share <= 2 * product_error(operator):
             return
         # A difference of matrices that are equal on paper is rounding, and not symmetric.
         if share > 10 * rounding_share(operator, self._on_host(worst.current)):

@@ -11,6 +11,7 @@ from spectral_density._progress import progress_bar
 from spectral_density.linalg.arguments import (
     as_real_square,
     integer,
+    product_error,
     product_precision,
     rank_within,
 )
@@ -100,14 +101,15 @@ def nystrom(
         both = space.multiply(np.hstack([tests, probes]))
     products, probe_products = both[:, :width], both[:, width:]
     with blas_threads(size):
-        values, vectors, shift = _nystrom_factors(tests, products, product_precision(linear))
+        eps, off = product_precision(linear), product_error(linear)
+        values, vectors, shift = _nystrom_factors(tests, products, eps, off)
         values, vectors = values[:rank], vectors[:, :rank]
         misses = probe_products - multiply_low_rank(vectors, values, probes)
     return Nystrom(
         values=values,
         vectors=vectors,
         shift=shift,
-        error_bound=probed_norm(misses),
+        error_bound=probed_norm(misses) + off * float(values[:1].sum()),
         failure_probability=10.0**-num_probes,
         num_products=space.num_products,
         num_passes=space.num_passes,
@@ -115,7 +117,7 @@ def nystrom(
 
 
 def _nystrom_factors(
-    tests: np.ndarray, products: np.ndarray, eps: float
+    tests: np.ndarray, products: np.ndarray, eps: float, off: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Return eigenvalues, eigenvectors and shift of Y (W' Y)^-1 Y', W orthonormal and Y = A W."""
     scale = np.abs(products).max()
@@ -125,7 +127,7 @@ def _nystrom_factors(
     core = tests.T @ products
     lowest, directions = np.linalg.eigh((core + core.T) / 2)
     norm = np.linalg.norm(products, 2)
-    if lowest[0] < -max(_INDEFINITE, 100 * eps) * norm:
+    if lowest[0] < -max(_INDEFINITE, 100 * eps, 10 * off) * norm:
         raise ValueError(
             f"The operator is not positive semidefinite: x'Ax = {scale * lowest[0]:.3g} for a "
             f"unit vector x, beside ||Ax|| of up to {scale * norm:.3g}. Use randomized_eigh, which "

@@ -12,6 +12,7 @@ from spectral_density._warnings import warn
 from spectral_density.linalg.arguments import (
     as_real_square,
     integer,
+    product_error,
     random_direction,
 )
 from spectral_density.linalg.eigen import ConvergenceWarning, residual_tolerance
@@ -30,7 +31,7 @@ class PowerIteration:
     value: float  # Rayleigh quotient v' A v
     vector: np.ndarray  # (n,), of length 1
     residual: float  # ||A v - value v||: some eigenvalue of A is at most this far away
-    converged: bool  # residual <= tolerance * ||A v||
+    converged: bool  # residual <= tolerance * ||A v||, but for what products are off by
     num_products: int
 
     def __repr__(self) -> str:
@@ -82,7 +83,8 @@ def power_iteration(
     operator = as_real_square(operator)
     size = integer(operator.shape[0], "The number of rows", 1)
     vectors = vectors_of(operator)
-    tolerance = residual_tolerance(tolerance, rounding_of(operator, vectors))
+    off = product_error(operator)
+    tolerance = residual_tolerance(tolerance, rounding_of(operator, vectors), off)
     max_products = integer(max_products, "max_products", 1)
     seed = integer(seed, "seed", 0)
     if start is None:
@@ -104,7 +106,7 @@ def power_iteration(
     result = PowerIteration(
         value=float(np.ldexp(step.value, step.exponent)),
         vector=vectors.to_host(vector).astype(np.float64, copy=False),
-        residual=float(np.ldexp(step.residual, step.exponent)),
+        residual=float(np.ldexp(step.residual + off * step.norm, step.exponent)),
         converged=converged,
         num_products=count,
     )

@@ -15,6 +15,7 @@ from spectral_density.linalg.arguments import (
     as_real_operator,
     as_real_square,
     integer,
+    product_error,
     product_precision,
     rank_within,
     rounding_share,
@@ -69,7 +70,8 @@ class RandomizedEigh(PartialEigendecomposition):
 
     values: np.ndarray  # (rank,), signed, largest magnitude first
     vectors: np.ndarray  # (n, rank), orthonormal columns
-    residuals: np.ndarray  # (rank,), ||A v - value v||: some true eigenvalue is at most that far
+    residuals: np.ndarray  # (rank,), ||A v - value v||: some true eigenvalue is at most that far,
+    # what the products are off by included
     error_bound: float  # ||A - V diag(values) V'|| is at most this; infinite without probes
     failure_probability: float  # that the bound does not hold
     num_products: int
@@ -161,15 +163,17 @@ def randomized_svd(
         bounds = np.full(kept, range_error)
         if symmetric and num_probes:
             bounds = np.minimum(bounds, _triple_residuals(space, probes, v))
-        bounds += product_precision(linear) * values[:1]
-        error = hypot(range_error, values[kept] if kept < len(values) else 0.0)
+        off = product_error(linear) * float(values[:1].sum())
+        bounds += product_precision(linear) * values[:1] + off
+        error = hypot(range_error, values[kept] if kept < len(values) else 0.0) + off
+        range_error += off
         if kept < rank:
             u = np.hstack([u, random_complement(basis, rank - kept, seed)])
             v = np.hstack([v, random_complement(p, rank - kept, seed)])
             values = np.append(values, np.zeros(rank - kept))
     if kept < rank:
         zeros = space.multiply(v[:, kept:])
-        bounds = np.append(bounds, column_norms(zeros))
+        bounds = np.append(bounds, column_norms(zeros) + off)
     return RandomizedSVD(
         U=u,
         singular_values=values[:rank].copy(),
@@ -240,7 +244,8 @@ def randomized_eigh(
         kept = len(values)
         vectors = basis @ weights
         residuals = column_norms(products @ weights - vectors * values)
-        error = _compression_error(space, probes, left_out)
+        off = product_error(linear) * float(np.abs(values[:1]).sum())
+        error = _compression_error(space, probes, left_out) + off
         if kept < rank:
             vectors = np.hstack([vectors, random_complement(vectors, rank - kept, seed)])
             values = np.append(values, np.zeros(rank - kept))
@@ -255,7 +260,7 @@ def randomized_eigh(
     return RandomizedEigh(
         values=values,
         vectors=vectors,
-        residuals=residuals,
+        residuals=residuals + off,
         error_bound=error,
         failure_probability=_failure_probability(num_probes),
         num_products=space.num_products,
@@ -307,7 +312,8 @@ def _asymmetry(space: KrylovSpace) -> float:
 
 def _is_asymmetric(asymmetry: float, operator: LinearOperator, basis: np.ndarray) -> bool:
     """Return whether an asymmetry is more than rounding can explain."""
-    if asymmetry <= max(_ASYMMETRY, ROUNDING * product_precision(operator)):
+    rounding = max(ROUNDING * product_precision(operator), 2 * product_error(operator))
+    if asymmetry <= max(_ASYMMETRY, rounding):
         return False
     return asymmetry > 10 * rounding_share(operator, basis[:, 0])
 

@@ -15,6 +15,7 @@ from spectral_density.linalg.arguments import (
     block_product,
     integer,
     number,
+    product_error,
 )
 from spectral_density.linalg.dense import blocks, identity_products
 from spectral_density.linalg.estimates import DiagonalEstimate, Estimate, QuadratureEstimate
@@ -94,7 +95,8 @@ class ScaledOperator:
         self.operator = operator
         self.size = operator.shape[0]
         self.vectors = vectors_of(operator)
-        self.rounding = ROUNDING_UNITS * rounding_of(operator, self.vectors)
+        rounding = ROUNDING_UNITS * rounding_of(operator, self.vectors)
+        self.rounding = rounding + product_error(operator)
         self.count = 0
         self.scale = 0.0
         self.bar = bar

@@ -29,6 +29,10 @@ class Ending(Enum):
     )
     DRAWS = "the draws allowed were made, and the band is still too wide: raise num_draws."
     BUDGET = "the budget is used up before the tolerance was met: raise max_products."
+    PRECISION = (
+        "steps and draws would do, and what the products are off full precision is more than the "
+        "tolerance leaves: leave matmul_precision out."
+    )
 
     @property
     def message(self) -> str:
@@ -46,11 +50,18 @@ class Accuracy:
 
     order: float  # distance between the distributions at this order and at half of it
     draws: float  # limit of the distance that start vectors leave, see `draws_error`
+    products: float = 0.0  # what products at a lower precision leave, see `products_error`
+    spread: float = float("nan")  # the range, in the units of the eigenvalues
 
     @property
     def total(self) -> float:
-        """Both together, which a tolerance bounds."""
-        return self.order + self.draws
+        """All together, which a tolerance bounds."""
+        return self.order + self.draws + self.products
+
+    @property
+    def distance(self) -> float:
+        """Both together, in the units of the eigenvalues."""
+        return self.total * self.spread
 
 
 def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
@@ -77,6 +88,27 @@ def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
     before = [gauss_quadrature(a[:half], b[: half - 1]) for a, b in zip(alpha, beta, strict=True)]
     low, high = support(*_joined(now))
     return _wasserstein(now, before) / (high - low) if high > low else 0.0
+
+
+def products_error(nodes: np.ndarray, weights: np.ndarray, error: float) -> float:
+    """Return a limit of the distance to the spectrum of another matrix, as a share of the range.
+
+    The sorted eigenvalues of A and A + E differ by at most ||E||_F in the square root of their sum
+    of squares, so that the distance is at most ||E||_F / sqrt(n).
+
+    Args:
+        nodes: shape (num_draws, m).
+        weights: deflated weights, the same shape.
+        error: ||E||_F / ||A||_F.
+
+    References:
+        Hoffman, Wielandt (1953), Duke Math. J. 20:37.
+    """
+    low, high = support(nodes, weights)
+    if not error or high == low:
+        return 0.0
+    root_mean_square = np.sqrt(np.sum(weights * nodes**2) / len(nodes))
+    return float(error * root_mean_square / (high - low))
 
 
 def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int) -> float:
@@ -187,10 +219,18 @@ def support(nodes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     return float(carrying.min()), float(carrying.max())
 
 
+def wasserstein(
+    nodes: np.ndarray, weights: np.ndarray, other_nodes: np.ndarray, other_weights: np.ndarray
+) -> float:
+    """Return the Wasserstein-1 distance between two weighted sets of nodes of any shapes."""
+    pair, other = (nodes.ravel(), other_nodes.ravel()), (weights.ravel(), other_weights.ravel())
+    return float(stats.wasserstein_distance(*pair, *other))
+
+
 def _wasserstein(one: Sequence[Quadrature], other: Sequence[Quadrature]) -> float:
     """Return the Wasserstein-1 distance between two quadratures averaged over their draws."""
     (nodes, weights), (other_nodes, other_weights) = _joined(one), _joined(other)
-    return float(stats.wasserstein_distance(nodes, other_nodes, weights, other_weights))
+    return wasserstein(nodes, weights, other_nodes, other_weights)
 
 
 def _joined(quadratures: Sequence[Quadrature]) -> tuple[np.ndarray, np.ndarray]:

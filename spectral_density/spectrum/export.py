@@ -40,6 +40,7 @@ def to_xarray(spectrum: Spectrum) -> Any:
             "seed": spectrum.seed,
             "description": spectrum.description,
             "precision": spectrum.precision,
+            "product_error": spectrum.product_error,
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,8 +46,10 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
             f"{path} has format {version}; this version reads up to {FILE_FORMAT}. "
             "Install a newer spectral-density."
         )
-    # Files of earlier versions, which do not have it, are of runs as planned.
+    # Files of earlier versions, which do not have these, are of runs as planned, at full precision.
     content.setdefault("ended_by", np.array(Ending.PLAN.name))
+    content.setdefault("product_error", np.array(0.0))
+    content.setdefault("model_state", np.array("{}"))
     missing = set(names) - set(content)
     if missing:
         raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
@@ -61,6 +64,8 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
             description=str(content["description"]),
             precision=float(content["precision"]),
             ended_by=Ending[str(content["ended_by"])],
+            product_error=float(content["product_error"]),
+            model_state=json.loads(str(content["model_state"])),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a spectrum file: {error}") from error

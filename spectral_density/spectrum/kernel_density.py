@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 from scipy.integrate import trapezoid
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.spectrum.accuracy import CONFIDENCE, chi_squared_limits
 
 _GRID_POINTS_PER_SIGMA = 4
@@ -34,6 +35,8 @@ class Density:
     lost_mass: float  # 1 minus the integral over the grid, by the trapezoid rule
     sigma: float  # standard deviation of the kernel
 
+    __repr__ = repr_with_shapes
+
 
 @dataclass(frozen=True)
 class LogDensity:
@@ -47,6 +50,8 @@ class LogDensity:
     positive: np.ndarray  # (g,)
     lost_mass: float
     sigma: float  # standard deviation of the kernel, in ln |lambda|
+
+    __repr__ = repr_with_shapes
 
 
 def default_kernel_width(low: float, high: float, order: int) -> float:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectral_density.linalg.quadrature import (
-    WEIGHT_FLOOR,
-    Quadrature,
-    deflated_weights,
-    gauss_quadrature,
-    ritz_residuals,
+from spectral_density.spectrum import export, extremes
+from spectral_density.spectrum.accuracy import (
+    Accuracy,
+    draws_error,
+    order_error,
+    products_error,
+    support,
+    wasserstein,
 )
-from spectral_density.spectrum import export
-from spectral_density.spectrum.accuracy import Accuracy, Ending, draws_error, order_error, support
+from spectral_density.spectrum.extremes import ExtremeEigenvalues, Outlier
 from spectral_density.spectrum.files import read_file, write_file
 from spectral_density.spectrum.kernel_density import (
     Density,
@@ -30,27 +32,21 @@ from spectral_density.spectrum.kernel_density import (
     log_kernel_density,
 )
 from spectral_density.spectrum.overview import overview
+from spectral_density.spectrum.quadratures import Quadratures
+from spectral_density.spectrum.statistics import (
+    SpectrumStatistic,
+    count_between,
+    effective_rank,
+    negative_mass_bounds,
+    tail_exponent,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The largest error of a product, in units of its precision: the recurrence, too, takes betas below
-# that for rounding.
-_ROUNDING_UNITS = 10
-
-
-@dataclass(frozen=True)
-class ExtremeEigenvalues:
-    """The outermost Ritz values, each with a bound on its distance to some eigenvalue."""
-
-    smallest: float
-    largest: float
-    smallest_bound: float  # ||A y - theta y|| plus rounding
-    largest_bound: float
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spectrum:
+class Spectrum(Quadratures):
     """Gauss quadratures of a symmetric operator's spectrum, one for each random start vector.
 
     In each draw `sum_j weights[j] f(nodes[j])` estimates (1/n) tr f(A), exactly v' f(A) v for a
@@ -66,160 +62,34 @@ class Spectrum:
         seed: seed of the start vectors.
         description: what the operator was.
         precision: relative rounding of the operator's products, the eps of their dtype.
+        product_error: how far products were from those at full precision, relative and by norm,
+            where they were made at a lower one.
         ended_by: what ended the run, with `ended_by.message`.
+        model_state: where the model stood, by name: loss, gradient_norm and, of a classifier,
+            accuracy; empty for what is no model, or where nothing was computed.
 
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
     """
 
-    alpha: np.ndarray = field(repr=False)
-    beta: np.ndarray = field(repr=False)
-    residual_norms: np.ndarray = field(repr=False)
-    size: int
-    simple: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False)
-    seed: int = 0
-    description: str = ""
-    precision: float = float(np.finfo(np.float64).eps)
-    ended_by: Ending = Ending.PLAN
-
-    def __post_init__(self) -> None:
-        """Convert to arrays, and check that their shapes fit together."""
-        shape = np.shape(self.alpha)
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"alpha must have shape (num_draws, order), got {shape}.")
-        draws, order = shape
-        expected = {
-            "alpha": (draws, order),
-            "beta": (draws, order - 1),
-            "residual_norms": (draws,),
-            "simple": (draws, order),
-        }
-        for name, shape in expected.items():
-            dtype = bool if name == "simple" else np.float64
-            array = np.asarray(getattr(self, name), dtype=dtype)
-            if name == "simple" and not array.size:
-                array = np.zeros(shape, dtype=bool)
-            if array.shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
-            object.__setattr__(self, name, array)
-        if not 1 <= order <= self.size:
-            raise ValueError(f"order must be between 1 and the size {self.size}, got {order}.")
-
-    # The quadrature ------------------------------------------------------------------------------
-
-    @property
-    def num_draws(self) -> int:
-        """Number of start vectors."""
-        return int(np.shape(self.alpha)[0])
-
-    @property
-    def order(self) -> int:
-        """Number of Lanczos steps, and of nodes in each draw."""
-        return int(np.shape(self.alpha)[1])
-
-    @cached_property
-    def _quadratures(self) -> list[Quadrature]:
-        return [gauss_quadrature(a, b) for a, b in zip(self.alpha, self.beta, strict=True)]
-
-    @cached_property
-    def nodes(self) -> np.ndarray:
-        """Ritz values, shape (num_draws, order), ascending in each draw."""
-        return np.stack([q.nodes for q in self._quadratures])
-
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """Quadrature weights, shape (num_draws, order); each draw sums to 1."""
-        return np.stack([q.weights for q in self._quadratures])
-
-    @cached_property
-    def deflated_weights(self) -> np.ndarray:
-        """Weights with those of simple eigenvalues set to 1/n, the others rescaled to sum 1."""
-        return deflated_weights(self.weights, self.simple, self.size)
-
-    @cached_property
-    def residuals(self) -> np.ndarray:
-        """||A y - theta y|| of each node, shape (num_draws, order): an eigenvalue is that near."""
-        pairs = zip(self._quadratures, self.residual_norms, strict=True)
-        return np.stack([ritz_residuals(q, norm) for q, norm in pairs])
-
-    def _weights(self, deflate: bool) -> np.ndarray:
-        return self.deflated_weights if deflate else self.weights
-
-    def _powers(self, power: int, deflate: bool) -> np.ndarray:
-        """Return the quadrature of lambda^power in each draw, (num_draws,)."""
-        if int(power) != power or power < 0:
-            raise ValueError(f"power must be an integer >= 0, got {power!r}.")
-        return np.sum(self._weights(deflate) * self.nodes ** int(power), axis=1)
-
     # Numbers -------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def extreme_eigenvalues(self) -> ExtremeEigenvalues:
-        """The smallest and largest Ritz value over all draws, with residual bounds.
+        """The smallest and largest Ritz value over all draws, and whether they have converged.
 
         Nodes without weight, which rounding adds after an invariant subspace, are left out.
         """
-        carries = self.weights > WEIGHT_FLOOR
-        low = np.where(carries, self.nodes, np.inf)
-        high = np.where(carries, self.nodes, -np.inf)
-        first = np.unravel_index(np.argmin(low), low.shape)
-        last = np.unravel_index(np.argmax(high), high.shape)
-        return ExtremeEigenvalues(
-            smallest=float(self.nodes[first]),
-            largest=float(self.nodes[last]),
-            smallest_bound=float(self.residuals[first]) + self.rounding,
-            largest_bound=float(self.residuals[last]) + self.rounding,
-        )
-
-    def moment(self, power: int, *, deflate: bool = True) -> float:
-        """Return the estimate of tr(A^power) / n.
-
-        Args:
-            power: an integer >= 0.
-            deflate: use the known weight 1/n of simple eigenvalues.
-        """
-        return float(self._powers(power, deflate).mean())
-
-    def moment_standard_error(self, power: int, *, deflate: bool = True) -> float:
-        """Return the standard error of `moment`: between draws, or for one draw in theory.
-
-        For one draw v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda).
-        """
-        each = self._powers(power, deflate)
-        if self.num_draws > 1:
-            return float(each.std(ddof=1) / np.sqrt(self.num_draws))
-        variance = self._powers(2 * power, deflate)[0] - each[0] ** 2
-        return float(np.sqrt(2 / (self.size + 2) * max(variance, 0.0)))
+        return extremes.extreme_eigenvalues(self)
 
     @property
-    def trace(self) -> float:
-        """Estimate of the trace of the operator."""
-        return self.size * self.moment(1)
+    def outliers(self) -> tuple[Outlier, ...]:
+        """Eigenvalues known to be converged and simple, largest magnitude first.
 
-    @property
-    def trace_standard_error(self) -> float:
-        """Standard error of `trace`."""
-        return self.size * self.moment_standard_error(1)
-
-    def cdf(self, x: Any, *, deflate: bool = True) -> np.ndarray:
-        """Return the share of eigenvalues at or below `x`, by the midpoint rule.
-
-        In each draw `cumsum(w) - w/2` is interpolated linearly through the nodes; then the draws
-        are averaged. The steps of the quadrature itself are up to twice as far from the truth.
-
-        Args:
-            x: a number or an array of any shape.
-            deflate: use the known weight 1/n of simple eigenvalues.
+        It takes two draws to know (and reorthogonalization): with one there is none.
         """
-        weights = self._weights(deflate)
-        x = np.asarray(x, dtype=np.float64)
-        middles = np.cumsum(weights, axis=1) - weights / 2
-        draws = [
-            np.interp(x, nodes, middle, left=0.0, right=1.0)
-            for nodes, middle in zip(self.nodes, middles, strict=True)
-        ]
-        return np.mean(draws, axis=0)
+        return extremes.outliers(self)
 
     @property
     def negative_mass_bounds(self) -> tuple[float, float]:
@@ -233,27 +103,7 @@ class Spectrum:
         References:
             Karlin, Shapley (1953), Mem. AMS 12 (Chebyshev-Markov-Stieltjes inequalities).
         """
-        bounds = []
-        for nodes, weights, residuals in zip(
-            self.nodes, self.deflated_weights, self.residuals, strict=True
-        ):
-            carries = weights > WEIGHT_FLOOR
-            nodes, weights, residuals = nodes[carries], weights[carries], residuals[carries]
-            count = int(np.sum(nodes < -self.rounding))
-            unsure = residuals > np.maximum(np.abs(nodes), self.rounding)
-            # Of the negative nodes only the last can be unsure, of the others only the first.
-            doubtful = np.where(unsure, weights, 0.0)
-            below = weights[:count].sum()
-            lower = below - doubtful[max(count - 1, 0) : count].sum()
-            bounds.append((lower, below + doubtful[count : count + 1].sum()))
-        lower, upper = np.mean(bounds, axis=0)
-        return float(lower), float(upper)
-
-    @property
-    def rounding(self) -> float:
-        """Rounding error of products, recurrence and eigenvalues of T, to be added to residuals."""
-        units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
-        return float(units * np.abs(self.nodes).max())
+        return negative_mass_bounds(self)
 
     @cached_property
     def accuracy(self) -> Accuracy:
@@ -261,12 +111,88 @@ class Spectrum:
 
         The share of the order is the distance between the distributions at this order and at half
         of it; that of the draws is the area of half the 95 % band of the cumulative distribution,
-        or the 99 % limit of the distance where that is more.
+        or the 99 % limit of the distance where that is more. Products below full precision have
+        a share of their own.
         """
+        low, high = support(self.nodes, self.weights)
+        weights = self.deflated_weights
         return Accuracy(
             order_error(self.alpha, self.beta, self.size),
-            draws_error(self.nodes, self.deflated_weights, self.simple, self.size),
+            draws_error(self.nodes, weights, self.simple, self.size),
+            products_error(self.nodes, weights, self.product_error),
+            spread=high - low,
         )
+
+    def distance(self, other: Spectrum, *, deflate: bool = True) -> float:
+        """Return the Wasserstein-1 distance to another spectrum, in the units of the eigenvalues.
+
+        It is the area between the two cumulative distributions: how far eigenvalues are apart on
+        average, each paired with that of the same rank. Sizes may differ. What is below the sum of
+        both `accuracy.distance` may come from the estimates alone.
+
+        Args:
+            other: the other spectrum.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        return wasserstein(self.nodes, self._weights(deflate), other.nodes, other._weights(deflate))
+
+    # Counts --------------------------------------------------------------------------------------
+
+    @property
+    def resolution(self) -> float:
+        """Distance that this run tells apart in the bulk: `default_sigma`, or rounding if more."""
+        return max(self.default_sigma, self.rounding)
+
+    def count_above(self, x: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues above `x`, which should be a `resolution` from zero.
+
+        Within a cluster that the run does not resolve, such as that at zero of most networks,
+        `resolved` is false, and the limits are bounds.
+        """
+        return count_between(self, float(x), np.inf)
+
+    def count_below(self, x: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues at or below `x`; see `count_above`."""
+        return count_between(self, -np.inf, float(x))
+
+    def count_between(self, low: float, high: float) -> SpectrumStatistic:
+        """Estimate the number of eigenvalues above `low` and up to `high`; see `count_above`.
+
+        Raises:
+            ValueError: if `low` is above `high`.
+        """
+        if not low <= high:
+            raise ValueError(f"low must be at most high, got {low} and {high}.")
+        return count_between(self, float(low), float(high))
+
+    @cached_property
+    def effective_rank(self) -> SpectrumStatistic:
+        """Exponential of the entropy of |lambda| / sum |lambda|: how many eigenvalues matter.
+
+        References:
+            Roy, Vetterli (2007), EUSIPCO, "The effective rank".
+        """
+        return effective_rank(self)
+
+    @property
+    def tail_exponent(self) -> SpectrumStatistic:
+        """Exponent a of a density ~ lambda^-a above the `resolution`; see `tail_exponent_above`."""
+        return tail_exponent(self, self.resolution)
+
+    def tail_exponent_above(self, threshold: float) -> SpectrumStatistic:
+        """Estimate the exponent a of a density in proportion to lambda^-a above a threshold x > 0.
+
+        It is a = 1 + N / sum ln(lambda_i / x) over the N eigenvalues above x. Whether they follow a
+        power law at all, neither the exponent nor its error says.
+
+        Raises:
+            ValueError: if the threshold is not positive or no eigenvalue is above it.
+
+        References:
+            Hill (1975), Ann. Statist. 3:1163.
+            Clauset, Shalizi, Newman (2009), SIAM Review 51:661, equation 3.1.
+        """
+        return tail_exponent(self, float(threshold))
 
     # Densities -----------------------------------------------------------------------------------
 
@@ -381,6 +307,7 @@ class Spectrum:
         """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         own["ended_by"] = self.ended_by.name
+        own["model_state"] = json.dumps(dict(self.model_state))
         return write_file(path, {"nodes": self.nodes, "weights": self.weights, **own})
 
     @classmethod

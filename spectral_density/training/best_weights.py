@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spectral_density._repr import repr_with_shapes
+
 
 @dataclass(frozen=True, eq=False)
 class BestWeights:
@@ -15,3 +17,5 @@ class BestWeights:
     value: float
     epoch: int  # from 0
     weights: list[np.ndarray]
+
+    __repr__ = repr_with_shapes

@@ -22,6 +22,7 @@ from spectral_density.training.spectrum_probe import SpectrumProbe
 from spectral_density.training.spectrum_record import (
     RecordFiles,
     SpectrumRecord,
+    further_values,
     log_values,
     numbers_of,
 )
@@ -83,12 +84,15 @@ class SpectrumCallback(keras.callbacks.Callback):
     same every time, so that what changes from one measurement to the next is the matrix. An
     operator is made for each `fit`, and its product compiled once, for batches of one shape.
 
-    The values are in the `logs` of each epoch, and with them in `History`, progress bar,
+    Three values are in the `logs` of each epoch, and with them in `History`, progress bar,
     `CSVLogger` and what else reads them; `name` stands before each:
 
-    - `hessian_eigenvalue_1` to `hessian_eigenvalue_k`, the largest in descending order;
+    - `hessian_eigenvalue_1`, the largest;
     - `hessian_eigenvalue_min`, the smallest;
     - `hessian_trace`.
+
+    `History`, the CSV file and TensorBoard have `hessian_eigenvalue_2` to `hessian_eigenvalue_k`,
+    in descending order, and `hessian_trace_standard_error`, too.
 
     They are NaN for an epoch without measurement. With `every_steps` an epoch has its last. All
     measurements, with the bounds of their errors, are in `records`.
@@ -265,7 +269,13 @@ class SpectrumCallback(keras.callbacks.Callback):
         if self._schedule.is_due_after_epoch(epoch):
             self._attempt(self._measure_within_budget)
         if logs is not None:
-            logs.update(log_values(self._new_record, self.name, self._probe.num_eigenvalues))
+            logs.update(log_values(self._new_record, self.name))
+        further = further_values(self._new_record, self.name, self._probe.num_eigenvalues)
+        # The logs would put all of them on the line of the progress bar.
+        history = getattr(getattr(self.model, "history", None), "history", None)
+        if isinstance(history, dict):
+            for name, value in further.items():
+                history.setdefault(name, []).append(value)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Print how long the measurements took."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.linalg.arguments import integer, number
 from spectral_density.linalg.norms import euclidean_norm, inner
 from spectral_density.linalg.solvers import Status
@@ -31,6 +32,8 @@ class Direction:
     smallest_eigenvalue: float = np.nan
     largest_eigenvalue: float = np.nan
     solver_status: Status | None = None
+
+    __repr__ = repr_with_shapes
 
 
 class SecondOrderMethod(ABC):

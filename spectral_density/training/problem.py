@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.data import BatchFunctions
-from spectral_density.linalg.arguments import product_dtype, product_precision
+from spectral_density.linalg.arguments import product_dtype, product_error, product_precision
 from spectral_density.training.steps import Work
 
 # Parts of the Hessian's data across which the spread of a Rayleigh quotient is taken.
@@ -67,6 +67,11 @@ class CountedOperator(LinearOperator):
         self._work = work
         self._shift = shift
         self._in_blocks = in_blocks
+
+    @property
+    def product_error(self) -> float:
+        """How far products are from those at full precision, as for `operator`."""
+        return product_error(self.operator)
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         return self._matmat(x.reshape(-1, 1))[:, 0]

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density._repr import repr_with_shapes
+from spectral_density.linalg.estimates import with_error
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training.event_file import EventFile, check_directory
@@ -32,12 +34,14 @@ class SpectrumRecord:
     seconds: float  # that it took
     spectrum: Spectrum | None  # with density=True
 
+    __repr__ = repr_with_shapes
+
     def __str__(self) -> str:
         """Return the numbers in a line."""
         largest = ", ".join(f"{value:.4g}" for value in self.eigenvalues)
         return (
             f"step {self.step}: largest eigenvalues {largest}; smallest {self.smallest:.4g}; trace "
-            f"{self.trace:.4g} ({self.seconds:.2g} s)"
+            f"{with_error(self.trace, self.trace_standard_error)} ({self.seconds:.2g} s)"
         )
 
 
@@ -81,12 +85,28 @@ def _largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
     return values, bounds
 
 
-def log_values(record: SpectrumRecord | None, name: str, k: int) -> dict[str, float]:
-    """Return the numbers for the logs of Keras, by `name` and what they are; NaN for no record."""
+def log_values(record: SpectrumRecord | None, name: str) -> dict[str, float]:
+    """Return the numbers for the logs of Keras, by `name` and what they are; NaN for no record.
+
+    They are few: all that is in the logs is on the line of the progress bar.
+    """
+    first, smallest, trace = np.nan, np.nan, np.nan
+    if record is not None:
+        first, smallest, trace = float(record.eigenvalues[0]), record.smallest, record.trace
+    return {
+        f"{name}_eigenvalue_1": first,
+        f"{name}_eigenvalue_min": smallest,
+        f"{name}_trace": trace,
+    }
+
+
+def further_values(record: SpectrumRecord | None, name: str, k: int) -> dict[str, float]:
+    """Return the numbers that are in `History` and not in the logs: others, and the error."""
     eigenvalues = np.full(k, np.nan) if record is None else record.eigenvalues
-    values = {f"{name}_eigenvalue_{i + 1}": float(v) for i, v in enumerate(eigenvalues)}
-    values[f"{name}_eigenvalue_min"] = np.nan if record is None else record.smallest
-    values[f"{name}_trace"] = np.nan if record is None else record.trace
+    values = {f"{name}_eigenvalue_{i + 1}": float(eigenvalues[i]) for i in range(1, k)}
+    values[f"{name}_trace_standard_error"] = (
+        np.nan if record is None else record.trace_standard_error
+    )
     return values
 
 
@@ -127,7 +147,9 @@ class RecordFiles:
             self._events.flush()
 
     def _write_events(self, events: EventFile, record: SpectrumRecord) -> None:
-        for name, value in log_values(record, self._name, len(record.eigenvalues)).items():
+        values = log_values(record, self._name)
+        values |= further_values(record, self._name, len(record.eigenvalues))
+        for name, value in values.items():
             events.scalar(f"spectrum/{name}", value, record.step)
         if record.spectrum is not None:
             title = f"epoch {record.epoch}, step {record.step}"

@@ -61,6 +61,18 @@ def test_uint8_images_are_scaled_and_it_says_so(tmp_path):
     assert "[0, 255]" in " ".join(data.notes)
 
 
+@pytest.mark.parametrize("largest", [16, 127, 128, 255])
+def test_uint8_images_that_never_come_near_255_are_a_doubt(tmp_path, largest):
+    dark = np.minimum(IMAGES, largest)
+    path = tmp_path / "dark.npz"
+    np.savez(path, x=dark, y=np.zeros(10, int))
+    notes = " ".join(open_data(str(path), batch_size=3).notes)
+    assert ("doubtful: no pixel is above" in notes) == (largest < 128)
+    if largest == 16:
+        assert "no pixel is above 16, and they were divided by 255" in notes
+    assert "doubtful" not in " ".join(open_data(str(path), scale=False).notes)
+
+
 def test_numbers_that_are_no_uint8_images_stay_as_they_are(tmp_path):
     rows = IMAGES.reshape(10, -1)
     ((x, _),) = open_data(saved(tmp_path / "rows.npz", x=rows, y=LABELS))()

@@ -9,7 +9,6 @@ from spectral_density import estimate_spectrum
 from spectral_density.command.summary import (
     file_hash,
     frobenius_norm,
-    outliers,
     spectrum_numbers,
     to_json,
     versions,
@@ -51,7 +50,7 @@ def test_the_error_of_the_norm_is_that_of_repeated_runs():
 
 
 def test_each_outlier_is_an_eigenvalue_within_its_bound_largest_first(spectrum):
-    found = outliers(spectrum)
+    found = spectrum_numbers(spectrum)["outliers"]
     assert found
     magnitudes = [abs(entry["value"]) for entry in found]
     assert magnitudes == sorted(magnitudes, reverse=True)

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 
 from spectral_density import Spectrum, estimate_spectrum
-from spectral_density.spectrum.accuracy import Ending, draws_error, order_error
+from spectral_density.spectrum.accuracy import Ending, draws_error, order_error, products_error
 
 CASES = {
     "semicircle and outliers": (lambda: semicircle_with_outliers(1000), 1e-2),
@@ -378,7 +378,7 @@ def test_the_ending_goes_with_the_file(tmp_path):
     assert found.ended_by is Ending.DRAWS
     assert str(found) == str(spectrum)
     assert Ending.DRAWS.message in str(spectrum)
-    assert "by Wasserstein-1 distance" in str(spectrum)
+    assert "on average (Wasserstein-1)" in str(spectrum)
 
 
 def changed(path, **changes):
@@ -394,3 +394,51 @@ def test_a_file_of_before_there_were_endings_is_of_a_plan(tmp_path):
     changed(path, ended_by="BOREDOM")
     with pytest.raises(ValueError, match="not a spectrum file"):
         Spectrum.load(path)
+
+
+# Products at a lower precision
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_another_matrix_is_no_further_away_than_its_distance_by_norm_allows(seed):
+    rng = np.random.default_rng(seed)
+    matrix, error = (a + a.T for a in rng.normal(size=(2, 60, 60)))
+    error *= 10.0 ** -rng.integers(1, 4)
+    share = np.linalg.norm(error) / np.linalg.norm(matrix)
+    true, found = (np.linalg.eigvalsh(m) for m in (matrix, matrix + error))
+    limit = products_error(true[np.newaxis], np.full((1, 60), 1 / 60), share)
+    distance = wasserstein_distance(true, found) / np.ptp(true)
+    assert 0 < distance <= limit
+    # All eigenvalues moved by as much are as far as that.
+    moved = np.full(60, 2.0) + np.linspace(-1e-6, 1e-6, 60)
+    limit = products_error(moved[np.newaxis], np.full((1, 60), 1 / 60), 1e-3)
+    assert limit == pytest.approx(2e-3 / np.ptp(moved), rel=1e-6)
+
+
+def stating(eigenvalues, error):
+    operator = diagonal_operator(eigenvalues)
+    operator.product_error = error
+    return operator
+
+
+def test_a_tolerance_that_products_leave_no_room_for_is_not_met():
+    eigenvalues = semicircle_with_outliers(300)
+    plain = estimate_spectrum(diagonal_operator(eigenvalues), tolerance=1e-2)
+    spectrum = estimate_spectrum(stating(eigenvalues, 0.5), tolerance=1e-2)
+    assert spectrum.ended_by is Ending.PRECISION
+    assert "matmul_precision" in spectrum.ended_by.message
+    assert spectrum.accuracy.order + spectrum.accuracy.draws <= 1e-2 < spectrum.accuracy.total
+    assert spectrum.order * spectrum.num_draws <= 4 * plain.order * plain.num_draws
+    room = estimate_spectrum(stating(eigenvalues, 1e-2), tolerance=1e-2)
+    assert room.ended_by is Ending.TOLERANCE
+    assert 0 < room.accuracy.products < room.accuracy.total <= 1e-2
+
+
+def test_what_products_may_move_across_zero_is_in_the_bounds_of_the_negative_mass():
+    eigenvalues = np.concatenate([np.linspace(-1e-3, 1e-3, 40), [1.0, 2.0]])
+    sure = estimate_spectrum(diagonal_operator(eigenvalues), order=42, num_draws=1)
+    unsure = estimate_spectrum(stating(eigenvalues, 1e-2), order=42, num_draws=1)
+    assert sure.negative_mass_bounds[1] - sure.negative_mass_bounds[0] < 1e-6
+    lower, upper = unsure.negative_mass_bounds
+    assert lower == pytest.approx(0.0, abs=1e-9)
+    assert upper == pytest.approx(unsure.cdf(0.5)[()], abs=0.05)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -555,12 +556,15 @@ def test_it_prints_what_it_is():
     text = str(spectrum)
     assert repr(spectrum) == "Spectrum(n=2,000, order=40, num_draws=10)"
     assert "2,000, from 10 draws of 40 steps" in text
-    assert "10 converged simple eigenvalues" in text
+    assert "10 single eigenvalues known to" in text
     largest = next(line for line in text.splitlines() if "largest" in line)
     assert float(largest.split()[1]) == pytest.approx(10.0)
-    for name in ("operator", "smallest", "trace", "below zero", "lost mass"):
+    for name in ("operator", "smallest", "trace", "below zero", "near zero", "above zero"):
         assert name in text
-    assert len(text) < 1000
+    # What is as expected is left out.
+    for name in ("ended", "lost mass", "mean square"):
+        assert name not in text
+    assert len(text) < 1200
     assert "array" not in text
 
 
@@ -574,7 +578,7 @@ def test_one_draw_is_no_draws():
 def same(first, second):
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), name)
-    for name in ("size", "seed", "description", "precision"):
+    for name in ("size", "seed", "description", "precision", "product_error"):
         assert getattr(first, name) == getattr(second, name)
         assert type(getattr(first, name)) is type(getattr(second, name))
     assert str(first) == str(second)
@@ -589,6 +593,17 @@ def test_what_was_saved_comes_back(tmp_path, name):
     assert path.suffix == ".npz"
     assert same(Spectrum.load(path), spectrum)
     assert same(Spectrum.load(str(path)), spectrum)
+
+
+def test_what_products_are_off_by_is_saved_and_files_of_before_have_none(tmp_path):
+    spectrum = replace(estimated("A"), product_error=3e-3)
+    path = spectrum.save(tmp_path / "run.npz")
+    assert same(Spectrum.load(path), spectrum)
+    assert Spectrum.load(path).product_error == 3e-3
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files if name != "product_error"}
+    np.savez(path, **content)
+    assert same(Spectrum.load(path), estimated("A"))
 
 
 def test_load_takes_the_name_that_save_was_given(tmp_path):

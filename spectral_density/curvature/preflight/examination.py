@@ -19,6 +19,9 @@ from spectral_density.curvature.sweep import Sweep
 # Less than this, and without a cause to be found in the model, is a doubt and no proof.
 _DOUBT = 1e-3
 
+# Products that are further off full precision say little.
+_IMPRECISE = 0.1
+
 
 class Examination:
     """The questions to one operator, asked in turn."""
@@ -33,11 +36,16 @@ class Examination:
         self.checks: list[Check] = []
         self.unused: tuple[str, ...] = ()
         self.comparison: Comparison | None = None  # of the data of both passes
-        self.limit = max(_DOUBT, 3 * self.passes.rounding)
+
+    @property
+    def limit(self) -> float:
+        """What is more than a doubt."""
+        return max(_DOUBT, 3 * self.passes.rounding)
 
     def make_passes(self) -> None:
         """Make the passes, as far as there is a point in it, and judge them."""
         if self._variables_finite() and self._first_pass() and self._depends():
+            self._judge_precision()
             self.passes.make_second()
             self._judge()
 
@@ -141,6 +149,27 @@ class Examination:
                 "enable_op_determinism)."
             )
         self._add("repeatable", status, figure, message)
+
+    def _judge_precision(self) -> None:
+        """State how far products are from those at full precision, where less was asked for."""
+        lower, figure = self.operator.matmul_precision, self.operator.product_error
+        if lower is None:
+            return
+        passes = self.passes
+        passes.num_products += 2 / len(self.sweep.batches.parcels)
+        # Two products that should be the same may be off to either side.
+        passes.rounding += 2 * figure
+        message = (
+            f"products in {lower} are {figure:.2g} of their norm off those at full precision, "
+            "which bounds of results count."
+            if figure
+            else f"products in {lower} are those at full precision: this device has nothing less."
+        )
+        if figure <= _IMPRECISE:
+            self._add("precision", "passed", figure, message)
+        else:
+            advice = f"{message} Leave matmul_precision out."
+            self._add("precision", "doubtful", figure, advice)
 
     def _judge_linearized(self, repeats: bool) -> None:
         """Compare the product with that from what is kept between products."""
@@ -295,7 +324,7 @@ class Examination:
             if self.unused
             else "the loss uses every variable."
         )
-        self._add("variables", "passed", None, message)
+        self.checks.append(Check("variables", "passed", None, message, noted=bool(self.unused)))
 
     def _add(self, name: str, status: Status, figure: float | None, message: str) -> None:
         self.checks.append(Check(name, status, figure, message))

@@ -66,6 +66,8 @@ def _compare(operator: CurvatureOperator, passes: Passes, seed: int) -> dict[str
             return compare_through_outputs(batch, rows, direction, layers, accuracy)
 
         def product(vector: np.ndarray) -> np.ndarray:
-            return np.asarray(passes.product(passes.at, vector[None].astype(dtype)), np.float64)
+            # What a lower precision adds is a question of its own.
+            found = passes.product(passes.at, vector[None].astype(dtype), exact=True)
+            return np.asarray(found, np.float64)
 
         return compare_hessian(batch, product, rows, direction, layers=layers, accuracy=accuracy)

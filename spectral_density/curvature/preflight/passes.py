@@ -146,20 +146,32 @@ class Passes:
             return None
         return Halves([self.along_u, other], shares)
 
-    def product(self, at: BatchInput, vectors: np.ndarray, share: float = 1.0) -> np.ndarray:
-        """Return the product of one batch with vectors, (k, n), or (n,) for one of them."""
-        found = self._product(at, vectors, share)
+    def product(
+        self, at: BatchInput, vectors: np.ndarray, share: float = 1.0, *, exact: bool = False
+    ) -> np.ndarray:
+        """Return the product of one batch with vectors, (k, n), or (n,) for one of them.
+
+        Args:
+            at: the batch.
+            vectors: (k, n).
+            share: of the batch in the first one, in examples.
+            exact: at full precision, whatever was asked for.
+        """
+        found = self._product(at, vectors, share, exact)
         # float32 holds the products of half precision too, and nothing vanishes in it.
         if self.sweep.derivatives.product_dtype != np.float64:
             found = found.astype(np.float32)
         return found[0] if len(found) == 1 else found
 
-    def _product(self, at: BatchInput, vectors: np.ndarray, share: float = 1.0) -> np.ndarray:
+    def _product(
+        self, at: BatchInput, vectors: np.ndarray, share: float = 1.0, exact: bool = False
+    ) -> np.ndarray:
         """Return the same in float64, (k, n)."""
         sweep = self.sweep
         self.num_products += share * len(vectors) / len(sweep.batches.parcels)
         rows = sweep.derivatives.tensors.to_rows(vectors, vectors.dtype)
-        return sweep.matrix.of_batch(at, rows, sweep.local)
+        matrix = sweep.matrix.exact if exact else sweep.matrix
+        return matrix.of_batch(at, rows, sweep.local)
 
     def linearized(self) -> np.ndarray | None:
         """Return the product of the first batch with u from what is kept of it, if anything is."""

@@ -16,6 +16,7 @@ class Check:
     status: Status
     figure: float | None  # what was measured, relative unless the message says otherwise
     message: str
+    noted: bool = False  # to be read although it passed
 
     def __str__(self) -> str:
         """Show the answer in a line."""
@@ -58,10 +59,27 @@ class PreflightReport:
                 return check
         raise KeyError(f"no check is named {name!r}; there are {[c.name for c in self.checks]}.")
 
+    def lines(self) -> list[str]:
+        """Return a line for each check that has something to say, and one for all that passed."""
+        quiet = [check.status == "passed" and not check.noted for check in self.checks]
+        pairs = list(zip(self.checks, quiet, strict=True))
+        passed = [check.name for check, is_quiet in pairs if is_quiet]
+        lines = [str(check) for check, is_quiet in pairs if not is_quiet]
+        return [*lines, f"{'passed':8} {', '.join(passed)}"] if passed else lines
+
+    @property
+    def details(self) -> str:
+        """All checks with their figures, one a line."""
+        return self._with_ends([str(check) for check in self.checks])
+
     def __str__(self) -> str:
-        """List all checks, one a line."""
-        lines = [f"{self.operator}: {self.verdict}", *(f"  {check}" for check in self.checks)]
-        return "\n".join([*lines, f"  cost: {self.num_products:.3g} products with one vector"])
+        """Say what the checks found; see `details` for those that passed."""
+        return self._with_ends(self.lines())
+
+    def _with_ends(self, lines: list[str]) -> str:
+        first = f"{self.operator}: {self.verdict}"
+        last = f"cost: {self.num_products:.3g} products with one vector"
+        return "\n  ".join([first, *lines, last])
 
 
 class PreflightError(ValueError):

@@ -49,6 +49,8 @@ def preflight(
       depend on their batch or (Monte Carlo labels) on their place, a matrix whose batches are kept
       in memory is fixed all the same, and another one for the next operator: a doubt. Where they
       stream it fails, unless the product is the same: a doubt too.
+    - precision: how far the products are from those at full precision, where `matmul_precision`
+      asks for less; asked then only. More than a tenth is a doubt.
     - repeatable: the second pass has the product of the first.
     - linearized: the product is the same with and without what is kept from one product to the
       next.
@@ -59,10 +61,10 @@ def preflight(
     - surrogate: no model or loss stops a gradient itself (`tf.stop_gradient`). Where one does, the
       matrix is that of the loss with the stopped values as constants: a doubt.
     - variables: which variables the loss does not depend on. Fails only where that is all of them.
-    - derivative: the product of the first batch is the derivative that central differences show,
-      layer by layer: for a Hessian of the gradient; for a matrix J'BJ, J of the outputs and B of
-      the loss in the outputs (of the loss of each example, labels fixed, for the empirical and
-      Monte Carlo Fisher matrix).
+    - derivative: the product of the first batch, at full precision, is the derivative that central
+      differences show, layer by layer: for a Hessian of the gradient; for a matrix J'BJ, J of the
+      outputs and B of the loss in the outputs (of the loss of each example, labels fixed, for the
+      empirical and Monte Carlo Fisher matrix).
     - gradient: the gradient of the first batch has the slopes of its loss.
 
     "derivative" and "gradient" compare with the truth: what TensorFlow's tape gives may be wrong,
@@ -74,7 +76,8 @@ def preflight(
     answer (half precision, a cross-entropy near zero, products that vanish) it is "skipped".
 
     Differences are relative norms; rounding is 1e-5 in float32, 1e-11 in float64, more in half
-    precision or where products cancel, which is then measured.
+    precision or where products cancel, which is then measured, and by twice the figure of
+    "precision" where that was asked.
 
     Args:
         operator: Hessian, Gauss-Newton or Fisher operator.
@@ -182,9 +185,7 @@ def check(
         UserWarning: naming the doubts.
     """
     seed = integer(seed, "seed", 0)
-    derivatives = operator.derivatives
-    variables = derivatives.state.hash_of_weights() + derivatives.state.hash_of_other_variables()
-    state = seed, bool(derivative), variables
+    state = seed, bool(derivative), operator.hash_of_variables()
     if operator in _checked and _checked[operator][0] == state:
         return _checked[operator][1]
     report = preflight(operator, seed=seed, derivative=derivative)

@@ -22,7 +22,7 @@ from spectral_density.engines.jax.needs import check_needs, check_weights
 from spectral_density.engines.jax.objectives import Objective
 from spectral_density.engines.jax.output_loss import OutputLoss
 from spectral_density.engines.jax.parameters import Leaves
-from spectral_density.engines.jax.precision import compiled
+from spectral_density.engines.jax.precision import compiled, lower_precision
 from spectral_density.engines.jax.processes import JaxProcesses
 from spectral_density.engines.jax.products import JaxProducts, width_of_chunks
 from spectral_density.engines.jax.state import JaxState
@@ -164,9 +164,10 @@ class JaxDerivatives(Derivatives):
         """See `Derivatives`."""
         return self.functions_of_loss.gradient(at)
 
-    def products(self, matrix: Composition) -> JaxProducts:
+    def products(self, matrix: Composition, matmul_precision: str | None = None) -> JaxProducts:
         """See `Derivatives`."""
-        return JaxProducts(self.functions_of_loss, matrix)
+        lower = lower_precision(matmul_precision)
+        return JaxProducts(self.functions_of_loss, matrix, lower)
 
     def evaluate(self, function: Callable[[BatchVerbs], Any]) -> Callable[[BatchInput], Any]:
         """See `Derivatives`."""

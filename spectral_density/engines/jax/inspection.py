@@ -70,6 +70,10 @@ class JaxInspection(Inspection):
         """See `Inspection`."""
         return self._derivatives.objective.mistaken_outputs(batch)
 
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """See `Inspection`."""
+        return self._derivatives.objective.correctly_classified(batch)
+
     def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
         """See `Inspection`."""
         found = reached(self._derivatives.functions_of_loss, at)

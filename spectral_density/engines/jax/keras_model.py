@@ -43,7 +43,7 @@ class KerasModel(BoundModel):
                 is unknown.
         """
         refuse_unbuilt(model)
-        _refuse_model_parallel()
+        refuse_model_parallel()
         _refuse_quantized(model)
         self.model = model
         trainable = list({id(v): v for v in model.trainable_variables}.values())
@@ -124,7 +124,7 @@ class KerasModel(BoundModel):
         return self._positions(item, list(self.leaves.variables), list(self.leaves.names))
 
 
-def _refuse_model_parallel() -> None:
+def refuse_model_parallel() -> None:
     """Raise where Keras cuts weights over devices.
 
     Raises:

@@ -22,7 +22,11 @@ from spectral_density.engines.jax.terms import (
     with_ranks_matched,
 )
 from spectral_density.engines.keras_shared.class_weights import WeightedBatches, check_class_weight
-from spectral_density.engines.keras_shared.endings import is_of_classes, mistaken_outputs
+from spectral_density.engines.keras_shared.endings import (
+    correctly_classified,
+    is_of_classes,
+    mistaken_outputs,
+)
 from spectral_density.engines.keras_shared.inputs import refuse_single_example
 from spectral_density.engines.keras_shared.labels import (
     check_label_shapes,
@@ -254,13 +258,18 @@ class KerasObjective(Objective):
 
     def mistaken_outputs(self, batch: Any) -> tuple[list[str], float | None] | None:
         """See `Objective.mistaken_outputs`."""
+        return mistaken_outputs(self.terms, lambda: self._current_outputs(batch))
 
-        def outputs() -> list[np.ndarray]:
-            model = self.model
-            found = self.outputs(model.leaves.current(), model.constants(), batch)
-            return [np.asarray(tensor, np.float64) for tensor in found.tensors]
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """See `Objective.correctly_classified`."""
+        labels = [np.asarray(part) for part in keras.tree.flatten(unpack(batch)[1])]
+        return correctly_classified(self.terms, labels, lambda: self._current_outputs(batch))
 
-        return mistaken_outputs(self.terms, outputs)
+    def _current_outputs(self, batch: Any) -> list[np.ndarray]:
+        """Return the outputs for a batch at the weights of now, float64."""
+        model = self.model
+        found = self.outputs(model.leaves.current(), model.constants(), batch)
+        return [np.asarray(tensor, np.float64) for tensor in found.tensors]
 
     def settings(self) -> dict[str, Any]:
         """See `Objective.settings`: the options of the losses, and the mode of the model."""

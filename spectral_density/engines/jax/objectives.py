@@ -120,6 +120,11 @@ class Objective(ABC):
         del batch
         return None
 
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """Return how many labels the model predicts, of how many; None where there are none."""
+        del batch
+        return None
+
     def settings(self) -> dict[str, Any]:
         """Return what the value depends on beside arrays and data, as text and numbers."""
         return {

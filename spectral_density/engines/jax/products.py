@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -23,7 +23,7 @@ from spectral_density.engines.jax.arrays import (
 )
 from spectral_density.engines.jax.jaxprs import has_loop
 from spectral_density.engines.jax.loss_functions import LossFunctions
-from spectral_density.engines.jax.precision import compiled
+from spectral_density.engines.jax.precision import compiled, exactly
 from spectral_density.engines.jax.sharding import as_dealt, of_one
 from spectral_density.engines.jax.stacks import PassCache, Stack
 from spectral_density.engines.jax.verbs import Block, Kept, TracedBatch
@@ -52,31 +52,43 @@ def width_of_chunks(jaxpr: Any) -> int:
 class JaxProducts(BatchProducts):
     """See `BatchProducts`: each function is compiled once for a form of batches and a width."""
 
-    def __init__(self, functions: LossFunctions, matrix: Composition):
+    def __init__(
+        self, functions: LossFunctions, matrix: Composition, matmul_precision: str | None = None
+    ):
         """Compile nothing yet.
 
         Args:
             functions: of the loss.
             matrix: what the products are made of.
+            matmul_precision: below the full one, as JAX names it; None for that.
         """
         self._functions = functions
         self.composition = matrix
+        self.matmul_precision = matmul_precision
+        self._exact = None if matmul_precision is None else JaxProducts(functions, matrix)
         self.num_traces = 0
         self.depends = False  # known to the derivatives, from the first batch
-        self._add_whole = compiled(self._traced_whole)
-        self._keep_whole = compiled(self._traced_kept)
-        self._add_kept = compiled(self._traced_from_kept)
+
+        def made(function: Callable[..., Any]) -> Any:
+            return compiled(function, matmul_precision)
+
+        self._add_whole = made(self._traced_whole)
+        self._keep_whole = made(self._traced_kept)
+        self._add_kept = made(self._traced_from_kept)
         devices = functions.devices
         if devices.count > 1:
             on_each = devices.on_each
-            self._add_dealt = compiled(
-                on_each(self._traced_dealt, (False, False, True, False, True))
-            )
-            self._keep_dealt = compiled(on_each(self._traced_kept, (False, False, True)))
-            self._add_kept_dealt = compiled(
+            self._add_dealt = made(on_each(self._traced_dealt, (False, False, True, False, True)))
+            self._keep_dealt = made(on_each(self._traced_kept, (False, False, True)))
+            self._add_kept_dealt = made(
                 on_each(self._traced_from_kept_dealt, (True, False, True, False, True))
             )
             self._total = compiled(devices.total)
+
+    @property
+    def exact(self) -> JaxProducts:
+        """See `BatchProducts`."""
+        return self if self._exact is None else self._exact
 
     def cache(self, num_batches: int, room: float, linearize: bool) -> PassCache:
         """See `BatchProducts`: all processes have come as far as this."""
@@ -181,7 +193,7 @@ class JaxProducts(BatchProducts):
             batch = self._functions.verbs(weights, constants, at)
             new = self._multiplied(batch, rows)
             if len(sums) > 1:
-                new = [*new, *(part[None] for part in batch.gradient())]
+                new = [*new, *(part[None] for part in exactly(batch.gradient)())]
             return [add(total, each) for total, each in zip(before, new, strict=True)]
 
         parts = stack.fold(with_one, self._zeros(len(rows), len(sums) > 1))

@@ -155,6 +155,10 @@ def devices_of(arrays: Iterable[jax.Array]) -> Devices:
     Raises:
         ValueError: if a device has a part of an array alone.
     """
+    arrays = list(arrays)
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        # Within a transformation of the user's, who says where it runs.
+        return Devices(jax.devices()[:1])
     placed = [array for array in arrays if getattr(array, "committed", False)]
     for array in placed:
         if not array.sharding.is_fully_replicated:

@@ -13,6 +13,7 @@ from spectral_density.engines.engine import BatchVerbs
 from spectral_density.engines.jax.models import Arrays
 from spectral_density.engines.jax.objectives import Objective, OutputsOfBatch
 from spectral_density.engines.jax.output_loss import OutputLoss, outer_products
+from spectral_density.engines.jax.precision import exactly
 
 Block = list[jax.Array]
 """For each leaf (or output) an array of which the first axis numbers the vectors."""
@@ -128,7 +129,10 @@ class TracedBatch(BatchVerbs):
         """See `BatchVerbs`."""
 
         def labels() -> Block:
-            return self._loss().sampled_labels(self.outputs(), self._at, num_samples, seed)
+            # Which labels there are must not depend on the precision of products.
+            outputs = exactly(self._loss().outputs)
+            found = outputs(self._weights, self._constants, self._at.batch)
+            return self._loss().sampled_labels(found, self._at, num_samples, seed)
 
         return self._once("labels", labels)
 

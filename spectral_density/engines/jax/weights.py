@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.engines.engine import Derivatives
 from spectral_density.engines.jax.derivatives import JaxDerivatives
 from spectral_density.engines.jax.models import BoundModel, PytreeModel
@@ -22,6 +23,8 @@ class HeldArrays:
 
     arrays: list[jax.Array]  # of each leaf, of its dtype
     vector: np.ndarray  # (size,), all of them, float64
+
+    __repr__ = repr_with_shapes
 
 
 class ArrayWeights(ABC):

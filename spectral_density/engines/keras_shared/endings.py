@@ -110,6 +110,42 @@ def warn_unmoved(what: str | None) -> None:
     )
 
 
+def correctly_classified(
+    terms: Sequence[Term | None],
+    labels: Sequence[np.ndarray],
+    outputs: Callable[[], list[np.ndarray]],
+) -> tuple[int, int] | None:
+    """Return how many labels are those of the largest output, of how many.
+
+    None where there is not one output with a cross-entropy of classes. Sample weights do not count.
+
+    Args:
+        terms: the losses of the outputs.
+        labels: of the outputs.
+        outputs: returns the outputs of a batch, float64.
+    """
+    if len(terms) != 1 or len(labels) != 1 or terms[0] is None:
+        return None
+    name, options = standard_loss(terms[0].loss)
+    if options.get("ignore_class") is not None or options.get("axis", -1) != -1:
+        return None
+    if name == "binary_crossentropy":
+        values = outputs()[0]
+        positive = values > (0.0 if options.get("from_logits", False) else 0.5)
+        if positive.size != labels[0].size:
+            return None
+        right = positive.ravel() == (labels[0].ravel() > 0.5)
+    elif name in ("sparse_categorical_crossentropy", "categorical_crossentropy"):
+        found = np.argmax(outputs()[0], axis=-1)
+        true = labels[0] if name.startswith("sparse") else np.argmax(labels[0], axis=-1)
+        if found.size != true.size:
+            return None
+        right = found.ravel() == true.ravel()
+    else:
+        return None
+    return int(right.sum()), int(right.size)
+
+
 def mistaken_outputs(
     terms: Sequence[Term | None], outputs: Callable[[], list[np.ndarray]]
 ) -> tuple[list[str], float | None]:

@@ -171,8 +171,17 @@ class TensorFlowDerivatives(Derivatives):
         """See `Derivatives`."""
         return self.graphs.gradient(at, local)
 
-    def products(self, matrix: Composition) -> CompiledProducts:
-        """See `Derivatives`."""
+    def products(
+        self, matrix: Composition, matmul_precision: str | None = None
+    ) -> CompiledProducts:
+        """See `Derivatives`: the precision is TensorFlow's own, for all of a process."""
+        if matmul_precision is not None:
+            raise ValueError(
+                f"matmul_precision={matmul_precision!r} is for models of JAX. TensorFlow has one "
+                "switch for all that a process computes, "
+                "tf.config.experimental.enable_tensor_float_32_execution, which is left as it is "
+                "here: call that, and leave matmul_precision out."
+            )
 
         def traced(at: BatchInput, rows: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
             verbs = self._verbs(at)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.engines.keras_shared.attributes import all_layers
 from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.tensorflow.frameworks import tf_variable
@@ -25,6 +26,8 @@ class NormalizedLayer:
     layer: str  # name of the convolution or dense layer
     batch_normalization: str  # name of the layer it feeds
     norms: np.ndarray  # (num_channels,), float64; a filter of norm 0 is left as it is
+
+    __repr__ = repr_with_shapes
 
 
 @contextmanager

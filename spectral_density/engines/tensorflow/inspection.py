@@ -11,8 +11,9 @@ import tensorflow as tf
 from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BesideWeights, Inspection
 from spectral_density.engines.finite import cause
-from spectral_density.engines.keras_shared.endings import mistaken_outputs
+from spectral_density.engines.keras_shared.endings import correctly_classified, mistaken_outputs
 from spectral_density.engines.keras_shared.kinds import keras_module
+from spectral_density.engines.keras_shared.objective import unpack
 from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
@@ -118,12 +119,15 @@ class TensorFlowInspection(Inspection):
         if not isinstance(objective, KerasObjective):
             return None
 
-        def outputs() -> list[np.ndarray]:
-            with exact_second_derivatives(objective.model):
-                found = objective.outputs_of(batch)  # not traced, which would cost more
-            return [np.asarray(tf.cast(output, tf.float64)) for output in tf.nest.flatten(found)]
+        return mistaken_outputs(objective.terms, lambda: _outputs(objective, batch))
 
-        return mistaken_outputs(objective.terms, outputs)
+    def correctly_classified(self, batch: Any) -> tuple[int, int] | None:
+        """See `Inspection`."""
+        objective = self._derivatives.objective
+        if not isinstance(objective, KerasObjective):
+            return None
+        labels = [np.asarray(part) for part in tf.nest.flatten(unpack(batch)[1])]
+        return correctly_classified(objective.terms, labels, lambda: _outputs(objective, batch))
 
     def reaches(self, at: BatchInput, positions: Sequence[int]) -> list[bool]:
         """See `Inspection`; as far as the graph knows."""
@@ -154,3 +158,10 @@ class TensorFlowInspection(Inspection):
         zeros = tf.zeros(rows.shape, tf.float64)
         concrete = products.whole(1).get_concrete_function(at, rows, zeros)
         return TracedBesideWeights(concrete, (at, rows, zeros), self._derivatives.parameters, move)
+
+
+def _outputs(objective: KerasObjective, batch: Any) -> list[np.ndarray]:
+    """Return the outputs for a batch, float64."""
+    with exact_second_derivatives(objective.model):
+        found = objective.outputs_of(batch)  # not traced, which would cost more
+    return [np.asarray(tf.cast(output, tf.float64)) for output in tf.nest.flatten(found)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from spectral_density._repr import repr_with_shapes
 from spectral_density.engines.layout import Parameters
 
 
@@ -31,6 +32,8 @@ class HeldWeights:
 
     values: list[tf.Tensor]  # of each variable, of its dtype
     vector: np.ndarray  # (size,), all of them, float64
+
+    __repr__ = repr_with_shapes
 
 
 class Weights:

@@ -503,6 +503,10 @@ def test_a_report_says_what_was_asked_and_found():
     assert text.startswith("HessianOperator(SparseCategoricalCrossentropy, 31 parameters")
     assert all(name in text for name in names)
     assert "sound" in text.splitlines()[0]
+    # What passed is one line; each has its own in the details.
+    assert len(text.splitlines()) == 3
+    assert "passed" in text.splitlines()[1]
+    assert len(report.details.splitlines()) == 2 + len(names)
     with pytest.raises(KeyError, match="symmetric"):
         report["symmetry"]
 

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from keras import layers
 
 from spectral_density import FisherOperator, GaussNewtonOperator, HessianOperator, PreflightError
+from tests.engines.jax.rounding_chip import rounding_chip
 
 # Keras, where it sets weights, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -167,6 +168,25 @@ def jacobian(model):
     )
 
 
+def test_labels_that_are_drawn_are_those_at_full_precision_whatever_products_are_in():
+    data = cut(X, TARGETS, cuts=((0, 12),))
+    with rounding_chip():
+        operator = FisherOperator(
+            regression(), "mse", data, kind="monte_carlo", matmul_precision="bfloat16"
+        )
+        assert operator.product_error > 1e-3
+        functions = operator.derivatives.functions_of_loss
+        (at,) = operator.sweep.inputs()
+
+        def labels(weights, constants):
+            return functions.verbs(weights, constants, at).sampled_labels(1, 0)
+
+        with jax.default_matmul_precision("bfloat16"):
+            (drawn,) = jax.jit(labels)(*functions.arrays())
+    # Targets of a normal distribution around the outputs, which products round to seven bits.
+    np.testing.assert_allclose(drawn, operator.sampled_labels()[0][0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("loss", "slope"),
     [
@@ -222,6 +242,16 @@ def test_functions_of_model_and_batch_and_of_labels_and_outputs():
         lambda z, batch: jnp.mean((z - batch[1]) ** 2),
     )
     assert near(HessianOperator(model, pair, cut(X, TARGETS)).to_dense(), true)
+
+
+def test_the_state_of_a_model_has_the_loss_and_accuracy_of_keras():
+    model = classifier("softmax")
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = model.evaluate(X, LABELS, verbose=0)
+    state = HessianOperator(model, None, cut(X, LABELS)).model_state()
+    assert state.loss == pytest.approx(loss, rel=1e-5)
+    assert state.accuracy == pytest.approx(accuracy)
+    assert HessianOperator(regression(), "mse", cut(X, TARGETS)).model_state().accuracy is None
 
 
 def test_losses_of_outputs_are_weighed():

@@ -1,0 +1,180 @@
+"""Gauss quadratures of a symmetric operator, one a draw, and their moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from spectral_density.linalg.quadrature import (
+    Quadrature,
+    deflated_weights,
+    gauss_quadrature,
+    ritz_residuals,
+)
+from spectral_density.spectrum.accuracy import Ending
+from spectral_density.spectrum.statistics import shorter_rules
+
+# The largest error of a product, in units of its precision: the recurrence, too, takes betas below
+# that for rounding.
+_ROUNDING_UNITS = 10
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Quadratures:
+    """Nodes, weights and moments of the quadratures of a `Spectrum`, which has the fields."""
+
+    alpha: np.ndarray = field(repr=False)
+    beta: np.ndarray = field(repr=False)
+    residual_norms: np.ndarray = field(repr=False)
+    size: int
+    simple: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool), repr=False)
+    seed: int = 0
+    description: str = ""
+    precision: float = float(np.finfo(np.float64).eps)
+    ended_by: Ending = Ending.PLAN
+    product_error: float = 0.0
+    model_state: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Convert to arrays, and check that their shapes fit together."""
+        shape = np.shape(self.alpha)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"alpha must have shape (num_draws, order), got {shape}.")
+        draws, order = shape
+        expected = {
+            "alpha": (draws, order),
+            "beta": (draws, order - 1),
+            "residual_norms": (draws,),
+            "simple": (draws, order),
+        }
+        for name, shape in expected.items():
+            dtype = bool if name == "simple" else np.float64
+            array = np.asarray(getattr(self, name), dtype=dtype)
+            if name == "simple" and not array.size:
+                array = np.zeros(shape, dtype=bool)
+            if array.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
+            object.__setattr__(self, name, array)
+        if not 1 <= order <= self.size:
+            raise ValueError(f"order must be between 1 and the size {self.size}, got {order}.")
+
+    # The quadrature ------------------------------------------------------------------------------
+
+    @property
+    def num_draws(self) -> int:
+        """Number of start vectors."""
+        return int(np.shape(self.alpha)[0])
+
+    @property
+    def order(self) -> int:
+        """Number of Lanczos steps, and of nodes in each draw."""
+        return int(np.shape(self.alpha)[1])
+
+    @cached_property
+    def rules(self) -> list[Quadrature]:
+        """Gauss quadrature rules, one a draw, with their weights as they are."""
+        return [gauss_quadrature(a, b) for a, b in zip(self.alpha, self.beta, strict=True)]
+
+    @cached_property
+    def shorter_rules(self) -> list[list[Quadrature]]:
+        """Rules of fewer steps, a list of draws for each of a few orders; none if m = n."""
+        return shorter_rules(self.alpha, self.beta, self.size)
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """Ritz values, shape (num_draws, order), ascending in each draw."""
+        return np.stack([q.nodes for q in self.rules])
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Quadrature weights, shape (num_draws, order); each draw sums to 1."""
+        return np.stack([q.weights for q in self.rules])
+
+    @cached_property
+    def deflated_weights(self) -> np.ndarray:
+        """Weights with those of simple eigenvalues set to 1/n, the others rescaled to sum 1."""
+        return deflated_weights(self.weights, self.simple, self.size)
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """||A y - theta y|| of each node, shape (num_draws, order): an eigenvalue is that near."""
+        pairs = zip(self.rules, self.residual_norms, strict=True)
+        return np.stack([ritz_residuals(q, norm) for q, norm in pairs])
+
+    def _weights(self, deflate: bool) -> np.ndarray:
+        return self.deflated_weights if deflate else self.weights
+
+    def _powers(self, power: int, deflate: bool) -> np.ndarray:
+        """Return the quadrature of lambda^power in each draw, (num_draws,)."""
+        if int(power) != power or power < 0:
+            raise ValueError(f"power must be an integer >= 0, got {power!r}.")
+        return np.sum(self._weights(deflate) * self.nodes ** int(power), axis=1)
+
+    # Moments and shares --------------------------------------------------------------------------
+
+    def moment(self, power: int, *, deflate: bool = True) -> float:
+        """Return the estimate of tr(A^power) / n.
+
+        Args:
+            power: an integer >= 0.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        return float(self._powers(power, deflate).mean())
+
+    def moment_standard_error(self, power: int, *, deflate: bool = True) -> float:
+        """Return the standard error of `moment`: between draws, or for one draw in theory.
+
+        For one draw v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda).
+        """
+        each = self._powers(power, deflate)
+        if self.num_draws > 1:
+            return float(each.std(ddof=1) / np.sqrt(self.num_draws))
+        variance = self._powers(2 * power, deflate)[0] - each[0] ** 2
+        return float(np.sqrt(2 / (self.size + 2) * max(variance, 0.0)))
+
+    @property
+    def trace(self) -> float:
+        """Estimate of the trace of the operator."""
+        return self.size * self.moment(1)
+
+    @property
+    def trace_standard_error(self) -> float:
+        """Standard error of `trace`."""
+        return self.size * self.moment_standard_error(1)
+
+    def cdf(self, x: Any, *, deflate: bool = True) -> np.ndarray:
+        """Return the share of eigenvalues at or below `x`, by the midpoint rule.
+
+        In each draw `cumsum(w) - w/2` is interpolated linearly through the nodes; then the draws
+        are averaged. The steps of the quadrature itself are up to twice as far from the truth.
+
+        Args:
+            x: a number or an array of any shape.
+            deflate: use the known weight 1/n of simple eigenvalues.
+        """
+        weights = self._weights(deflate)
+        x = np.asarray(x, dtype=np.float64)
+        middles = np.cumsum(weights, axis=1) - weights / 2
+        draws = [
+            np.interp(x, nodes, middle, left=0.0, right=1.0)
+            for nodes, middle in zip(self.nodes, middles, strict=True)
+        ]
+        return np.mean(draws, axis=0)
+
+    @property
+    def rounding(self) -> float:
+        """Error of products, recurrence and eigenvalues of T, to be added to residuals.
+
+        That of rounding, and what products were off full precision.
+        """
+        return self.rounding_alone + float(self.product_error * np.abs(self.nodes).max())
+
+    @property
+    def rounding_alone(self) -> float:
+        """That of rounding: what products at full precision leave."""
+        units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
+        return float(units * np.abs(self.nodes).max())
