@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._arguments import explained
 from spectral_density._warnings import warn
 from spectral_density.engines import engine_name
 from spectral_density.linalg.arguments import integer
@@ -40,6 +41,7 @@ __all__ = [
 _ALIGNMENT = 64  # bytes, EIGEN_MAX_ALIGN_BYTES of TensorFlow's builds
 
 
+@explained
 def approximate_hessian(  # noqa: PLR0917 (the order of the original)
     model: Any,
     loss_fn: Any,

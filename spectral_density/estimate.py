@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
@@ -40,6 +41,7 @@ _FIRST_DRAWS = 2
 _LEAST_STEPS = 8
 
 
+@explained
 def estimate_spectrum(
     operator: Any,
     /,

@@ -2,16 +2,17 @@
 
 import builtins
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import keras
+import mismatches
 import numpy as np
 import pytest
 import tensorflow as tf
 from cases import diagonal_operator
+from errors_page import rows
 from keras import layers
 from models import classification, mlp, sequential, split
 from scipy.sparse.linalg import LinearOperator
@@ -25,22 +26,11 @@ from spectral_density.engines.jax.processes import JaxProcesses
 from spectral_density.engines.jax.sharding import devices_of
 from spectral_density.engines.tensorflow.replicas import replicas_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 X, Y = classification()
 LIST = split((X, Y), (4, 4, 4))
 NAMES = {"PreflightError": PreflightError, "CheckpointError": CheckpointError}
 NAMES["ConvergenceWarning"] = sd.ConvergenceWarning
-
-
-def rows():
-    found = {}
-    for line in PAGE.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if line.startswith("| ") and cells[0] != "What is passed":
-            assert len(cells) == 4, line
-            found[cells[0]] = cells[1], cells[2]
-    return found
 
 
 def hessian(data=LIST, loss=SPARSE, model=None, **options):
@@ -571,6 +561,9 @@ CASES = {
         without_an_answer, error=tf.errors.DeadlineExceededError
     ),
 }
+
+
+CASES |= {what: lambda path, case=case: case() for what, case in mismatches.CASES.items()}
 
 
 def test_every_row_of_the_page_has_a_case_and_every_case_a_row():

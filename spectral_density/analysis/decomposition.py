@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
 from spectral_density.analysis.layer_samples import (
     HessianParts,
@@ -28,8 +29,12 @@ from spectral_density.linalg.eigen import top_eigenpairs
 from spectral_density.linalg.estimates import Estimate
 from spectral_density.linalg.sampling import DEFAULT_LIMIT, Plan
 
-# A difference H - G within this many roundings of H and G is nothing but rounding.
+# A difference H - G within this many roundings of H and G is nothing but rounding; its trace within
+# a tenth of that, `_TRACE_SHARE`.
 _ROUNDINGS = 100
+
+_ZERO = "0 (rounding)"
+_TRACE_SHARE = 10
 
 _MATRICES = ("hessian", "gauss_newton", "residual")
 _SYMBOLS = ("H", "G", "R")
@@ -48,6 +53,12 @@ class MatrixNorms:
     spectral_norm: float
     spectral_residual: float  # some eigenvalue is this near to the norm or its negative; 0 if exact
     spectral_converged: bool  # whether that is within the tolerance
+    rounding: float = 0.0  # a Frobenius norm up to here is that of rounding, as R's may be
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the matrix is zero as far as the precision of the products tells."""
+        return self.frobenius_norm.value <= self.rounding
 
 
 @dataclass(frozen=True)
@@ -120,37 +131,34 @@ class CurvatureDecomposition:
     def __str__(self) -> str:
         """Lay it out as a table: three lines a layer, standard errors behind +-."""
         head = ("layer", "parameters", "", "Frobenius norm", "spectral norm", "trace", "R / G")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             for symbol, matrix in zip(_SYMBOLS, _MATRICES, strict=True):
-                norms: MatrixNorms = getattr(row, matrix)
-                first, last = symbol == "H", symbol == "R"
-                lines.append(
-                    (
-                        row.name if first else "",
-                        f"{row.num_params:,}" if first else "",
-                        symbol,
-                        _pair(norms.frobenius_norm.value, norms.frobenius_norm.standard_error),
-                        _pair(norms.spectral_norm, norms.spectral_residual)
-                        + ("" if norms.spectral_converged else " (not converged)"),
-                        _pair(norms.trace.value, norms.trace.standard_error),
-                        _pair(row.ratio.value, row.ratio.standard_error) if last else "",
-                    )
-                )
+                lines.append(_line(row, symbol, getattr(row, matrix)))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = [
             "  ".join(
                 cell.rjust(width) if column == 1 else cell.ljust(width)
                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
+        ]
+        return "\n".join(
+            [
+                "H = G + R: the Hessian, its Gauss-Newton part G (the curvature of the loss), and",
+                "the residual R (the curvature of the network).",
+                *table,
+                f"{self.num_products:,} products with each of H and G, and "
+                f"{self.num_spectral_products:,} more for spectral norms.",
+            ]
         )
 
 
+@explained
 def curvature_decomposition(
     model: Any,
-    loss: Any,
-    dataset: Any,
+    loss: Any = None,
+    dataset: Any = None,
     *,
     variables: Any = None,
     num_products: int = 90,
@@ -292,15 +300,21 @@ def _row(
         spectral = []
         for matrix, operator in enumerate((h, g, h - g)):
             part = SubmatrixOperator(operator, indices)
-            relative = max(product_precision(part), product_error(part))
-            rounding = relative * (frobenius[0].value + frobenius[1].value)
+            precision = _relative_error(part) * (frobenius[0].value + frobenius[1].value)
             norm, products = _spectral(
-                part, frobenius[matrix].value, rounding, tolerance, parts.seed
+                part, frobenius[matrix].value, precision, tolerance, parts.seed
             )
             spectral.append(norm)
             count += products * (2 if matrix == 2 else 1)
+    sizes = frobenius[0].value + frobenius[1].value
+    rounding = (0.0, 0.0, _ROUNDINGS * _relative_error(parts.hessian) * sizes)
     h_norms, g_norms, r_norms = (
-        MatrixNorms(frobenius[matrix], mean_estimate(traces[:, matrix], num_products), *norm)
+        MatrixNorms(
+            frobenius[matrix],
+            mean_estimate(traces[:, matrix], num_products),
+            *norm,
+            rounding=rounding[matrix],
+        )
         for matrix, norm in enumerate(spectral)
     )
     row = BlockCurvature(
@@ -313,6 +327,11 @@ def _row(
         ratio=ratio_estimate(squares, num_products),
     )
     return row, count
+
+
+def _relative_error(operator: LinearOperator) -> float:
+    """Return the error of products of an operator, relative to its size."""
+    return max(product_precision(operator), product_error(operator))
 
 
 def _spectral_of_dense(matrix: np.ndarray) -> tuple[float, float, bool]:
@@ -344,6 +363,31 @@ def _with_convergence(row: BlockCurvature, plan: Plan) -> BlockCurvature:
         met = replace(norm, converged=meets(norm, plan.tolerance))
         parts.append(replace(part, frobenius_norm=met))
     return replace(row, hessian=parts[0], gauss_newton=parts[1])
+
+
+def _line(row: BlockCurvature, symbol: str, norms: MatrixNorms) -> tuple[str, ...]:
+    """Return a line of the table: one of the matrices of a layer."""
+    first, last = symbol == "H", symbol == "R"
+    spectral = _pair(norms.spectral_norm, norms.spectral_residual)
+    if not norms.spectral_converged:
+        spectral += " (not converged)"
+    trace = _pair(norms.trace.value, norms.trace.standard_error)
+    ratio = _pair(row.ratio.value, row.ratio.standard_error) if last else ""
+    frobenius = _pair(norms.frobenius_norm.value, norms.frobenius_norm.standard_error)
+    if norms.rounding and norms.is_rounding:
+        frobenius = spectral = ratio = _ZERO
+    # The trace of a matrix that is not zero is more precise than its norm.
+    if norms.rounding and abs(norms.trace.value) <= norms.rounding / _TRACE_SHARE:
+        trace = _ZERO
+    return (
+        row.name if first else "",
+        f"{row.num_params:,}" if first else "",
+        symbol,
+        frobenius,
+        spectral,
+        trace,
+        ratio,
+    )
 
 
 def _pair(value: float, error: float) -> str:

@@ -90,7 +90,7 @@ def sample(
     vectors = [(layer, i) for layer in layers if layer.exact for i in range(layer.size)]
     count, done, target = 0, 0, plan.first
     total = len(vectors) + plan.limit * len(estimated)
-    with progress_bar(total, "Products", progress) as bar:
+    with progress_bar(total, "Products with H and with G", progress) as bar:
         while True:
             # Probe by probe, so that an interrupted run has equally many of each layer.
             vectors += [(layer, i) for i in range(done, target) for layer in estimated]

@@ -21,10 +21,18 @@ from spectral_density.linalg.arguments import (
     product_precision,
 )
 from spectral_density.linalg.norms import euclidean_norm
-from spectral_density.linalg.solvers import Solution, solve
+from spectral_density.linalg.solution import Solution, Status
+from spectral_density.linalg.solvers import solve
+from spectral_density.linalg.tridiagonalization import lanczos
 
 # g'Ag within this many roundings of ||g|| ||Ag|| has no sign that means anything.
 _ROUNDINGS = 10
+
+DAMPING_SHARE = 1e-3
+"""The damping of a Newton step as a share of the largest eigenvalue, where none is given."""
+
+# Lanczos steps for that eigenvalue, and what CG takes at most with such damping: a tenth in theory.
+_STEPS, _DAMPED_ITERATIONS = 10, 1000
 
 
 class StepStatus(Enum):
@@ -71,18 +79,51 @@ class NewtonDecrement:
 
     value: float  # squared decrement, in the units of the loss; NaN without convergence
     decrease: float  # by which the quadratic model falls at the Newton step, value / 2
+    damping: float  # in the units of A's eigenvalues
+    num_products: int  # those that the default damping takes included
     solution: Solution = field(repr=False)  # of (A + damping I) x = g; -x is the Newton step
 
     @property
     def converged(self) -> bool:
-        """Whether the system was solved; if not, `solution.status.message` says what to do."""
+        """Whether the system was solved; if not, `message` says what to do."""
         return self.solution.converged
+
+    @property
+    def message(self) -> str:
+        """Why there is a value or none, and what to do."""
+        solution = self.solution
+        if solution.status is Status.NEGATIVE_CURVATURE and solution.curvature is not None:
+            least = self.damping - solution.curvature
+            return (
+                f"{self._matrix} has negative curvature ({solution.curvature:.3g} along a "
+                "direction), so that its quadratic model falls without end. Take the Gauss-Newton "
+                f"matrix, damping={1.1 * least:.2g} or more, or method='minres' for the value at a "
+                "saddle point."
+            )
+        if solution.status in (Status.SINGULAR, Status.LEAST_SQUARES, Status.STAGNATION):
+            return (
+                f"{self._matrix} is singular to the precision of its products, and the gradient "
+                "is none of its products: no Newton step solves it. Raise the damping; None "
+                f"takes {DAMPING_SHARE:g} of the largest eigenvalue."
+            )
+        if solution.status is Status.MAX_ITERATIONS:
+            share = solution.residual_norm / solution.residual_norms[0]
+            return (
+                f"{solution.iterations:,} iterations left {share:.1e} of the gradient. Raise the "
+                "damping or maxiter, or pass a preconditioner."
+            )
+        return solution.status.message
+
+    @property
+    def _matrix(self) -> str:
+        return f"A + {self.damping:.3g} I" if self.damping else "A"
 
     def __str__(self) -> str:
         """Return the value, or why there is none, as text."""
+        products = f"{self.num_products:,} products"
         if self.converged:
-            return f"g'A^-1 g = {self.value:.6g} ({self.solution.num_products:,} products)"
-        return f"no value: {self.solution.status.message}"
+            return f"g'({self._matrix})^-1 g = {self.value:.6g} ({products})"
+        return f"no value after {products}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,7 @@ def newton_decrement(
     *,
     gradient: np.ndarray | None = None,
     method: Literal["cg", "minres", "gmres"] = "cg",
-    damping: float = 0.0,
+    damping: float | None = None,
     preconditioner: Any = None,
     rtol: float = 1e-5,
     maxiter: int | None = None,
@@ -176,15 +217,21 @@ def newton_decrement(
     With x an approximate solution of B x = g, B = A + damping I, the value is 2 g'x - x'Bx, whose
     error is r'B^-1 r for a residual r: the square of what it is in g'x.
 
+    Of a network A is singular or nearly so, and the value depends on the damping, which belongs to
+    it: a tenth of the damping may double it.
+
     Args:
         operator: a `CurvatureOperator`, or, with `gradient`, any symmetric operator (n, n).
         gradient: g, shape (n,); None for the operator's own.
         method: "cg" for a positive definite B; "minres" for an indefinite one, whose value may be
             negative and belongs to a saddle point of the model.
-        damping: added to the diagonal.
+        damping: added to the diagonal, in the units of A's eigenvalues; 0 for A as it is. None for
+            a thousandth of its largest eigenvalue by magnitude (from ten products more) with "cg",
+            and for 0 with other methods.
         preconditioner: see `spectral_density.linalg.solvers.solve`, as for the rest.
         rtol: residual of the system relative to ||g||.
-        maxiter: iterations at most.
+        maxiter: iterations at most; None for 1,000 where the damping is None, too, and 10 n
+            otherwise.
         progress: show a bar; None for only in interactive runs.
 
     Returns:
@@ -200,6 +247,13 @@ def newton_decrement(
         decrement.
     """
     linear, g = _with_gradient(operator, gradient)
+    steps = 0
+    if damping is None:
+        damping = 0.0
+        maxiter = min(_DAMPED_ITERATIONS, 10 * len(g)) if maxiter is None else maxiter
+        if method == "cg" and g.any():
+            steps = min(_STEPS, len(g))
+            damping = DAMPING_SHARE * _largest(linear, steps)
     solution = solve(
         linear,
         g,
@@ -211,7 +265,13 @@ def newton_decrement(
         progress=progress,
     )
     value = -2 * solution.model_value if solution.converged else np.nan
-    return NewtonDecrement(value, value / 2, solution)
+    return NewtonDecrement(value, value / 2, damping, solution.num_products + steps, solution)
+
+
+def _largest(linear: Any, steps: int) -> float:
+    """Return the largest magnitude among the Ritz values of some Lanczos steps."""
+    run = lanczos(linear, steps, keep_basis=False, check=False, progress=False)
+    return float(np.abs(np.linalg.eigvalsh(run.tridiagonal())).max())
 
 
 def quadratic_model_error(

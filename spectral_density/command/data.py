@@ -11,6 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density.command.before_loading import (
+    check_exists,
+    check_names,
+    check_source,
+    needs_tfds,
+    split_name,
+)
 from spectral_density.command.imported import call
 from spectral_density.command.quiet import absl_warnings_suppressed
 
@@ -65,13 +72,16 @@ class Examples:
         return replace(self, notes=(*self.notes, note))
 
 
-def open_data(source: str, *, batch_size: int | None = None, scale: bool = True) -> Any:
+def open_data(
+    source: str, *, batch_size: int | None = None, scale: bool = True, download: bool = False
+) -> Any:
     """Open what `--data` names.
 
     Args:
         source: `tfds:name[split]`, `file.npz`, or `module:function`.
         batch_size: examples in a batch of the first two; None for 128.
         scale: divide uint8 images by 255.
+        download: fetch a dataset of TensorFlow Datasets that is not on the disk.
 
     Returns:
         `Examples`, or, of `module:function`, whatever the function returned.
@@ -81,23 +91,16 @@ def open_data(source: str, *, batch_size: int | None = None, scale: bool = True)
         ModuleNotFoundError: if tensorflow_datasets is needed, and it or TensorFlow not installed.
         ValueError: if it is none of the three, or cannot be read.
     """
+    check_source(source, batch_size, download)
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     if source.startswith("tfds:"):
-        return _scaled(_from_tfds(source, size), scale)
+        return _scaled(_from_tfds(source, size, download), scale)
     if source.endswith(".npz"):
         return _scaled(_from_npz(source, size), scale)
-    if ":" in source:
-        if batch_size is not None:
-            raise ValueError(
-                f"--batch-size does not apply to {source}: the function returns batches."
-            )
-        dataset = call(source)
-        if dataset is None:
-            raise ValueError(f"{source}() returned None, not a dataset.")
-        return dataset
-    raise ValueError(
-        f"--data {source!r} is none of tfds:name[split], file.npz and module:function."
-    )
+    dataset = call(source)
+    if dataset is None:
+        raise ValueError(f"{source}() returned None, not a dataset.")
+    return dataset
 
 
 # Files -------------------------------------------------------------------------------------------
@@ -106,11 +109,7 @@ def open_data(source: str, *, batch_size: int | None = None, scale: bool = True)
 def _from_npz(source: str, batch_size: int) -> Examples:
     arrays = _read(Path(source))
     unknown = [name for name in arrays if name not in ("x", "y", "w")]
-    if "x" not in arrays or "y" not in arrays:
-        names = ", ".join(arrays) or "nothing"
-        raise ValueError(
-            f"{source} must hold arrays named x and y (and w for sample weights); it holds {names}."
-        )
+    check_names(source, list(arrays))
     parts = tuple(arrays[name] for name in ("x", "y", "w") if name in arrays)
     lengths = {name: len(arrays[name]) for name in ("x", "y", "w") if name in arrays}
     if len(set(lengths.values())) > 1:
@@ -126,16 +125,6 @@ def _from_npz(source: str, batch_size: int) -> Examples:
     if unknown:
         examples = examples.with_note(f"of no use here and ignored: {', '.join(unknown)}")
     return examples
-
-
-def check_exists(path: Path) -> None:
-    """Check that a file of data exists.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"there is no data file {path}.")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -162,41 +151,27 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 # TensorFlow Datasets -----------------------------------------------------------------------------
 
 
-def split_name(source: str) -> tuple[str, str]:
-    """Return the name and the split of `tfds:name[split]`; the split may have brackets itself.
-
-    Raises:
-        ValueError: if it is not of that form.
-    """
-    name, bracket, rest = source.removeprefix("tfds:").partition("[")
-    if not name or not bracket or not rest.endswith("]") or not rest[:-1]:
-        raise ValueError(
-            f"--data {source!r} names no split: for instance tfds:mnist[train] or "
-            "'tfds:mnist[train[:512]]'."
-        )
-    return name, rest[:-1]
-
-
-def _from_tfds(source: str, batch_size: int) -> Examples:
+def _from_tfds(source: str, batch_size: int, download: bool) -> Examples:
     name, split = split_name(source)
     try:
         import tensorflow_datasets as tfds
 
         import_module("tensorflow")  # which it imports only when it reads a file
     except ImportError as error:
-        raise ModuleNotFoundError(
-            f"{source} needs tensorflow_datasets, and TensorFlow to read its files: "
-            'pip install tensorflow-datasets tensorflow (the former is in the extra "examples").'
-        ) from error
+        raise needs_tfds(source) from error
     try:
         with absl_warnings_suppressed():
-            dataset = tfds.load(name, split=split, as_supervised=True, shuffle_files=False)
+            dataset = tfds.load(
+                name, split=split, as_supervised=True, shuffle_files=False, download=download
+            )
     except ModuleNotFoundError as error:  # a requirement of this dataset
         raise ModuleNotFoundError(
             f"tensorflow_datasets needs {error.name} to load {source}: pip install {error.name}"
         ) from error
     except Exception as error:  # of the builder, of the split, of the network
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if not download:
+            first += " (--download fetches what is not on the disk)"
         raise ValueError(f"tensorflow_datasets cannot load {source}: {first}") from error
 
     def stored() -> Iterator[Batch]:

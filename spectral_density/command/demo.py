@@ -61,7 +61,7 @@ def run_demo(folder: Path, show: Callable[[str], None], progress: bool | None = 
     import spectral_density as sd
 
     dataset = [(x[i : i + 300], y[i : i + 300]) for i in range(0, len(x), 300)]
-    hessian = sd.HessianOperator(model, None, dataset)
+    hessian = sd.HessianOperator(model, dataset=dataset)
     show(f"3. Spectrum of its Hessian: {DRAWS} draws of {ORDER} Lanczos steps.")
     start = time.perf_counter()
     spectrum = sd.estimate_spectrum(hessian, ORDER, DRAWS, seed=1, progress=progress)

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectral_density.command.before_loading import NO_SUCH_LOSS, check_loss, check_source
 from spectral_density.command.data import (
     DEFAULT_BATCH_SIZE,
     Examples,
-    check_exists,
     open_data,
     with_labels_for,
 )
@@ -43,6 +43,7 @@ class MatrixRequest:
     custom_objects: str | None = None
     unsafe: bool = False
     seed: int = 0
+    download: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ class RequestedMatrix:
 
 
 def check_files(request: MatrixRequest) -> None:
-    """Check that the files exist, before Keras is imported, which takes seconds.
+    """Check what can be checked before Keras and its backend are imported, which takes seconds.
 
     Raises:
         FileNotFoundError: if the model or the data is not there.
-        ValueError: if the file of the model holds no model.
+        ModuleNotFoundError: if tensorflow_datasets is needed and not installed.
+        ValueError: if the file of the model holds no model, the data no x and y or no such split,
+            or there is no such loss or module.
     """
     check_kind(request.model)
-    if request.data.endswith(".npz"):
-        check_exists(Path(request.data))
+    check_source(request.data, request.batch_size, request.download)
+    check_loss(request.loss, request.from_logits, request.custom_objects)
 
 
 def open_matrix(request: MatrixRequest) -> RequestedMatrix:
@@ -87,8 +90,6 @@ def open_matrix(request: MatrixRequest) -> RequestedMatrix:
         ModuleNotFoundError: if a package is missing.
         ValueError: if one of them is not what it should be, or they do not belong together.
     """
-    if request.from_logits and (request.loss is None or ":" in request.loss):
-        raise ValueError("--from-logits belongs to a Keras loss: name it with --loss.")
     model = load_model(
         request.model,
         custom_objects=request.custom_objects,
@@ -96,7 +97,12 @@ def open_matrix(request: MatrixRequest) -> RequestedMatrix:
         unsafe=request.unsafe,
     )
     loss = _loss(model, request)
-    dataset = open_data(request.data, batch_size=request.batch_size, scale=request.scale)
+    dataset = open_data(
+        request.data,
+        batch_size=request.batch_size,
+        scale=request.scale,
+        download=request.download,
+    )
     framework = framework_of(model)
     outputs = _outputs(model, dataset, request.data, framework)
     if isinstance(dataset, Examples):
@@ -153,11 +159,7 @@ def _loss(model: Any, request: MatrixRequest) -> Any:
     except ValueError:
         loss = None
     if loss is None:
-        raise ValueError(
-            f"--loss {name!r} is no loss of Keras. There are for instance "
-            "sparse_categorical_crossentropy, categorical_crossentropy, binary_crossentropy, mse "
-            "and huber; a loss of your own is --loss module:name."
-        )
+        raise ValueError(NO_SUCH_LOSS.format(name=name))
     if not request.from_logits:
         return loss
     function = standard_loss(loss)[0] or name

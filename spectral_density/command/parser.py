@@ -73,7 +73,7 @@ def _add_amount(command: argparse.ArgumentParser) -> None:
         "--order",
         type=_count,
         metavar="N",
-        help="Lanczos steps a draw: the resolution (default: 90, or all of a smaller model)",
+        help="Lanczos steps per draw: the resolution (default: 90, or all of a smaller model)",
     )
     command.add_argument(
         "--draws", type=_count, metavar="N", help="random start vectors (default: 10)"
@@ -89,7 +89,7 @@ def _add_amount(command: argparse.ArgumentParser) -> None:
         "--max-products",
         type=_count,
         metavar="N",
-        help="the most steps of all draws together, for --tolerance "
+        help="the most steps of all draws in total, for --tolerance "
         "(default: 900, or --order times --draws)",
     )
 
@@ -178,6 +178,11 @@ def _add_data(which: Any) -> None:
         help="tfds:name[split], such as 'tfds:mnist[train[:512]]'; a file.npz with arrays x, y "
         "and, if wanted, weights w; or module:function of the current directory, which returns "
         "a dataset of batches",
+    )
+    which.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch a dataset of tfds: that is not on the disk",
     )
     which.add_argument(
         "--batch-size", type=_count, metavar="N", help="examples in a batch (default: 128)"

@@ -137,6 +137,7 @@ def _estimate(
 def _settings(request: RunRequest) -> dict[str, Any]:
     """Return the settings that decide the result, as the summary records them."""
     of_matrix = asdict(request.matrix)
+    del of_matrix["download"]  # the result is the same
     fixed = request.tolerance is None
     model, data = of_matrix.pop("model"), Path(request.matrix.data)
     layers = request.matrix.layers

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from spectral_density._arguments import explained
+from spectral_density.curvature.arguments import check_places
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
 from spectral_density.engines import engine_of
@@ -55,11 +57,12 @@ class FisherOperator(CurvatureOperator):
 
     definition = "outputs"
 
+    @explained
     def __init__(
         self,
         model: Any,
-        loss: Any,
-        dataset: Any,
+        loss: Any = None,
+        dataset: Any = None,
         *,
         kind: str = "type2",
         num_samples: int = 1,
@@ -123,6 +126,7 @@ class FisherOperator(CurvatureOperator):
             distribution="" if empirical else f"kind={kind!r}",
             positive_weights=kind != "type2",
         )
+        check_places("FisherOperator", model, loss, dataset)
         derivatives = engine_of(model).derivatives(
             model,
             loss,

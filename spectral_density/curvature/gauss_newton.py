@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spectral_density._arguments import explained
+from spectral_density.curvature.arguments import check_places
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
 from spectral_density.engines import engine_of
@@ -43,11 +45,12 @@ class GaussNewtonOperator(CurvatureOperator):
     needs = Needs(outputs=True, logits=True)
     definition = "outputs"
 
+    @explained
     def __init__(
         self,
         model: Any,
-        loss: Any,
-        dataset: Any,
+        loss: Any = None,
+        dataset: Any = None,
         *,
         variables: Any = None,
         reduction: str | None = None,
@@ -89,6 +92,7 @@ class GaussNewtonOperator(CurvatureOperator):
         Warns:
             UserWarning: a softmax or sigmoid cannot be moved into the loss, or layers add losses.
         """
+        check_places("GaussNewtonOperator", model, loss, dataset)
         derivatives = engine_of(model).derivatives(
             model,
             loss,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spectral_density._arguments import explained
+from spectral_density.curvature.arguments import check_places
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.sweep import SweepOptions
 from spectral_density.engines import engine_of
@@ -23,16 +25,18 @@ class HessianOperator(CurvatureOperator):
 
     Example:
         >>> hessian = HessianOperator(model, "mse", [(x, y)])           # doctest: +SKIP
+        >>> hessian = HessianOperator(model, dataset=[(x, y)])          # doctest: +SKIP
         >>> scipy.sparse.linalg.eigsh(hessian, k=3)                     # doctest: +SKIP
     """
 
     definition = "hessian"
 
+    @explained
     def __init__(
         self,
         model: Any,
-        loss: Any,
-        dataset: Any,
+        loss: Any = None,
+        dataset: Any = None,
         *,
         variables: Any = None,
         reduction: str | None = None,
@@ -89,6 +93,7 @@ class HessianOperator(CurvatureOperator):
         Warns:
             UserWarning: batches of more than eight shapes.
         """
+        check_places("HessianOperator", model, loss, dataset)
         derivatives = engine_of(model).derivatives(
             model,
             loss,
@@ -104,6 +109,7 @@ class HessianOperator(CurvatureOperator):
         super().__init__(derivatives, dataset, options)
 
     @classmethod
+    @explained
     def from_function(
         cls,
         loss: Callable[..., Any],

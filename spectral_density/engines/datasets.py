@@ -32,7 +32,7 @@ def opener(dataset: Any, arrays: tuple[type, ...]) -> Callable[[], Iterator[Any]
         )
     if isinstance(dataset, (list, tuple)):
         if isinstance(dataset, tuple) and any(
-            isinstance(part, (np.ndarray, *arrays)) for part in dataset
+            isinstance(part, (np.ndarray, *arrays)) or _is_of_numbers(part) for part in dataset
         ):
             raise TypeError(
                 "dataset is a tuple of arrays, which is one batch, not an iterable of batches. "
@@ -63,6 +63,11 @@ def opener(dataset: Any, arrays: tuple[type, ...]) -> Callable[[], Iterator[Any]
     )
 
 
+def _is_of_numbers(part: Any) -> bool:
+    """Tell a list of numbers, such as labels, from a batch."""
+    return isinstance(part, list) and bool(part) and isinstance(part[0], (int, float))
+
+
 def length(dataset: Any) -> int:
     """Return how many batches a dataset says it has, 0 where it does not say."""
     try:
@@ -83,11 +88,17 @@ def common_size(sizes: set[int], of_x_and_y: set[int]) -> int:
     """
     if len(sizes) > 1:
         sizes = of_x_and_y
+    if not sizes:
+        raise ValueError(
+            "the examples of a batch cannot be counted: its tensors are of no size (all scalars). "
+            "Is the dataset batched? Parts that are lists of numbers become arrays by "
+            "np.asarray; or say how much a batch counts with batch_weight=lambda batch: ..."
+        )
     if len(sizes) != 1:
         raise ValueError(
             "the examples of a batch cannot be counted: its tensors have leading dimensions "
-            f"{sorted(sizes) or 'of no size (all scalars)'}. Say how much a batch counts with "
-            "batch_weight=lambda batch: ..."
+            f"{sorted(sizes)}, which must be one number. Is the dataset batched (.batch(n))? Or "
+            "say how much a batch counts with batch_weight=lambda batch: ..."
         )
     return next(iter(sizes))
 

@@ -91,6 +91,21 @@ def place_of(parameters: Parameters, positions: Sequence[int]) -> slice | np.nda
     return indices_of(parameters, positions)
 
 
+NOTHING_CHOSEN = (
+    "variables is empty: name at least one layer or variable, or pass None for all that are "
+    "trainable. What is frozen has no trainable_weights: set trainable = True on the layer or "
+    "model first, and read them then."
+)
+
+
+def frozen(name: str) -> str:
+    """Return the message for a layer without anything to take derivatives in."""
+    return (
+        f"layer {name!r} has no trainable variables: it has no weights, or is frozen. Set its "
+        "trainable = True before the operator is made, or choose another."
+    )
+
+
 def as_list(variables: Any) -> list[Any]:
     """Return a selection as a list of items: of one, unless it is a list or tuple."""
     if isinstance(variables, (str, re.Pattern)) or not isinstance(variables, Iterable):

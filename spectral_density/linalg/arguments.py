@@ -31,9 +31,18 @@ def as_real_square(operator: Any) -> LinearOperator:
     except TypeError as error:
         raise TypeError(
             "The operator must be a LinearOperator, a NumPy array or a SciPy sparse matrix, got "
-            f"{type(operator).__name__}."
+            f"{type(operator).__name__}.{_advice(operator)}"
         ) from error
     return _refuse_complex(linear)
+
+
+def _advice(operator: Any) -> str:
+    """Return how an operator is made of what was passed for one, as the end of a message."""
+    if hasattr(operator, "trainable_variables"):
+        return " Of a model pass its operator: HessianOperator(model, loss, dataset)."
+    if callable(operator):
+        return " Of a function pass scipy.sparse.linalg.LinearOperator((n, n), matvec=function)."
+    return ""
 
 
 def as_real_operator(operator: Any, symmetric: Any) -> tuple[LinearOperator, bool]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import keras
 
+from spectral_density._arguments import explained
 from spectral_density._warnings import warn
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
@@ -123,6 +124,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
     """
 
+    @explained
     def __init__(
         self,
         dataset: Any,

@@ -311,7 +311,10 @@ def test_arguments_that_make_no_sense_are_errors(options, error, message):
 
 def test_the_table_and_the_dictionary_hold_every_number():
     found = decomposed("tanh")
-    lines = str(found).splitlines()
+    *legend, last = str(found).splitlines()
+    legend, lines = legend[:2], legend[2:]
+    assert "G (the curvature of the loss)" in legend[0]
+    assert f"{found.num_products:,} products with each of H and G" in last
     assert lines[0].split()[:2] == ["layer", "parameters"]
     assert len(lines) == 1 + 3 * 4
     assert all(len(line) <= 110 for line in lines)
@@ -323,6 +326,22 @@ def test_the_table_and_the_dictionary_hold_every_number():
     assert found["second"] is found.layers[1]
     with pytest.raises(KeyError, match="there are first, second, logits"):
         found["third"]
+
+
+def test_what_is_rounding_is_said_to_be_zero():
+    found = decomposed("relu")
+    lines = str(found).splitlines()
+    of_residuals = [line for line in lines if line.split()[:1] == ["R"]]
+    # Piecewise linear: R is zero in each layer, and is not between layers, where its trace is none.
+    for line in of_residuals[:-1]:
+        assert line.count("0 (rounding)") == 4
+    assert of_residuals[-1].count("0 (rounding)") == 1
+    assert not found.total.residual.is_rounding
+    assert "0 (rounding)" not in "".join(set(lines) - set(of_residuals))
+    # Of the others the last layer alone is linear in its weights.
+    smooth = decomposed("tanh")
+    assert [row.residual.is_rounding for row in smooth.rows] == [False, False, True, False]
+    assert str(smooth).count("0 (rounding)") == 4
 
 
 def test_nothing_of_the_model_changes_and_the_data_are_passed_in_blocks():

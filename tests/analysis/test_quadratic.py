@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -126,7 +128,7 @@ def test_blocks_and_matrices_need_their_gradient():
 @pytest.mark.parametrize("method", ["cg", "minres", "gmres"])
 def test_the_decrement_is_that_of_a_dense_solve(method):
     a, g, true = damped()
-    found = newton_decrement(a, gradient=g, method=method, rtol=1e-4)
+    found = newton_decrement(a, gradient=g, method=method, damping=0.0, rtol=1e-4)
     assert found.converged
     # The square of the residual's accuracy.
     assert found.value == pytest.approx(true, rel=1e-7)
@@ -147,10 +149,45 @@ def test_negative_curvature_is_no_number():
     assert np.isnan(found.value)
     assert np.isnan(found.decrease)
     assert not found.converged
-    assert found.solution.status.message in str(found)
+    assert "negative curvature" in str(found)
+    assert found.message in str(found)
     g, h = operator.gradient(), operator.to_dense()
     indefinite = newton_decrement(operator, method="minres", rtol=1e-10)
     assert indefinite.value == pytest.approx(g @ np.linalg.solve(h, g))
+
+
+def test_by_default_the_damping_is_a_share_of_the_largest_eigenvalue():
+    eigenvalues = np.r_[np.zeros(50), np.geomspace(1e-8, 1.0, 49), 40.0]
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(100, 100)))[0]
+    g = np.random.default_rng(1).normal(size=100)
+    found = newton_decrement((rotation * eigenvalues) @ rotation.T, gradient=g)
+    assert found.damping == pytest.approx(0.04, rel=1e-6)
+    true = np.sum((rotation.T @ g) ** 2 / (eigenvalues + found.damping))
+    assert found.value == pytest.approx(true, rel=1e-6)
+    assert found.num_products == found.solution.num_products + 10 < 200
+    assert "(A + 0.04 I)^-1" in str(found)
+
+
+def test_a_singular_matrix_without_damping_says_so():
+    a = np.diag(np.r_[np.zeros(5), np.arange(1.0, 6.0)])
+    found = newton_decrement(a, gradient=np.ones(10), damping=0.0)
+    assert not found.converged
+    assert "A is singular" in str(found)
+    assert "Raise the damping" in found.message
+
+
+def test_negative_curvature_says_which_damping_is_enough():
+    a = np.diag(np.r_[-2.0, np.arange(1.0, 6.0)])
+    found = newton_decrement(a, gradient=np.ones(6))
+    advised = float(re.search(r"damping=([\d.]+)", found.message)[1])
+    assert 0 < advised <= 2.2  # a tenth more than the curvature, -2 at the least
+    assert newton_decrement(a, gradient=np.ones(6), damping=2.2).converged
+
+
+def test_too_few_iterations_say_what_is_left():
+    a = np.diag(np.geomspace(1e-3, 1.0, 50))
+    found = newton_decrement(a, gradient=np.ones(50), maxiter=3)
+    assert found.message.startswith("3 iterations left")
 
 
 def test_a_gradient_of_zero_has_none():

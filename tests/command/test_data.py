@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from spectral_density.command.data import Examples, open_data, split_name, with_labels_for
+from spectral_density.command.before_loading import split_name
+from spectral_density.command.data import Examples, open_data, with_labels_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(10, 4, 4, 1), dtype=np.uint8)
 LABELS = np.arange(10) % 3
@@ -142,13 +143,13 @@ def test_a_package_that_one_dataset_needs_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", SimpleNamespace(load=load))
     with pytest.raises(ModuleNotFoundError, match=r"to load tfds:mnist\[train\]: pip install cv2"):
-        open_data("tfds:mnist[train]")
+        open_data("tfds:mnist[train]", download=True)
 
 
 def test_a_missing_tensorflow_datasets_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ModuleNotFoundError, match='extra "examples"'):
-        open_data("tfds:mnist[train]")
+        open_data("tfds:mnist[train]", download=True)
 
 
 def test_a_function_of_the_current_directory_gives_the_dataset(here):

@@ -422,8 +422,10 @@ def test_too_little_memory_names_the_ways_out_of_the_command(command, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_data_come_from_tensorflow_datasets(command, here, tmp_path):
+def test_data_come_from_tensorflow_datasets(command, here, tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(here))
+    (here / "mnist").mkdir()  # as if it were on the disk
     with tfds.testing.mock_data(num_examples=12):
         model = keras.Sequential(
             [

@@ -15,17 +15,11 @@ from spectral_density.engines.finite import cause
 from spectral_density.engines.jax.beside_weights import JaxBesideWeights
 from spectral_density.engines.jax.jaxprs import place_of, random_draws
 from spectral_density.engines.jax.loss_functions import reached
+from spectral_density.engines.jax.models import TRACING_ERRORS
 
 if TYPE_CHECKING:
     from spectral_density.engines.jax.derivatives import JaxDerivatives
     from spectral_density.engines.jax.products import JaxProducts
-
-# What tracing a user's function raises where it is called with things it does not expect; JAX's own
-# errors are among them.
-TRACING_ERRORS = (
-    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
-    *(NameError, RuntimeError),
-)
 
 
 class JaxInspection(Inspection):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from spectral_density.engines.jax.batches import first_batch
-from spectral_density.engines.jax.inspection import TRACING_ERRORS
 from spectral_density.engines.jax.keras_model import KerasModel
 from spectral_density.engines.jax.keras_objective import KerasObjective
+from spectral_density.engines.jax.models import TRACING_ERRORS
 from spectral_density.engines.jax.objectives import (
     FunctionObjective,
     PairObjective,
@@ -79,6 +79,7 @@ class KerasFactory:
                 batch,
             )
         except TRACING_ERRORS as error:
-            raise in_neither_form(describe(loss), of_batch, error) from of_batch
+            with self._model.inputs_explained(batch):
+                raise in_neither_form(describe(loss), of_batch, error) from of_batch
         of_outputs.description += " as loss(y_true, y_pred)"
         return None, of_outputs

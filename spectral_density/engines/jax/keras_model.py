@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
-from spectral_density.engines.jax.models import Arrays, BoundModel
+from spectral_density.engines.jax.models import TRACING_ERRORS, Arrays, BoundModel
 from spectral_density.engines.jax.parameters import Leaves, chosen
 from spectral_density.engines.keras_shared.attributes import (
     all_layers,
     twice_differentiable_kernels,
 )
+from spectral_density.engines.keras_shared.inputs import inputs_explained
 from spectral_density.engines.keras_shared.kinds import NOTHING_TRAINABLE, refuse_unbuilt
 from spectral_density.engines.keras_shared.layers import layers_and_variables, positions_by_owner
+from spectral_density.engines.layout import frozen
 
 
 class KerasModel(BoundModel):
@@ -69,9 +71,13 @@ class KerasModel(BoundModel):
             own = {id(v) for v in item.trainable_variables}
             found = {at for at, v in enumerate(trainable) if id(v) in own}
             if not found:
-                raise ValueError(f"layer {item.name!r} has no trainable variables of this model.")
+                raise ValueError(frozen(item.name))
             return found
         return set(chosen(item, trainable, names, "the model"))
+
+    def inputs_explained(self, batch: Any) -> AbstractContextManager[None]:
+        """See `BoundModel`."""
+        return inputs_explained(self.model, batch, TRACING_ERRORS)
 
     def constants(self) -> list[jax.Array]:
         """See `BoundModel`."""

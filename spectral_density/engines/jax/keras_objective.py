@@ -27,6 +27,13 @@ from spectral_density.engines.keras_shared.endings import (
     is_of_classes,
     mistaken_outputs,
 )
+from spectral_density.engines.keras_shared.inputs import refuse_single_example
+from spectral_density.engines.keras_shared.labels import (
+    check_label_shapes,
+    check_label_values,
+    is_no_class,
+    outside_classes,
+)
 from spectral_density.engines.keras_shared.objective import (
     Term,
     align,
@@ -82,14 +89,16 @@ class KerasObjective(Objective):
 
     def validate(self, batch: Any) -> None:
         """Read off the outputs of one batch which loss goes with which, and check them."""
-        _, y, _ = unpack(batch)
+        x, y, sample_weight = unpack(batch)
+        refuse_single_example(x, y)
 
         def outputs(weights: Arrays, constants: Arrays, batch: Any) -> Any:
             structure, added, _ = self._called(weights, constants, batch)
             self.adds_losses = bool(added)
             return structure
 
-        structure = shape_of(outputs, self.model, batch)
+        with self.model.inputs_explained(batch):
+            structure = shape_of(outputs, self.model, batch)
         self._structure = structure
         names = getattr(self.model.model, "output_names", None)
         losses = align(self._losses, structure, names, "loss")
@@ -100,6 +109,8 @@ class KerasObjective(Objective):
                 raise ValueError(f"output {position} of {len(losses)} has a loss but no labels.")
         self._output_names = names
         self.terms = terms_of(losses, weights, self._reduction, keras, with_ranks_matched)
+        sample_weights = align(sample_weight, structure, names, "sample_weight")
+        check_label_shapes(self.terms, labels, keras.tree.flatten(structure), sample_weights)
         used = [term for term in self.terms if term is not None]
         # The last term holds what layers add in their call, a mean over the batch.
         self.coefficients = np.array([term.coefficient for term in used] + [1.0])
@@ -196,20 +207,16 @@ class KerasObjective(Objective):
         """See `Objective.check_labels`: JAX takes a class that there is not for none at all.
 
         Raises:
-            ValueError: if a label that counts is no class of its output.
+            ValueError: if a label that counts is no class of its output, or no whole number.
         """
         _, y, _ = unpack(batch)
         labels = align(y, self._structure, self._output_names, "y")
         outputs = keras.tree.flatten(self._structure)
+        check_label_values(self.terms, labels, outputs)
         for term, label, output in zip(self.terms, labels, outputs, strict=True):
-            if term is None or not is_of_classes(term.loss, len(output.shape)):
-                continue
-            classes = output.shape[-1]
-            if np.any(_is_no_class(np.asarray(label), classes)) and self._counts(batch):
-                raise ValueError(
-                    f"labels are from {np.min(label):g} to {np.max(label):g}, and an output of "
-                    f"shape {output.shape} has the classes 0 to {classes - 1}."
-                )
+            refused = None if term is None else outside_classes(term.loss, label, output)
+            if refused and self._counts(batch):
+                raise ValueError(refused)
 
     def _counts(self, batch: Any) -> bool:
         """Tell whether a label that is no class has a weight: masks leave some out."""
@@ -219,7 +226,7 @@ class KerasObjective(Objective):
             if is_of_classes(part.term.loss, part.output.ndim):
                 values, of_values = term_values(part)
                 weights, _ = term_weights(part, values, of_values)
-                wrong = _is_no_class(jnp.asarray(part.label), part.output.shape[-1])
+                wrong = is_no_class(part.term.loss, jnp.asarray(part.label), part.output.shape[-1])
                 counted = wrong.reshape(values.shape) & (True if weights is None else weights != 0)
                 if bool(jnp.any(counted)):
                     return True
@@ -269,8 +276,3 @@ class KerasObjective(Objective):
         losses = keras.tree.flatten(self._losses)
         options = [options_of(loss) for loss in losses]
         return super().settings() | {"options": options, "call": str(self._call_options)}
-
-
-def _is_no_class(labels: Any, classes: int) -> Any:
-    """Tell for each label whether it is below 0 or not below the number of classes."""
-    return (labels < 0) | (labels >= classes)

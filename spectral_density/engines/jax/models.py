@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -17,6 +17,13 @@ import numpy as np
 from spectral_density.engines.jax.parameters import Leaves, chosen
 
 Arrays = Sequence[jax.Array]
+
+# What tracing a user's function raises where it is called with things it does not expect; JAX's own
+# errors are among them.
+TRACING_ERRORS = (
+    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(NameError, RuntimeError),
+)
 
 
 class BoundModel(ABC):
@@ -51,6 +58,11 @@ class BoundModel(ABC):
     def batch_normalizations(self) -> list[str]:
         """Return the batch normalizations of the model, by kind and name, as far as it tells."""
         return []
+
+    def inputs_explained(self, batch: Any) -> AbstractContextManager[None]:
+        """Return a context that explains an error where the model cannot take a batch's inputs."""
+        del batch
+        return nullcontext()
 
     def traced_again(self) -> bool:
         """Tell whether the last trace met constants that it did not know of."""

@@ -171,7 +171,9 @@ class FunctionObjective(Objective):
 
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar."""
-        check_loss(shape_of(self.value, self.model, batch), rank=0)
+        with self.model.inputs_explained(batch):
+            shape = shape_of(self.value, self.model, batch)
+        check_loss(shape, rank=0)
 
 
 class PairObjective(FunctionObjective):
@@ -237,7 +239,8 @@ class PairObjective(FunctionObjective):
             with self.model.bound(weights, constants) as model:
                 return self._loss(self._predict(model, batch), batch)
 
-        shape = shape_of(values, self.model, batch)
+        with self.model.inputs_explained(batch):
+            shape = shape_of(values, self.model, batch)
         if len(shape.shape) != 1:
             raise ValueError(
                 "loss(outputs, batch) must return one value for each example, shape "

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_density.engines.jax.arrays import has_float64
-from spectral_density.engines.layout import Parameters, as_list, listing, named_pairs
+from spectral_density.engines.layout import (
+    NOTHING_CHOSEN,
+    Parameters,
+    as_list,
+    listing,
+    named_pairs,
+)
 
 
 class Leaves(Parameters):
@@ -31,7 +37,7 @@ class Leaves(Parameters):
                 none.
         """
         if not variables:
-            raise ValueError("variables is empty: name at least one, or pass None for all of them.")
+            raise ValueError(NOTHING_CHOSEN)
         for name, variable in zip(names, variables, strict=True):
             _check_leaf(name, variable)
         shapes = [tuple(map(int, variable.shape)) for variable in variables]

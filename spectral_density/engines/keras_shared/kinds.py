@@ -32,6 +32,13 @@ def is_keras_loss(loss: Any) -> bool:
     return isinstance(loss, (keras.losses.Loss, *legacy))
 
 
+def is_metric(loss: Any) -> bool:
+    """Tell whether something passed for a loss is a metric of Keras 3 or of tf_keras."""
+    tf_keras = sys.modules.get(_TF_KERAS)
+    legacy = () if tf_keras is None else (tf_keras.metrics.Metric,)
+    return isinstance(loss, (keras.metrics.Metric, *legacy))
+
+
 def refuse_unbuilt(model: Any) -> None:
     """Raise if a Keras model has no weights yet.
 

@@ -10,7 +10,7 @@ from spectral_density.engines.keras_shared.attributes import (
     is_of_keras,
     is_of_tf_keras,
 )
-from spectral_density.engines.keras_shared.kinds import is_keras_loss
+from spectral_density.engines.keras_shared.kinds import is_keras_loss, is_metric
 from spectral_density.engines.keras_shared.own_code import refuse_own_training
 
 REDUCTIONS = ("mean", "sum")
@@ -68,6 +68,11 @@ def make_objective(
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}.')
     if inspect.isclass(loss):
         raise TypeError(f"loss is the class {loss.__name__}: pass an object, {loss.__name__}().")
+    if is_metric(loss):
+        raise TypeError(
+            f"loss is the metric {type(loss).__name__}, which keeps a state: pass the loss, as "
+            f"keras.losses.{type(loss).__name__}() where there is one of that name."
+        )
     if loss is None:
         return factory.of_outputs(*compiled_loss_of(model))
     if is_per_example(loss) or isinstance(loss, (list, dict)):

@@ -32,14 +32,13 @@ def unpack(batch: Any) -> tuple[Any, Any, Any]:
     if isinstance(batch, (list, tuple)) and len(batch) in (2, 3):
         x, y, *rest = batch
         return x, y, (rest[0] if rest else None)
-    found = (
-        f"a {type(batch).__name__} of {len(batch)}"
-        if isinstance(batch, (list, tuple, dict))
-        else f"a single {type(batch).__name__}"
-    )
+    if isinstance(batch, (list, tuple, dict)):
+        found = f"a {type(batch).__name__} of {len(batch)}"
+    else:
+        found = f"a single array of shape {tuple(getattr(batch, 'shape', ()))}"
     raise ValueError(
-        f"with a Keras loss a batch is (x, y) or (x, y, sample_weight), got {found}. "
-        "For other batches pass a function loss_fn(model, batch)."
+        f"with a Keras loss a batch is (x, y) or (x, y, sample_weight), got {found}. A dataset of "
+        "one batch is [(x, y)]; for other batches pass a function loss_fn(model, batch)."
     )
 
 
@@ -62,7 +61,10 @@ def align(values: Any, outputs: Any, names: Any, what: str) -> list[Any]:
             )
         return list(values)
     if num_outputs > 1 and values is not None and not shared:
-        raise ValueError(f"the model has {num_outputs} outputs, and {what} is a single tensor.")
+        raise ValueError(
+            f"the model has {num_outputs} outputs, and {what} is a single tensor: pass a list with "
+            "one for each, or a dict by the names of the outputs."
+        )
     return [values] * num_outputs
 
 
@@ -101,7 +103,7 @@ def _term(
     with_ranks_matched: Callable[[Any], Any],
 ) -> Term:
     if isinstance(loss, str):
-        loss = keras_of_model.losses.get(loss)
+        loss = _named(loss, keras_of_model)
     own = getattr(loss, "reduction", "sum_over_batch_size")
     if own in (None, "none"):
         raise ValueError(
@@ -117,6 +119,17 @@ def _term(
     dtype = getattr(loss, "dtype", None) or keras_of_model.backend.floatx()
     coefficient = 1.0 if weight is None else float(weight)
     return Term(values, reduced, str(dtype), coefficient, loss)
+
+
+def _named(name: str, keras_of_model: Any) -> Any:
+    try:
+        return keras_of_model.losses.get(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{name!r} is no loss of Keras: there are for instance sparse_categorical_crossentropy "
+            "(class numbers), categorical_crossentropy (one-hot labels), binary_crossentropy, mse "
+            "and huber; for outputs that are logits pass an object with from_logits=True."
+        ) from error
 
 
 def options_of(loss: Any) -> str:

@@ -18,11 +18,12 @@ from spectral_density.engines.tensorflow.compiled_products import (
     compiled,
     width_of_chunks,
 )
+from spectral_density.engines.tensorflow.finite import all_finite
 from spectral_density.engines.tensorflow.inspection import TensorFlowInspection
 from spectral_density.engines.tensorflow.loss_graphs import LossGraphs
 from spectral_density.engines.tensorflow.merging import examples_are_separate, examples_at_once
 from spectral_density.engines.tensorflow.needs import LossNeeds
-from spectral_density.engines.tensorflow.objectives import FunctionObjective, Objective
+from spectral_density.engines.tensorflow.objectives import FunctionObjective, Objective, explained
 from spectral_density.engines.tensorflow.precision import compute_dtype
 from spectral_density.engines.tensorflow.replicas import TensorFlowReplicas, replicas_of
 from spectral_density.engines.tensorflow.scopes import layers_of
@@ -104,8 +105,15 @@ class TensorFlowDerivatives(Derivatives):
         graphs = self.graphs
         function = graphs.sums if is_first_dataset else graphs.denominators
         self._trace(function, batch, weight)
-        with self.state.unchanged():
+        if is_first_dataset:
+            self.objective.check_labels(batch)
+        with self.state.unchanged(), explained(self.objective, batch):
             found = function(batch, weight)
+        # An accelerator computes NaN where a CPU raises an error.
+        if is_first_dataset and not all_finite(found[0]):
+            sentence = self.objective.explanation(batch)
+            if sentence:
+                raise ValueError(sentence)
         with self.state.unchanged():
             self._loss_needs.check(batch)
         return np.asarray(found[1] if is_first_dataset else found, np.float64)

@@ -9,7 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.inputs import inputs_explained, refuse_single_example
 from spectral_density.engines.keras_shared.kinds import keras_module
+from spectral_density.engines.keras_shared.labels import (
+    check_label_shapes,
+    check_label_values,
+    outside_classes,
+)
 from spectral_density.engines.keras_shared.objective import (
     Term,
     align,
@@ -25,7 +31,11 @@ from spectral_density.engines.tensorflow.exact_gradients import exact_second_der
 from spectral_density.engines.tensorflow.frameworks import tf_variable
 from spectral_density.engines.tensorflow.keras_internals import penalty_functions
 from spectral_density.engines.tensorflow.layer_losses import losses_put_back
-from spectral_density.engines.tensorflow.objectives import Objective, non_trainable_variables
+from spectral_density.engines.tensorflow.objectives import (
+    TRACING_ERRORS,
+    Objective,
+    non_trainable_variables,
+)
 from spectral_density.engines.tensorflow.terms import OutputTerm, weighted_sum, with_ranks_matched
 
 
@@ -74,15 +84,21 @@ class KerasObjective(Objective):
 
     def validate(self, batch: Any) -> None:
         """Read off the outputs of one batch which loss goes with which, and check them."""
-        x, y, _ = unpack(batch)
+        x, y, sample_weight = unpack(batch)
+        refuse_single_example(x, y)
 
         def outputs(x: Any) -> Any:
             return self.outputs(x)
 
-        with exact_second_derivatives(self.model), losses_put_back(self.model):
+        with (
+            exact_second_derivatives(self.model),
+            losses_put_back(self.model),
+            inputs_explained(self.model, batch, TRACING_ERRORS),
+        ):
             graph = tf.function(outputs, autograph=False).get_concrete_function(x)
         structure = graph.structured_outputs
-        num_outputs = len(tf.nest.flatten(structure))
+        flat = tf.nest.flatten(structure)
+        num_outputs = len(flat)
         names = getattr(self.model, "output_names", None)
         losses = align(self._losses, structure, names, "loss")
         weights = align(self._loss_weights, structure, names, "loss_weights")
@@ -98,12 +114,32 @@ class KerasObjective(Objective):
             keras_module(self.model) or keras,
             with_ranks_matched,
         )
+        sample_weights = align(sample_weight, structure, names, "sample_weight")
+        check_label_shapes(self.terms, labels, flat, sample_weights)
+        self._output_shapes = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in flat]
+        self._structure = tf.nest.pack_sequence_as(structure, self._output_shapes)
         used = [term for term in self.terms if term is not None]
         # The last term holds what layers add in their call, a mean over the batch.
         self.coefficients = np.array([term.coefficient for term in used] + [1.0])
         self.averaged = np.array(
             [term.reduction != "sum" for term in used] + [self._reduction != "sum"]
         )
+
+    def check_labels(self, batch: Any) -> None:
+        """See `Objective.check_labels`."""
+        _, y, _ = unpack(batch)
+        labels = align(y, self._structure, self._output_names, "y")
+        check_label_values(self.terms, labels, self._output_shapes)
+
+    def explanation(self, batch: Any) -> str | None:
+        """See `Objective.explanation`: labels that are no class of their output."""
+        _, y, _ = unpack(batch)
+        labels = align(y, self._structure, self._output_names, "y")
+        for term, label, output in zip(self.terms, labels, self._output_shapes, strict=True):
+            found = None if term is None else outside_classes(term.loss, label, output)
+            if found:
+                return found
+        return None
 
     def outputs_of(self, batch: Any) -> Any:
         """Return the model's outputs for a batch `(x, y)` or `(x, y, sample_weight)`."""

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from spectral_density.engines.keras_shared import losses as keras_losses
+from spectral_density.engines.keras_shared.inputs import inputs_explained
 from spectral_density.engines.keras_shared.objective import describe
 from spectral_density.engines.tensorflow.batches import first_batch
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
@@ -121,6 +122,7 @@ def traced_loss(
         with exact_second_derivatives(model), losses_put_back(model):
             sums.get_concrete_function(batch)
     except TRACING_ERRORS as error:
-        raise keras_losses.in_neither_form(describe(loss), of_batch, error) from of_batch
+        with inputs_explained(model, batch, TRACING_ERRORS):
+            raise keras_losses.in_neither_form(describe(loss), of_batch, error) from of_batch
     of_outputs.description += " as loss(y_true, y_pred)"
     return None, of_outputs

@@ -8,13 +8,15 @@ it is cut into batches; the penalty (weight regularization) is added once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from spectral_density.engines.keras_shared.attributes import all_layers
+from spectral_density.engines.keras_shared.inputs import inputs_explained
 from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.keras_shared.objective import describe
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
@@ -80,6 +82,15 @@ class Objective(ABC):
         """Raise a clear error if the loss of this batch is no loss."""
         return
 
+    def check_labels(self, batch: Any) -> None:
+        """Raise if labels are none that the loss is defined for, as far as it is known."""
+        return
+
+    def explanation(self, batch: Any) -> str | None:
+        """Return why the loss of a batch raised an error or is not finite, None if not known."""
+        del batch
+        return None
+
 
 class FunctionObjective(Objective):
     """A user's function of a batch, averaged or summed over batches as declared."""
@@ -115,7 +126,10 @@ class FunctionObjective(Objective):
 
     def validate(self, batch: Any) -> None:
         """Raise if the function does not return a real scalar tensor."""
-        shape = loss_shape(self._function, batch) if self._shape is None else self._shape
+        shape = self._shape
+        if shape is None:
+            with inputs_explained(self.model, batch, TRACING_ERRORS):
+                shape = loss_shape(self._function, batch)
         if shape.rank is None:
             raise ValueError(
                 "loss_fn must return a scalar, and the shape of what it returns is not known in "
@@ -174,7 +188,8 @@ class PairObjective(FunctionObjective):
         if not self._examples:
             super().validate(batch)
             return
-        shape = loss_shape(lambda batch: self.examples_at(self.outputs_of(batch), batch), batch)
+        with inputs_explained(self.model, batch, TRACING_ERRORS):
+            shape = loss_shape(lambda batch: self.examples_at(self.outputs_of(batch), batch), batch)
         if shape.rank != 1:
             raise ValueError(
                 "loss(outputs, batch) must return one value for each example, shape "
@@ -197,6 +212,22 @@ def loss_shape(function: Callable[[Any], Any], batch: Any) -> tf.TensorShape:
         found = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"loss_fn must return a real floating-point tensor, got {found}.")
     return value.shape
+
+
+@contextmanager
+def explained(objective: Objective, batch: Any) -> Iterator[None]:
+    """Explain an error of TensorFlow in the loss of a batch, where the objective knows why.
+
+    Raises:
+        ValueError: from such an error; others stay.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        sentence = objective.explanation(batch)
+        if sentence is None:
+            raise
+        raise ValueError(sentence) from error
 
 
 def non_trainable_variables(model: Any) -> list[tf.Variable]:

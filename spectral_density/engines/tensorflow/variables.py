@@ -10,7 +10,14 @@ import tensorflow as tf
 
 from spectral_density.engines.keras_shared.attributes import all_layers
 from spectral_density.engines.keras_shared.kinds import keras_module
-from spectral_density.engines.layout import Parameters, as_list, listing, named_pairs
+from spectral_density.engines.layout import (
+    NOTHING_CHOSEN,
+    Parameters,
+    as_list,
+    frozen,
+    listing,
+    named_pairs,
+)
 from spectral_density.engines.tensorflow.frameworks import (
     tf_variable,
     trainable_variables,
@@ -28,9 +35,7 @@ class Variables(Parameters):
             ValueError: if there are none, one stands twice, or one is not floating point.
         """
         if not variables:
-            raise ValueError(
-                "variables is empty: name at least one, or pass None for all trainable variables."
-            )
+            raise ValueError(NOTHING_CHOSEN)
         own = tuple(tf_variable(v) for v in variables)
         if len({id(v) for v in own}) < len(own):
             raise ValueError("variables names the same variable twice.")
@@ -123,6 +128,6 @@ def matches(item: Any, available: list[Any], names: list[str]) -> list[tuple[Any
     if hasattr(item, "trainable_variables"):
         found = [(v, variable_name(v)) for v in item.trainable_variables]
         if not found:
-            raise ValueError(f"layer {item.name!r} has no trainable variables.")
+            raise ValueError(frozen(item.name))
         return found
     return [(item, variable_name(item))]

@@ -3,13 +3,16 @@
 Run by test_keras_models.py in a process of its own, with KERAS_BACKEND=jax.
 """
 
+import builtins
 import re
 
 import jax
 import jax.numpy as jnp
 import keras
+import mismatches
 import numpy as np
 import pytest
+from errors_page import rows
 from jax.flatten_util import ravel_pytree
 from keras import layers
 
@@ -386,3 +389,15 @@ def test_kernels_of_accelerators_are_switched_off_while_tracing_and_restored():
     assert hasattr(layers.MultiHeadAttention(1, 1), "_flash_attention")
     assert hasattr(layers.GroupQueryAttention(1, 1, 1), "_flash_attention")
     assert hasattr(layers.LSTM(1), "use_cudnn")
+
+
+@pytest.mark.parametrize("passed", mismatches.CASES)
+def test_bad_arguments_raise_what_the_page_of_errors_says(passed):
+    name, says = rows()[passed]
+    kind = getattr(builtins, name)
+    if issubclass(kind, Warning):
+        with pytest.warns(kind, match=re.escape(says)):
+            mismatches.CASES[passed]()
+        return
+    with pytest.raises(kind, match=re.escape(says)):
+        mismatches.CASES[passed]()

@@ -57,7 +57,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_said_to_be_one():
 
 def with_spoiled(part, index, value=np.nan, count=10):
     """Batches of 32 examples, of which one holds a number that is none."""
-    x, y = normals(32 * count, 3), normals(32 * count, 1, seed=2)
+    x, y = normals(32 * count, 3), normals(32 * count, 3, seed=2)
     w = np.ones(32 * count, np.float32)
     (x, y, w)[part][32 * index + 5] = value
     return split((x, y, w), (32,) * count)
