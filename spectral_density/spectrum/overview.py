@@ -39,7 +39,7 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
         ("near zero", _count(spectrum.count_between(-eps, eps), size, f"within {eps:.2g}")),
         ("above zero", _count(spectrum.count_above(eps), size, f"above {eps:.2g}")),
         ("trace", with_error(spectrum.trace, spectrum.trace_standard_error)),
-        ("effective rank", str(spectrum.effective_rank)),
+        ("rank", f"{spectrum.effective_rank} (effective rank)"),
         ("accuracy", _accuracy(spectrum)),
     ]
     if spectrum.product_error:

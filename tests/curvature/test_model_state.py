@@ -85,7 +85,7 @@ def test_a_spectrum_says_where_the_model_stood_and_keeps_it(tmp_path):
     spectrum = estimate_spectrum(hessian, 5, 2)
     state = hessian.model_state()
     assert spectrum.model_state == state.numbers()
-    assert f"model           {state} on these data" in str(spectrum)
+    assert f"model        {state} on these data" in str(spectrum)
     again = Spectrum.load(spectrum.save(tmp_path / "spectrum"))
     assert again.model_state == spectrum.model_state
     assert str(again) == str(spectrum)
