@@ -46,6 +46,9 @@ mock.__enter__()
 """
 
 
+SELDOM = ("autoencoder", "jax", "weight_initialization")
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
@@ -70,8 +73,15 @@ def test_there_is_a_notebook():
     assert "spectral_density" in [path.stem for path in NOTEBOOKS]
 
 
+def seldom(path):
+    """Mark a notebook that others run the same calls as."""
+    marks = [pytest.mark.exhaustive] if path.stem in SELDOM else []
+    return pytest.param(path, marks=marks, id=path.stem)
+
+
 # jupyter_client and nbclient warn about each other's use of asyncio and of sockets.
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("notebook", map(seldom, NOTEBOOKS), indirect=True)
 def test_it_runs_without_data_files(notebook, tmp_path):
     # The cell imports Keras, before which a notebook says on what it is to run.
     backend = re.search(r'^os\.environ\["KERAS_BACKEND"\] = .*$', sources(notebook), re.MULTILINE)

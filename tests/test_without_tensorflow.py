@@ -162,7 +162,7 @@ def test_run_show_plot_and_check_work_on_a_model_of_keras_under_jax(files, tmp_p
         return
     # The spectrum of a run needs no Keras.
     blocked = (*TENSORFLOW, "keras", "jax")
-    assert "eigenvalues  4" in "\n".join(lines(run(_COMMAND, "show", out, blocked=blocked)))
+    assert "eigenvalues     4" in "\n".join(lines(run(_COMMAND, "show", out, blocked=blocked)))
     picture = tmp_path / "p.svg"
     lines(run(_COMMAND, "plot", out, "--out", picture, blocked=blocked))
     assert b"<svg" in picture.read_bytes()

@@ -184,10 +184,17 @@ def tfds_directory() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
+def _can_be_found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # of a finder that refuses it
+        return False
+
+
 def _check_tfds(source: str, download: bool) -> None:
     name, split = split_name(source)
     if "tensorflow_datasets" not in sys.modules and not all(
-        map(importlib.util.find_spec, ("tensorflow_datasets", "tensorflow"))
+        map(_can_be_found, ("tensorflow_datasets", "tensorflow"))
     ):
         raise needs_tfds(source)
     own = tfds_directory() / re.split(r"[/:]", name)[0]

@@ -122,7 +122,7 @@ def test_small_layers_are_exact(truth):
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("float32", 1e-6), ("float64", 1e-12)])
-@pytest.mark.parametrize("num_products", [63, 39])
+@pytest.mark.parametrize("num_products", [pytest.param(63, marks=pytest.mark.exhaustive), 39])
 def test_one_relu_layer_alone_has_no_curvature_of_the_network(dtype, zero, num_products):
     found = decomposed("relu", dtype, num_products)
     for row in found.layers:
@@ -132,6 +132,7 @@ def test_one_relu_layer_alone_has_no_curvature_of_the_network(dtype, zero, num_p
     assert found.total.ratio.value > 0.01  # what couples layers is not zero
 
 
+@pytest.mark.exhaustive
 def test_kernels_alone_under_relu_and_tanh():
     for activation, vanishes in (("relu", True), ("tanh", False)):
         found = curvature_decomposition(
@@ -146,6 +147,7 @@ def test_kernels_alone_under_relu_and_tanh():
 # Estimated ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_products_for_the_spectral_norms_are_counted_with_both_matrices(monkeypatch):
     counts = []
     products = CurvatureOperator._products
@@ -361,6 +363,7 @@ def test_nothing_of_the_model_changes_and_the_data_are_passed_in_blocks():
         assert now.numpy().tobytes() == then.tobytes()
 
 
+@pytest.mark.exhaustive
 def test_all_is_the_whole_matrix_with_variables_from_outside_the_model():
     model = sequential(layers.Dense(2, "tanh", name="net"), shape=(2,))
     scale, shift = tf.Variable(0.7, name="scale"), tf.Variable([0.1, 0.2], name="shift")

@@ -18,7 +18,8 @@ from spectral_density.engines import engine_name
         ({"kernel": tf.Variable([1.0])}, "tensorflow"),
         ([tf.Variable([1.0]), tf.Variable(2.0)], "tensorflow"),
         (tf.Module(), "tensorflow"),
-        ({"kernel": np.ones(3)}, "tensorflow"),
+        ({"kernel": np.ones(3)}, "jax"),
+        (np.ones(3), "jax"),
         ({}, "tensorflow"),
     ],
 )

@@ -314,7 +314,7 @@ def test_few_rows_and_all_pairs_of_a_small_matrix(make):
 
 
 @float32_engines
-@pytest.mark.parametrize("block_size", [1, 3])
+@pytest.mark.parametrize("block_size", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_eigenpairs_go_on_from_a_checkpoint_and_from_arrays_to_the_same_bits(
     make, block_size, tmp_path
 ):

@@ -160,6 +160,7 @@ NAMES = [
     of_keras("set_keras_mask", keras_source("backend"), "set_mask"),
     of_keras("print_msg", keras_source("utils.io_utils"), "print_message"),
     of_keras("tf", keras_source("backend.tensorflow.numpy"), "known_conditions_decided"),
+    of_keras("_flash_attention", attention, "twice_differentiable_kernels"),
     of_keras("use_cudnn", lambda: layers.LSTM(1), "no_cudnn_recurrences"),
     of_keras("use_cudnn", lambda: layers.GRU(1), "no_cudnn_recurrences"),
     of_tf_keras("_could_use_gpu_kernel", lambda: tf_keras.layers.LSTM(1), "no_cudnn_recurrences"),

@@ -436,7 +436,11 @@ NORMALIZATIONS = {
 }
 
 
-@pytest.mark.parametrize("library", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize(
+    "library",
+    [keras, pytest.param(tf_keras, marks=pytest.mark.exhaustive)],
+    ids=["keras", "tf_keras"],
+)
 @pytest.mark.parametrize("name", quick_first(NORMALIZATIONS))
 def test_normalizations_have_their_second_and_third_derivatives(name, library):
     model = library.Sequential(

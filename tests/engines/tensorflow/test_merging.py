@@ -71,7 +71,10 @@ def sequences(sizes):
     "layer",
     [
         keras.layers.LSTM(3, dtype="float64"),
-        keras.layers.GRU(3, return_sequences=True, dtype="float64"),
+        pytest.param(
+            keras.layers.GRU(3, return_sequences=True, dtype="float64"),
+            marks=pytest.mark.exhaustive,
+        ),
         keras.layers.SimpleRNN(3, go_backwards=True, dtype="float64"),
         keras.layers.MultiHeadAttention(2, 3, dtype="float64"),
     ],
