@@ -320,6 +320,7 @@ for loss in (mean, "mse", keras.losses.MeanSquaredError(), keras.losses.mean_squ
 """
 
 
+@pytest.mark.exhaustive
 def test_approximate_hessian_of_a_keras_model_under_jax_needs_no_tensorflow(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     done = subprocess.run(

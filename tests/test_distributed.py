@@ -141,6 +141,7 @@ def test_what_goes_wrong_on_one_worker_ends_the_wait_of_the_other(compared):
     assert "empty" in other["raised"]["empty"]
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_dies_is_an_error_on_the_other_and_the_checkpoint_resumes(
     undisturbed, tmp_path
 ):

@@ -63,9 +63,15 @@ def matplotlib_without_windows():
     matplotlib.rcdefaults()
 
 
+def page_of(path):
+    """Mark a page that takes long, and whose calls others make, too."""
+    seldom = name(path) in ("docs/gallery.md", "docs/how-to/per-layer.md")
+    return pytest.param(path, marks=[pytest.mark.exhaustive] if seldom else [], id=name(path))
+
+
 # Keras, when it saves a model, with NumPy 2.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name)
+@pytest.mark.parametrize("page", [page_of(p) for p in PAGES if blocks(p, "python")])
 def test_the_python_blocks_of_a_page_run(page, tmp_path, monkeypatch, matplotlib_without_windows):
     monkeypatch.chdir(tmp_path)
     # Keras numbers the names of layers as they are made: each page begins at "dense".

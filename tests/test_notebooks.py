@@ -46,7 +46,7 @@ mock.__enter__()
 """
 
 
-SELDOM = ("autoencoder", "jax", "weight_initialization")
+SELDOM = ("autoencoder", "hessian_basics", "jax", "randomized_svd", "weight_initialization")
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -81,7 +81,7 @@ def seldom(path):
 
 # jupyter_client and nbclient warn about each other's use of asyncio and of sockets.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("notebook", map(seldom, NOTEBOOKS), indirect=True)
+@pytest.mark.parametrize("notebook", [seldom(path) for path in NOTEBOOKS], indirect=True)
 def test_it_runs_without_data_files(notebook, tmp_path):
     # The cell imports Keras, before which a notebook says on what it is to run.
     backend = re.search(r'^os\.environ\["KERAS_BACKEND"\] = .*$', sources(notebook), re.MULTILINE)

@@ -227,6 +227,7 @@ def test_the_parts_add_up_in_the_numbers(truth):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_numbers_and_another_others():
     first, other = decomposed("tanh"), decomposed("tanh", seed=6)
     again = curvature_decomposition(network("tanh"), SPARSE, batches(), num_products=39)
@@ -238,6 +239,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others():
     assert other.total.hessian.trace.value != pytest.approx(first.total.hessian.trace.value)
 
 
+@pytest.mark.exhaustive
 def test_a_tolerance_is_met_or_said_not_to_be():
     model = network("tanh")
     met = curvature_decomposition(model, SPARSE, batches(), num_products=10, tolerance=0.2)

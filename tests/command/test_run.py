@@ -138,6 +138,7 @@ def test_weights_batches_and_seed_are_those_asked_for(command, tmp_path):
     np.testing.assert_allclose(found.alpha[0][:10], expected.alpha[0][:10], rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_tolerance_takes_the_steps_and_draws_that_the_library_takes(command, tmp_path):
     code, text, _ = command("run logits.keras --data d.npz --tolerance 0.05 --out", tmp_path)
     assert code == 0
@@ -164,6 +165,7 @@ def test_with_a_tolerance_order_and_draws_are_the_most(command, tmp_path):
     assert (found.num_draws, found.order) == (3, 9)
 
 
+@pytest.mark.exhaustive
 def test_a_tolerance_that_was_missed_is_said_and_gone_on_with(command, tmp_path):
     line = "run logits.keras --data d.npz --no-check --tolerance 0.02"
     a, b, c = (tmp_path / name for name in "abc")

@@ -141,6 +141,7 @@ def test_the_budget_is_never_exceeded_by_a_product(max_products, draws_at_once):
     assert spectrum.ended_by is Ending.BUDGET
 
 
+@pytest.mark.exhaustive
 def test_the_default_budget_is_the_cost_without_a_tolerance():
     operator, counted = counting(semicircle_with_outliers(1000))
     assert estimate_spectrum(operator, tolerance=1e-6).ended_by is Ending.BUDGET
@@ -346,7 +347,7 @@ def test_the_error_holds_for_what_start_vectors_make_of_two_values(num_draws, sh
     assert within >= 0.985
 
 
-@pytest.mark.parametrize("num_values", [2, 3, 8, 40])
+@pytest.mark.parametrize("num_values", [2, 3, 8, pytest.param(40, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("place", [np.asarray, np.exp], ids=["evenly spaced", "exponential"])
 def test_the_error_holds_for_nearly_all_seeds_however_many_values_there_are(num_values, place):
     values = place(np.linspace(0.0, 10.0, num_values))

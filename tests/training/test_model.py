@@ -206,6 +206,7 @@ def test_batches_of_every_form_have_their_own_loss_and_gradient():
         assert num_traced == 0
 
 
+@pytest.mark.exhaustive
 def test_fit_goes_on_with_batches_of_another_form():
     x, y = data()
     wrapped = trainer(saddle_free(refresh=1))

@@ -175,7 +175,7 @@ def test_a_right_network_passes(name):
         ("relu MLP", "float32"),
         ("relu MLP", "float64"),
         ("relu CNN", "float32"),
-        ("gelu transformer", "float32"),
+        pytest.param("gelu transformer", "float32", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_right_network_passes_once_it_is_trained(name, dtype):

@@ -19,7 +19,7 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 MATRICES = {"ggn": GaussNewtonOperator, "fisher": FisherOperator}
 
 # Compiling takes seconds for each: the others are run with -m exhaustive.
-SOME = ("two outputs, weights by name", "regularizers and add_loss")
+SOME = ("two outputs, weights by name",)
 IN_FLOAT64 = ("relu mlp",)
 
 
