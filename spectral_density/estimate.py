@@ -96,8 +96,8 @@ def estimate_spectrum(
             by a smaller tolerance.
         check: let an operator that can (`CurvatureOperator.check`) first verify that it is one
             fixed, symmetric, finite matrix and the right derivative: two passes over the data and
-            five gradients of a batch, once for its weights. Three passes after the run record its
-            loss, gradient norm and accuracy in `Spectrum.model_state`.
+            five gradients of a batch, once for its weights. Three passes at the first step record
+            its loss, gradient norm and accuracy in `Spectrum.model_state`.
         progress: show a bar; None for only in interactive runs.
         callback: called after each step, see `lanczos`.
 
@@ -138,10 +138,8 @@ def estimate_spectrum(
         )
         if limits.tolerance is None:
             draws.add_all(limits)
-            spectrum = draws.spectrum(Ending.PLAN)
-        else:
-            spectrum = draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
-    return replace(spectrum, model_state=_model_state(operator)) if check else spectrum
+            return draws.spectrum(Ending.PLAN)
+        return draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
 
 
 def _model_state(operator: Any) -> dict[str, float]:
@@ -218,6 +216,7 @@ class _Draws:
         self._parts: list[Tridiagonalization] = []
         self._first_basis: Rows | None = None
         self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
+        self._model_state: dict[str, float] | None = None
 
     @property
     def order(self) -> int:
@@ -265,7 +264,15 @@ class _Draws:
         self.num_products += num_draws * part.order
         self._bar.update(self.num_products - self._bar.n)
 
+    def model_state(self) -> dict[str, float]:
+        """Return where the model stands, computed once; nothing where nothing is checked."""
+        if self._model_state is None:
+            self._model_state = _model_state(self.operator) if self._options["check"] else {}
+        return self._model_state
+
     def _on_step(self, step: LanczosStep) -> None:
+        # As early as memory and matrix are known to do: what it raises would lose a run later.
+        self.model_state()
         self._bar.update(self.num_products + step.step * len(step.draws) - self._bar.n)
         if self._callback is not None:
             self._callback(step)
@@ -317,6 +324,7 @@ class _Draws:
             precision=self._precision,
             ended_by=ended_by,
             product_error=product_error(self.operator),
+            model_state=self.model_state(),
         )
 
 

@@ -92,3 +92,15 @@ def test_the_band_covers_the_smoothed_density_of_the_network(digits):
     slack = 1e-3 * truth  # products are float32
     inside = (density.lower - slack <= truth) & (truth <= density.upper + slack)
     assert inside[seen].mean() >= 0.85
+
+
+def test_a_model_whose_state_cannot_be_stated_raises_at_the_first_step():
+    class Lost(HessianOperator):
+        def model_state(self):
+            raise FloatingPointError("the loss is not finite")
+
+    operator = Lost.from_function(lambda v: tf.reduce_sum(v**4), tf.Variable([1.0, 2.0, 3.0]))
+    steps = []
+    with pytest.raises(FloatingPointError, match="not finite"):
+        estimate_spectrum(operator, order=3, num_draws=1, callback=steps.append)
+    assert steps == []

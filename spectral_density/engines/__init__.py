@@ -25,9 +25,9 @@ def engine_of(model: Any) -> Any:
             from spectral_density.engines.tensorflow import TensorFlowEngine
         except ImportError as error:
             raise ModuleNotFoundError(
-                f"a {type(model).__name__} without an array of JAX in it is taken by TensorFlow, "
-                f"which cannot be imported ({error}). Parameters for JAX hold at least one array "
-                "of JAX: jax.tree.map(jax.numpy.asarray, params)."
+                f"a {type(model).__name__} without an array in it is taken by TensorFlow, which "
+                f"cannot be imported ({error}). Parameters for JAX are arrays: "
+                "jax.tree.map(jax.numpy.asarray, params)."
             ) from error
         return TensorFlowEngine()
     raise ValueError(
@@ -40,7 +40,8 @@ def engine_name(model: Any) -> str:
     """Return the name of the framework that computes the derivatives of a model, or variables.
 
     Keras models are taken by the backend that Keras runs on, pytrees with an array of JAX or NumPy
-    by JAX where it was imported, and anything else by TensorFlow.
+    by JAX where it was imported, and anything else by TensorFlow: a lone array of NumPy, too, where
+    TensorFlow was imported, which says that a variable belongs there.
     """
     keras = sys.modules.get("keras")
     if keras is not None and isinstance(model, keras.layers.Layer):
@@ -53,4 +54,6 @@ def _is_pytree_of_arrays(params: Any) -> bool:
     jax = sys.modules.get("jax")
     if jax is None:
         return False
+    if isinstance(params, np.ndarray):
+        return "tensorflow" not in sys.modules
     return any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(params))

@@ -60,7 +60,7 @@ class Accuracy:
 
     @property
     def distance(self) -> float:
-        """Both together, in the units of the eigenvalues."""
+        """The same in the units of the eigenvalues."""
         return self.total * self.spread
 
 

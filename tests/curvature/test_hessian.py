@@ -555,6 +555,7 @@ def test_an_uncompiled_model_needs_a_loss():
         (lambda v: tf.constant(1.0), tf.Variable(1.0), ValueError, "does not depend"),
         (lambda v: 1.0, [], ValueError, "empty"),
         (lambda v: 1.0, tf.constant(1.0), TypeError, "tf.Variable"),
+        (lambda v: 1.0, np.ones(2), TypeError, "tf.Variable"),
         (lambda v: 1.0, tf.Variable(1), ValueError, "not floating point"),
     ],
 )

@@ -14,12 +14,13 @@ from spectral_density.engines import engine_name
     [
         ({"kernel": jnp.ones(3)}, "jax"),
         ([np.ones(3), {"bias": jnp.ones(1)}], "jax"),
+        ([np.ones(3), {"bias": 1.0}], "jax"),
         (jnp.ones(3), "jax"),
         ({"kernel": tf.Variable([1.0])}, "tensorflow"),
         ([tf.Variable([1.0]), tf.Variable(2.0)], "tensorflow"),
         (tf.Module(), "tensorflow"),
         ({"kernel": np.ones(3)}, "jax"),
-        (np.ones(3), "jax"),
+        (np.ones(3), "tensorflow"),
         ({}, "tensorflow"),
     ],
 )

@@ -564,7 +564,7 @@ def test_it_prints_what_it_is():
     # What is as expected is left out.
     for name in ("ended", "lost mass", "mean square"):
         assert name not in text
-    assert len(text) < 1200
+    assert len(text) < 1000
     assert "array" not in text
 
 
