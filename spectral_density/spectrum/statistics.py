@@ -40,7 +40,7 @@ class SpectrumStatistic:
     standard_error: float  # of start vectors and steps together, in the units of `value`
     lower: float  # limits that hold the truth for 95 % of seeds; where it is not resolved, for more
     upper: float
-    resolved: bool = True  # False: an end of the interval is within a cluster, limits are bounds
+    resolved: bool = True  # False: what decides is not known, such as a cluster that is cut
 
     def __str__(self) -> str:
         """Say the value to two digits of its error, or the bounds."""
@@ -95,7 +95,8 @@ def count_between(spectrum: Spectrum, low: float, high: float) -> SpectrumStatis
 def effective_rank(spectrum: Spectrum) -> SpectrumStatistic:
     """Estimate the exponential of the entropy of |lambda| / sum |lambda|.
 
-    It is k for k eigenvalues of one magnitude among zeros, and 0 for the zero matrix.
+    It is k for k eigenvalues of one magnitude among zeros, and 0 for the zero matrix. Where its
+    error is larger than half of it, it is not resolved: the bulk decides, which is not known.
 
     References:
         Roy, Vetterli (2007), EUSIPCO, "The effective rank".
@@ -115,7 +116,9 @@ def effective_rank(spectrum: Spectrum) -> SpectrumStatistic:
         return float(rule.weights @ _times_log(rule.nodes) / linear - log(linear))
 
     steps = value * _error_of_steps(spectrum, of_rule)
-    return _gaussian(value, hypot(_error_of_draws(spectrum, influence), steps), 0.0)
+    found = _gaussian(value, hypot(_error_of_draws(spectrum, influence), steps), 0.0)
+    upper = min(found.upper, float(spectrum.size))
+    return replace(found, upper=upper, resolved=found.standard_error <= value / 2)
 
 
 def tail_exponent(spectrum: Spectrum, threshold: float) -> SpectrumStatistic:

@@ -157,6 +157,19 @@ def test_the_effective_rank_is_the_number_of_equal_eigenvalues_among_zeros():
     assert estimate_spectrum(diagonal_operator(np.zeros(9)), 3, 2).effective_rank.value == 0
 
 
+def test_an_effective_rank_of_which_nothing_is_known_says_so():
+    eigenvalues = np.r_[np.zeros(5000), np.geomspace(1e-6, 1e-2, 5000), 1.0, 2.0, 3.0]
+    operator = diagonal_operator(eigenvalues)
+    few, many = (estimate_spectrum(operator, order, 3, seed=0) for order in (4, 60))
+    assert not few.effective_rank.resolved
+    assert 0 <= few.effective_rank.lower < few.effective_rank.upper <= len(eigenvalues)
+    assert "not resolved" in str(few.effective_rank)
+    shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
+    true = np.exp(-np.sum(shares * np.log(shares)))
+    assert many.effective_rank.resolved
+    assert many.effective_rank.lower <= true <= many.effective_rank.upper
+
+
 def test_the_tail_exponent_is_that_of_a_power_law():
     # Quantiles of a density ~ x^-2.5 on [1, inf).
     shares = (np.arange(2000) + 0.5) / 2000
