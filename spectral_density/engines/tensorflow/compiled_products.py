@@ -114,7 +114,6 @@ class CompiledProducts(BatchProducts):
             sums = self.add(cache, at, number, rows, sums)
         return sums
 
-    @graphs_as_traced()
     def add(
         self,
         cache: Residuals | None,
@@ -129,7 +128,8 @@ class CompiledProducts(BatchProducts):
         def left_behind(cut: Linearization) -> list[tf.Tensor]:
             """Return the residuals of the batch, computed once for all chunks."""
             if cut.names not in known:
-                known[cut.names] = cut.residuals(at)
+                with graphs_as_traced():
+                    known[cut.names] = cut.residuals(at)
             return known[cut.names]
 
         for place, chunk in enumerate(rows):
@@ -145,7 +145,6 @@ class CompiledProducts(BatchProducts):
             sums[place] = cut.products(kept, at, chunk, *before)
         return sums
 
-    @graphs_as_traced()
     def add_on(
         self, local: int, at: BatchInput, rows: Sequence[tf.Tensor], sums: list[list[tf.Tensor]]
     ) -> list[list[tf.Tensor]]:
