@@ -15,7 +15,12 @@ from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
-from spectral_density.linalg.lanczos_options import basis_vectors, checked_basis_dtype
+from spectral_density.linalg.block_quadrature import simple_block_nodes
+from spectral_density.linalg.lanczos_options import (
+    basis_vectors,
+    checked_basis_dtype,
+    checked_block,
+)
 from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
     gauss_quadrature,
@@ -27,6 +32,7 @@ from spectral_density.linalg.start_vectors import start_vector
 from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
 from spectral_density.linalg.vectors import Rows, rounding_of
 from spectral_density.spectrum.accuracy import Ending
+from spectral_density.spectrum.quadratures import ROUNDING
 from spectral_density.spectrum.spectrum import Spectrum
 
 ORDER = 90
@@ -48,6 +54,7 @@ def estimate_spectrum(
     order: int | None = None,
     num_draws: int | None = None,
     *,
+    block: int = 1,
     tolerance: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
@@ -76,8 +83,13 @@ def estimate_spectrum(
         order: Lanczos steps a draw, at most n; None for 90. The extreme eigenvalues and the
             resolution of the density depend on it. With a tolerance, the most that a draw may
             make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
-        num_draws: start vectors; None for 10. The error band narrows with their square root.
-            With a tolerance, the most; None then for as many as `max_products` has room for.
+        num_draws: start vectors, or blocks of them; None for 10 vectors in all. The error band
+            narrows with their square root. With a tolerance, the most; None then for as many as
+            `max_products` has room for.
+        block: start vectors of a draw that share one Krylov space (block Lanczos), see `lanczos`.
+            A step takes as many products, in one pass over the data. One block shows which
+            eigenvalues are simple, where single vectors take two draws, and what it spends on the
+            outliers is spent once.
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
@@ -102,12 +114,13 @@ def estimate_spectrum(
         callback: called after each step, see `lanczos`.
 
     Returns:
-        Spectrum of the quadratures of all draws. With two draws or more (and reorthogonalization),
-        the outliers that are converged and simple are known to weigh 1/n each.
+        Spectrum of the quadratures of all draws. With two draws or more, or a block of two or more
+        (and reorthogonalization), the outliers that are converged and simple are known to weigh 1/n
+        each.
 
     Raises:
-        ValueError: if order < 1 or order > n, an argument is out of range, or the check fails
-            (`PreflightError`).
+        ValueError: if order < 1 or order * block > n, an argument is out of range, or the check
+            fails (`PreflightError`).
         MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
@@ -118,9 +131,10 @@ def estimate_spectrum(
     linear = as_real_square(operator)
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
-    limits = _limits(size, order, num_draws, tolerance, max_products)
+    block = checked_block(block, size)
+    limits = _limits(size, block, order, num_draws, tolerance=tolerance, max_products=max_products)
     if tolerance is not None and order is None:
-        limits = replace(limits, order=_most_steps(size, reorthogonalize, basis_dtype))
+        limits = replace(limits, order=_most_steps(size, block, reorthogonalize, basis_dtype))
     with progress_bar(limits.num_products, "Lanczos", progress) as bar:
         draws = _Draws(
             operator,
@@ -131,6 +145,7 @@ def estimate_spectrum(
                 "basis": basis,
                 "checkpoint": checkpoint,
                 "check": check,
+                "block": block,
             },
             draws_at_once,
             bar,
@@ -160,23 +175,31 @@ class _Limits:
     tolerance: float | None
 
 
-def _limits(size: int, order: Any, num_draws: Any, tolerance: Any, max_products: Any) -> _Limits:
+def _limits(
+    size: int, block: int, order: Any, num_draws: Any, *, tolerance: Any, max_products: Any
+) -> _Limits:
     """Return the limits of a run, checked, with defaults for those that are None.
 
     Raises:
         ValueError: if one is out of range, or `max_products` is given without a tolerance.
     """
-    steps = min(ORDER, size) if order is None else integer(order, "order", 1)
-    draws = NUM_DRAWS if num_draws is None else integer(num_draws, "num_draws", 1)
+    steps = min(ORDER, size // block) if order is None else integer(order, "order", 1)
+    draws = max(NUM_DRAWS // block, 1)
+    draws = draws if num_draws is None else integer(num_draws, "num_draws", 1)
     if tolerance is None:
         if max_products is not None:
             raise ValueError(
                 "max_products is the budget of a run to a tolerance: pass tolerance= too."
             )
-        return _Limits(steps, draws, steps * draws, None)
+        return _Limits(steps, draws, steps * draws * block, None)
     tolerance = number(tolerance, "tolerance", above=0.0)
-    products = steps * draws if max_products is None else max_products
+    products = steps * draws * block if max_products is None else max_products
     products = integer(products, "max_products", 1)
+    if products < block:
+        raise ValueError(
+            f"max_products is {products}, and the first step of a block of {block} takes {block}: "
+            f"raise it, or use a smaller block."
+        )
     # Where no number of draws is given, the budget alone bounds them: one more than it has.
     return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
@@ -201,6 +224,7 @@ class _Draws:
         self.checkpoint = options["checkpoint"]
         self.num_draws = 0
         self.num_products = 0
+        self.block: int = options["block"]
         self._options = options
         vectors = basis_vectors(as_real_square(operator), options["basis"])
         self._precision = rounding_of(operator, vectors)
@@ -210,6 +234,7 @@ class _Draws:
             "basis_dtype": options["basis_dtype"],
             "checkpoint": options["checkpoint"],
             "workers": workers_of(operator),
+            "block": self.block,
         }
         self._bar = bar
         self._callback = callback
@@ -255,13 +280,15 @@ class _Draws:
             progress=False,
             callback=self._on_step,
             until=until,
+            # A block shows by itself which eigenvalues are simple.
+            keep_basis=self.block == 1,
             **self._options,
         )
         if not self._parts and part.bases is not None:
             self._first_basis = part.bases.parts[0]
         self._parts.append(replace(part, bases=None))
         self.num_draws += num_draws
-        self.num_products += num_draws * part.order
+        self.num_products += num_draws * part.order * self.block
         self._bar.update(self.num_products - self._bar.n)
 
     def model_state(self) -> dict[str, float]:
@@ -273,7 +300,8 @@ class _Draws:
     def _on_step(self, step: LanczosStep) -> None:
         # As early as memory and matrix are known to do: what it raises would lose a run later.
         self.model_state()
-        self._bar.update(self.num_products + step.step * len(step.draws) - self._bar.n)
+        products = step.step * len(step.draws) * self.block
+        self._bar.update(self.num_products + products - self._bar.n)
         if self._callback is not None:
             self._callback(step)
 
@@ -304,21 +332,12 @@ class _Draws:
             np.concatenate([getattr(part, name) for part in self._parts])
             for name in ("alpha", "beta", "residual_norms")
         )
-        simple = np.zeros(alpha.shape, bool)
-        if 1 < self.num_draws <= len(self._overlaps):
-            simple = simple_nodes(
-                [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)],
-                residual_norms,
-                self._overlaps[: self.num_draws],
-                self._candidates,
-                self.size,
-            )
         return Spectrum(
             alpha,
             beta,
             residual_norms,
             self.size,
-            simple,
+            self._simple(alpha, beta, residual_norms),
             seed=self._options["seed"],
             description=_describe(self.operator),
             precision=self._precision,
@@ -327,16 +346,34 @@ class _Draws:
             model_state=self.model_state(),
         )
 
+    def _simple(
+        self, alpha: np.ndarray, beta: np.ndarray, residual_norms: np.ndarray
+    ) -> np.ndarray:
+        """Return the mask of the nodes that are known to be simple; empty where none can be."""
+        of_blocks = self.block > 1 and self._options["reorthogonalize"] == "full"
+        if not (of_blocks or 1 < self.num_draws <= len(self._overlaps)):
+            return np.zeros((0, 0), bool)
+        rules = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
+        if of_blocks:
+            largest = max(np.abs(rule.nodes).max() for rule in rules)
+            rounding = ROUNDING * self._precision * float(largest)
+            return simple_block_nodes(rules, residual_norms, self.size, rounding)
+        overlaps = self._overlaps[: self.num_draws]
+        return simple_nodes(rules, residual_norms, overlaps, self._candidates, self.size)
+
 
 def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Ending:
     """Make steps until the distribution has settled, then draws until the band is narrow."""
-    first = draws.next_group(limits.order, min(_FIRST_DRAWS, limits.num_draws, limits.num_products))
-    if first > min(limits.num_draws, limits.num_products):
+    block = draws.block
+    affordable = min(limits.num_draws, limits.num_products // block)
+    first = draws.next_group(limits.order, min(ceil(_FIRST_DRAWS / block), affordable))
+    if first > affordable:
         raise ValueError(
             f"the checkpoint advances {first} draws together, more than num_draws or max_products "
-            f"allows: raise both to {first} at least, or use another directory."
+            f"allows: raise num_draws to {first} and max_products to {first * block} at least, or "
+            "use another directory."
         )
-    order = min(limits.order, limits.num_products // first)
+    order = min(limits.order, limits.num_products // (first * block))
     settled = False
 
     def has_settled(step: LanczosStep) -> bool:
@@ -350,7 +387,7 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
         return settled
 
     draws.add(first, order, has_settled)
-    most = min(limits.num_draws, limits.num_products // draws.order)
+    most = min(limits.num_draws, limits.num_products // (draws.order * block))
     while True:
         accuracy = draws.spectrum(Ending.PLAN).accuracy
         room = tolerance - accuracy.order - accuracy.products
@@ -366,20 +403,21 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
             return Ending.PRECISION
         if accuracy.draws <= target:
             return Ending.ORDER if order == limits.order else Ending.BUDGET
-        # Two draws show which eigenvalues are simple, and then fewer may do.
-        wanted = min(wanted, most) if draws.num_draws > 1 else min(2, most)
+        # Two draws, or a block, show which eigenvalues are simple, and then fewer may do.
+        wanted = min(wanted, most) if draws.num_draws * block > 1 else min(2, most)
         more = draws.next_group(draws.order, wanted - draws.num_draws)
         if draws.num_draws + max(more, 1) > most:
             return Ending.DRAWS if most == limits.num_draws else Ending.BUDGET
         draws.add(more, draws.order)
 
 
-def _most_steps(size: int, reorthogonalize: str, basis_dtype: Any) -> int:
+def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -> int:
     """Return the default limit of the steps of a draw, from the size of the problem alone."""
     if reorthogonalize == "none":
-        return size
+        return size // block
     row_bytes = np.dtype(basis_dtype).itemsize * size
-    return min(size, max(ORDER, GROUP_BYTES // (_FIRST_DRAWS * row_bytes)))
+    vectors = max(_FIRST_DRAWS, block)
+    return min(size // block, max(ORDER, GROUP_BYTES // (vectors * row_bytes)))
 
 
 def _describe(operator: Any) -> str:

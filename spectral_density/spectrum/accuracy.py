@@ -71,15 +71,15 @@ def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
     distance or less. With m = n there is none.
 
     Args:
-        alpha: diagonals of T, shape (num_draws, m).
-        beta: off-diagonals, shape (num_draws, m - 1).
+        alpha: diagonals of T, shape (num_draws, m); of blocks (num_draws, m, b, b).
+        beta: off-diagonals, shape (num_draws, m - 1); of blocks (num_draws, m - 1, b, b).
         size: number n of eigenvalues.
 
     References:
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595 (the rate).
     """
     order = alpha.shape[1]
-    if order == size:
+    if order * (alpha.shape[2] if alpha.ndim == 4 else 1) == size:
         return 0.0
     half = (order + 1) // 2
     now = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
@@ -111,7 +111,9 @@ def products_error(nodes: np.ndarray, weights: np.ndarray, error: float) -> floa
     return float(error * root_mean_square / (high - low))
 
 
-def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int) -> float:
+def draws_error(
+    nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int, block: int = 1
+) -> float:
     """Return a limit of the distance to the distribution of all start vectors.
 
     The mass that a start vector gives to a set of eigenvalues is nearly chi-squared, with a
@@ -130,6 +132,7 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
         weights: deflated weights, the same shape.
         simple: mask of nodes of known weight, the same shape.
         size: number n of eigenvalues.
+        block: number of start vectors of a draw; orthogonal ones err a little less than others.
     """
     num_draws = len(nodes)
     low, high = support(nodes, weights)
@@ -146,7 +149,7 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
     uncertain = share > WEIGHT_FLOOR
     below, share = below[uncertain], share[uncertain]
     gaps = np.diff(np.ravel(nodes)[order])[uncertain]
-    unit = (1 - share) / ((left + 2) * num_draws)
+    unit = (1 - share) / ((left + 2) * num_draws * block)
 
     def area(confidence: float) -> float:
         _, upper = chi_squared_limits(share, unit, (1 - confidence) / 2)

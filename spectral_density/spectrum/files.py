@@ -11,8 +11,8 @@ import numpy as np
 
 from spectral_density.spectrum.accuracy import Ending
 
-FILE_FORMAT = 1
-"""Version of the names and their meaning."""
+FILE_FORMAT = 2
+"""Version of the names and their meaning; 2 is that of blocks, which 1 does not know."""
 
 T = TypeVar("T")
 
@@ -20,7 +20,9 @@ T = TypeVar("T")
 def write_file(path: str | Path, arrays: Mapping[str, Any]) -> Path:
     """Write named arrays to a file, and return its path, which ends in .npz."""
     path = _npz_path(path)
-    np.savez_compressed(path, format=FILE_FORMAT, **arrays)
+    # What an earlier version can read has the format of that.
+    file_format = FILE_FORMAT if np.ndim(arrays["alpha"]) == 4 else 1
+    np.savez_compressed(path, format=file_format, **arrays)
     return path
 
 
