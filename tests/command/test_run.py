@@ -27,7 +27,8 @@ W = DATA.uniform(0.5, 2, size=30).astype(np.float32)
 
 KEYS = {
     *("model_state", "counts", "effective_rank"),
-    *("format", "complete", "operator", "num_eigenvalues", "order", "draws", "seed", "ended_by"),
+    *("format", "complete", "operator", "num_eigenvalues", "order", "draws", "block", "seed"),
+    "ended_by",
     *("largest_eigenvalue", "smallest_eigenvalue", "outliers", "trace", "frobenius_norm"),
     *(
         "negative_mass",

@@ -1,5 +1,6 @@
 """Block Lanczos: orthonormal, exact where it must be, one product a step, resumed bit by bit."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -371,3 +372,9 @@ def test_blocks_stay_on_the_device_and_are_as_good_as_those_of_numpy(
         assert orthogonality_error(found.basis[1]) <= (1e-6 if single else 1e-14)
     lanczos(operator, 5, checkpoint=tmp_path, **options)
     same(lanczos(operator, 12, checkpoint=tmp_path, **options), found)
+
+
+def test_a_checkpoint_of_single_vectors_says_nothing_of_blocks(tmp_path):
+    # So that those of before there were blocks are read.
+    lanczos(np.diag(np.arange(9.0)), 3, checkpoint=tmp_path)
+    assert "block" not in json.loads((tmp_path / "problem.json").read_text())["problem"]
