@@ -5,41 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf, isfinite, sqrt
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import workers_of
-from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
-from spectral_density.linalg.block_quadrature import simple_block_nodes
+from spectral_density.linalg.arguments import as_real_square, integer, number
 from spectral_density.linalg.lanczos_options import (
     basis_vectors,
     checked_basis_dtype,
     checked_block,
 )
-from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
-from spectral_density.linalg.quadrature import (
-    gauss_quadrature,
-    ritz_overlaps,
-    simple_candidates,
-    simple_nodes,
-)
-from spectral_density.linalg.start_vectors import start_vector
-from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
-from spectral_density.linalg.vectors import Rows, rounding_of
-from spectral_density.spectrum.accuracy import Ending
-from spectral_density.spectrum.quadratures import ROUNDING
+from spectral_density.linalg.lockstep import GROUP_BYTES
+from spectral_density.linalg.tridiagonalization import LanczosStep
+from spectral_density.spectrum.accuracy import Ending, eigenvalues_in_kernel
+from spectral_density.spectrum.draws import Draws
 from spectral_density.spectrum.spectrum import Spectrum
 
 ORDER = 90
 """Lanczos steps of a draw by default."""
 
 NUM_DRAWS = 10
-"""Start vectors by default."""
+"""Start vectors by default, or the most of them where their number is chosen."""
+
+BLOCK = 2
+"""Start vectors of a block where that is chosen."""
+
+HEIGHT_ERROR = 0.05
+"""Relative standard error of the density's height to which a run chooses its number of draws."""
 
 # Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
 _FIRST_DRAWS = 2
@@ -54,7 +49,7 @@ def estimate_spectrum(
     order: int | None = None,
     num_draws: int | None = None,
     *,
-    block: int = 1,
+    block: int | None = None,
     tolerance: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
@@ -68,6 +63,11 @@ def estimate_spectrum(
     callback: Callable[[LanczosStep], None] | None = None,
 ) -> Spectrum:
     """Estimate the eigenvalue density of a symmetric operator by stochastic Lanczos quadrature.
+
+    What is not given is chosen, and `Spectrum.choice` says what and why. Without `num_draws` there
+    are two start vectors, which share a Krylov space, and more only where so few eigenvalues are
+    within a kernel width that two would leave the height of the density uncertain by more than 5 %:
+    ten at most. A network of 1e5 weights takes two.
 
     With a `tolerance` the run makes as many steps and draws as that takes. What is held against it
     is `Spectrum.accuracy`: Wasserstein-1 distances (the area between two cumulative distributions)
@@ -83,13 +83,15 @@ def estimate_spectrum(
         order: Lanczos steps a draw, at most n; None for 90. The extreme eigenvalues and the
             resolution of the density depend on it. With a tolerance, the most that a draw may
             make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
-        num_draws: start vectors, or blocks of them; None for 10 vectors in all. The error band
-            narrows with their square root. With a tolerance, the most; None then for as many as
-            `max_products` has room for.
-        block: start vectors of a draw that share one Krylov space (block Lanczos), see `lanczos`.
-            A step takes as many products, in one pass over the data. One block shows which
+        num_draws: start vectors, or blocks of them; None for as many as the density takes, two to
+            ten start vectors (ten without reorthogonalization). The error band narrows with their
+            square root. With a tolerance, the most; None then for as many as `max_products` has
+            room for.
+        block: start vectors of a draw that share one Krylov space (block Lanczos), see `lanczos`. A
+            step takes as many products, in one pass over the data. One block shows which
             eigenvalues are simple, where single vectors take two draws, and what it spends on the
-            outliers is spent once.
+            outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given, or
+            where there are too few eigenvalues for blocks of so many steps.
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
@@ -131,12 +133,13 @@ def estimate_spectrum(
     linear = as_real_square(operator)
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
-    block = checked_block(block, size)
+    chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
+    block = checked_block(_default_block(size, order, chosen) if block is None else block, size)
     limits = _limits(size, block, order, num_draws, tolerance=tolerance, max_products=max_products)
     if tolerance is not None and order is None:
         limits = replace(limits, order=_most_steps(size, block, reorthogonalize, basis_dtype))
     with progress_bar(limits.num_products, "Lanczos", progress) as bar:
-        draws = _Draws(
+        draws = Draws(
             operator,
             {
                 "seed": seed,
@@ -151,18 +154,13 @@ def estimate_spectrum(
             bar,
             callback,
         )
+        if chosen:
+            choice = _add_by_count(draws, limits)
+            return replace(draws.spectrum(Ending.PLAN), choice=choice)
         if limits.tolerance is None:
-            draws.add_all(limits)
+            draws.add_all(limits.num_draws, limits.order)
             return draws.spectrum(Ending.PLAN)
         return draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
-
-
-def _model_state(operator: Any) -> dict[str, float]:
-    """Return where the model of an operator stands; nothing for an operator without one."""
-    if not hasattr(operator, "model_state"):
-        return {}
-    found: dict[str, float] = operator.model_state().numbers()
-    return found
 
 
 @dataclass(frozen=True)
@@ -204,165 +202,51 @@ def _limits(
     return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
 
-class _Draws:
-    """The draws made so far, and the spectrum that they give together.
+def _default_block(size: int, order: Any, chosen: bool) -> int:
+    """Return the number of start vectors of a draw where none is given.
 
-    Of all Lanczos vectors only those of the first draw are used, by `find_simple`. A basis is the
-    largest array by far: it is freed before that of the next draws is made.
+    A small matrix has room for its exact spectrum instead, from as many steps as eigenvalues.
     """
+    steps = ORDER if order is None else integer(order, "order", 1)
+    return BLOCK if chosen and BLOCK * steps <= size else 1
 
-    def __init__(
-        self,
-        operator: Any,
-        options: dict[str, Any],
-        draws_at_once: int | None,
-        bar: Any,
-        callback: Callable[[LanczosStep], None] | None,
-    ) -> None:
-        self.operator = operator
-        self.size = as_real_square(operator).shape[0]
-        self.checkpoint = options["checkpoint"]
-        self.num_draws = 0
-        self.num_products = 0
-        self.block: int = options["block"]
-        self._options = options
-        vectors = basis_vectors(as_real_square(operator), options["basis"])
-        self._precision = rounding_of(operator, vectors)
-        self._grouping = {
-            "draws_at_once": draws_at_once,
-            "reorthogonalize": options["reorthogonalize"],
-            "basis_dtype": options["basis_dtype"],
-            "checkpoint": options["checkpoint"],
-            "workers": workers_of(operator),
-            "block": self.block,
-        }
-        self._bar = bar
-        self._callback = callback
-        self._parts: list[Tridiagonalization] = []
-        self._first_basis: Rows | None = None
-        self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
-        self._model_state: dict[str, float] | None = None
 
-    @property
-    def order(self) -> int:
-        """Steps of each draw."""
-        return self._parts[0].order
-
-    def add_all(self, limits: _Limits) -> None:
-        """Make all draws, in groups that follow from the size of the problem."""
-        for draws in self.groups(limits.order, limits.num_draws):
-            self.add(len(draws), limits.order)
-            self.find_simple(limits.num_draws)
-
-    def groups(self, order: int, num_draws: int) -> list[range]:
-        """Return the next draws as they would advance together."""
-        return lockstep_groups(
-            self.size, order, first_draw=self.num_draws, num_draws=num_draws, **self._grouping
+def _add_by_count(draws: Draws, limits: _Limits) -> str:
+    """Make draws until the density is known well enough, and return why there are so many."""
+    block, order = draws.block, limits.order
+    fewest, most = ceil(_FIRST_DRAWS / block), max(NUM_DRAWS // block, 1)
+    draws.expect(fewest * order * block)
+    draws.add(draws.next_group(order, fewest), order)
+    draws.find_simple(most)
+    spectrum = draws.spectrum(Ending.PLAN)
+    count = inf
+    if not spectrum.is_exact:
+        count = eigenvalues_in_kernel(
+            spectrum.nodes,
+            spectrum.deflated_weights,
+            spectrum.simple,
+            spectrum.size,
+            spectrum.default_sigma,
         )
-
-    def next_group(self, order: int, num_draws: int) -> int:
-        """Return how many of the next draws advance together; those that a checkpoint began do."""
-        begun = groups_begun(self.checkpoint, self._grouping["workers"]).get(self.num_draws)
-        if begun is not None:
-            return begun - self.num_draws
-        return len(self.groups(order, num_draws)[0]) if num_draws else 0
-
-    def add(
-        self, num_draws: int, order: int, until: Callable[[LanczosStep], bool] | None = None
-    ) -> None:
-        """Make the next draws in lockstep."""
-        part = lanczos(
-            self.operator,
-            order,
-            num_draws=num_draws,
-            first_draw=self.num_draws,
-            draws_at_once=num_draws,
-            progress=False,
-            callback=self._on_step,
-            until=until,
-            # A block shows by itself which eigenvalues are simple.
-            keep_basis=self.block == 1,
-            **self._options,
-        )
-        if not self._parts and part.bases is not None:
-            self._first_basis = part.bases.parts[0]
-        self._parts.append(replace(part, bases=None))
-        self.num_draws += num_draws
-        self.num_products += num_draws * part.order * self.block
-        self._bar.update(self.num_products - self._bar.n)
-
-    def model_state(self) -> dict[str, float]:
-        """Return where the model stands, computed once; nothing where nothing is checked."""
-        if self._model_state is None:
-            self._model_state = _model_state(self.operator) if self._options["check"] else {}
-        return self._model_state
-
-    def _on_step(self, step: LanczosStep) -> None:
-        # As early as memory and matrix are known to do: what it raises would lose a run later.
-        self.model_state()
-        products = step.step * len(step.draws) * self.block
-        self._bar.update(self.num_products + products - self._bar.n)
-        if self._callback is not None:
-            self._callback(step)
-
-    def find_simple(self, num_draws: int) -> bool:
-        """Find the simple eigenvalues from the basis of the first draw, and free it.
-
-        Args:
-            num_draws: draws for whose start vectors the overlaps are computed.
-
-        Returns:
-            Whether there was a basis; without one nothing has changed.
-        """
-        if self._first_basis is None:
-            return False
-        if num_draws > 1:
-            first = self._parts[0]
-            quadrature = gauss_quadrature(first.alpha[0], first.beta[0])
-            self._candidates = simple_candidates(quadrature, first.residual_norms[0])
-            seed = self._options["seed"]
-            starts = (start_vector(self.size, seed, draw) for draw in range(num_draws))
-            self._overlaps = ritz_overlaps(self._first_basis, quadrature, self._candidates, starts)
-        self._first_basis = None
-        return True
-
-    def spectrum(self, ended_by: Ending) -> Spectrum:
-        """Return the spectrum of all draws so far."""
-        alpha, beta, residual_norms = (
-            np.concatenate([getattr(part, name) for part in self._parts])
-            for name in ("alpha", "beta", "residual_norms")
-        )
-        return Spectrum(
-            alpha,
-            beta,
-            residual_norms,
-            self.size,
-            self._simple(alpha, beta, residual_norms),
-            seed=self._options["seed"],
-            description=_describe(self.operator),
-            precision=self._precision,
-            ended_by=ended_by,
-            product_error=product_error(self.operator),
-            model_state=self.model_state(),
-        )
-
-    def _simple(
-        self, alpha: np.ndarray, beta: np.ndarray, residual_norms: np.ndarray
-    ) -> np.ndarray:
-        """Return the mask of the nodes that are known to be simple; empty where none can be."""
-        of_blocks = self.block > 1 and self._options["reorthogonalize"] == "full"
-        if not (of_blocks or 1 < self.num_draws <= len(self._overlaps)):
-            return np.zeros((0, 0), bool)
-        rules = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
-        if of_blocks:
-            largest = max(np.abs(rule.nodes).max() for rule in rules)
-            rounding = ROUNDING * self._precision * float(largest)
-            return simple_block_nodes(rules, residual_norms, self.size, rounding)
-        overlaps = self._overlaps[: self.num_draws]
-        return simple_nodes(rules, residual_norms, overlaps, self._candidates, self.size)
+    # The height errs by sqrt(2 / (count * vectors)) of itself.
+    wanted = min(max(ceil(2 / (HEIGHT_ERROR**2 * count * block)), fewest), most)
+    draws.expect(max(wanted, draws.num_draws) * order * block)
+    while draws.num_draws < wanted:
+        draws.add(draws.next_group(order, wanted - draws.num_draws), order)
+    vectors = draws.num_draws * block
+    made = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {order} steps"
+    if block > 1:
+        made += f" and {block} vectors"
+    if not isfinite(count):
+        return f"{made}: all eigenvalues are known by their values"
+    return (
+        f"{made}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, so that "
+        f"{vectors} start vectors leave a standard error of "
+        f"{100 * sqrt(2 / (count * vectors)):.2g} % in the height of the density"
+    )
 
 
-def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Ending:
+def _add_to_tolerance(draws: Draws, limits: _Limits, tolerance: float) -> Ending:
     """Make steps until the distribution has settled, then draws until the band is narrow."""
     block = draws.block
     affordable = min(limits.num_draws, limits.num_products // block)
@@ -418,10 +302,3 @@ def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -
     row_bytes = np.dtype(basis_dtype).itemsize * size
     vectors = max(_FIRST_DRAWS, block)
     return min(size // block, max(ORDER, GROUP_BYTES // (vectors * row_bytes)))
-
-
-def _describe(operator: Any) -> str:
-    if not isinstance(operator, LinearOperator):
-        return f"{type(operator).__name__} of {operator.dtype}"
-    text = repr(operator)
-    return text if len(text) <= 200 and "\n" not in text else type(operator).__name__

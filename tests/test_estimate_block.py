@@ -165,12 +165,73 @@ def test_the_budget_is_never_exceeded(max_products, draws_at_once):
         estimate_spectrum(operator, tolerance=1e-6, block=2, max_products=1)
 
 
-def test_the_plan_is_that_of_as_many_start_vectors_as_ten_draws_have():
-    values = CASES["semicircle"]()
-    for block, num_draws in ((1, 10), (2, 5), (4, 2), (16, 1)):
-        spectrum = estimate_spectrum(diagonal_operator(values), 5, block=block)
-        assert (spectrum.num_draws, spectrum.block) == (num_draws, block)
-    assert estimate_spectrum(diagonal_operator(values[:100]), num_draws=1, block=4).order == 25
+# What is chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "made"),
+    [(20_000, (90, 1, 2)), (2000, (90, 3, 2)), (500, (90, 5, 2)), (30, (30, 2, 1))],
+)
+def test_a_call_without_numbers_takes_the_draws_that_the_density_takes(size, made):
+    values = semicircle_with_outliers(size)
+    spectrum = estimate_spectrum(diagonal_operator(values))
+    assert (spectrum.order, spectrum.num_draws, spectrum.block) == made
+    assert spectrum.choice in str(spectrum) and spectrum.choice
+    if size > 30:
+        assert f"{made[1]} draw" in spectrum.choice and "within a kernel width" in spectrum.choice
+
+
+def test_the_number_of_draws_leaves_the_height_of_the_density_as_uncertain_as_it_says():
+    values = semicircle_with_outliers(2000)
+    spectra = [estimate_spectrum(diagonal_operator(values), seed=seed) for seed in range(12)]
+    grid = np.linspace(-0.8, 0.8, 33)
+    heights = np.array([one.density(grid, spectra[0].default_sigma).values for one in spectra])
+    relative = heights.std(axis=0, ddof=1) / heights.mean(axis=0)
+    assert 0.03 <= np.median(relative) <= 0.06
+    assert "6 start vectors leave a standard error of 4." in spectra[0].choice
+
+
+@pytest.mark.parametrize("case", ["network", "network-like"])
+def test_a_call_without_numbers_is_as_accurate_as_ten_draws_for_a_fifth_of_the_products(case):
+    values = CASES[case]()
+    operator = diagonal_operator(values, np.float32)
+    chosen = [estimate_spectrum(operator, seed=seed) for seed in range(3)]
+    assert {one.order * one.num_vectors for one in chosen} == {180}
+    assert np.median([distance(one, values) for one in chosen]) <= 6e-5
+
+
+def test_what_is_given_is_not_chosen():
+    values = semicircle_with_outliers(600)
+    for options, made in (
+        ({"num_draws": 10}, (90, 10, 1)),
+        ({"num_draws": 1, "block": 4}, (90, 1, 4)),
+        ({"order": 12}, (12, 2, 2)),
+        ({"order": 400}, (400, 10, 1)),
+        ({"block": 3, "order": 100}, (100, 3, 3)),
+        ({"reorthogonalize": "none", "order": 9}, (9, 10, 1)),
+    ):
+        spectrum = estimate_spectrum(diagonal_operator(values), **options)
+        assert (spectrum.order, spectrum.num_draws, spectrum.block) == made
+        assert bool(spectrum.choice) == ("num_draws" not in options and made[0] != 9)
+
+
+def test_a_stopped_run_of_chosen_draws_ends_as_if_undisturbed(tmp_path):
+    operator = diagonal_operator(semicircle_with_outliers(600))
+    steps = []
+
+    def callback(step):
+        steps.append(step.step)
+        if len(steps) == 50:
+            raise KeyboardInterrupt
+
+    expected = estimate_spectrum(operator, 40)
+    assert expected.num_draws > 1
+    with pytest.raises(KeyboardInterrupt):
+        estimate_spectrum(operator, 40, checkpoint=tmp_path, callback=callback)
+    found = estimate_spectrum(operator, 40, checkpoint=tmp_path, callback=callback)
+    for name in ("nodes", "weights", "simple"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.choice == expected.choice
 
 
 # Files and checkpoints
@@ -180,6 +241,9 @@ def test_a_spectrum_of_blocks_comes_back_from_its_file(tmp_path):
     (spectrum,) = estimates("network-like", 20, 2, 2, 1)[1]
     loaded = Spectrum.load(spectrum.save(tmp_path / "blocks"))
     assert repr(loaded) == "Spectrum(n=2,000, order=20, num_draws=2, block=2)"
+    assert loaded.choice == spectrum.choice == ""
+    chosen = estimate_spectrum(diagonal_operator(np.arange(300.0)), 5)
+    assert Spectrum.load(chosen.save(tmp_path / "chosen")).choice == chosen.choice != ""
     for name in ("nodes", "weights", "deflated_weights", "residuals", "simple", "alpha"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(spectrum, name))
     with np.load(tmp_path / "blocks.npz") as file:

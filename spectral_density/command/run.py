@@ -32,8 +32,8 @@ class RunRequest:
     matrix: MatrixRequest
     out: Path
     order: int | None = None  # None for 90, or as many as there are parameters
-    draws: int | None = None  # None for 10 start vectors in all
-    block: int = 1
+    draws: int | None = None  # None for as many as the density takes
+    block: int | None = None  # None for the library's choice
     tolerance: float | None = None  # with one, both are the most there may be, and None no bound
     max_products: int | None = None  # None for as many as without a tolerance
     draws_at_once: int | None = None
@@ -46,12 +46,8 @@ class RunRequest:
     @property
     def most_products(self) -> int:
         """Products with single vectors of all draws together, at most."""
-        return self.max_products or (self.order or ORDER) * self.most_draws * self.block
-
-    @property
-    def most_draws(self) -> int:
-        """Draws that there are without a tolerance."""
-        return self.draws or max(NUM_DRAWS // self.block, 1)
+        vectors = NUM_DRAWS if self.draws is None else self.draws * (self.block or 1)
+        return self.max_products or (self.order or ORDER) * vectors
 
 
 def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -> None:
@@ -155,9 +151,9 @@ def _settings(request: RunRequest) -> dict[str, Any]:
         "data_sha256": file_hash(data) if data.suffix == ".npz" and data.is_file() else None,
         "layers": None if layers is None else layers.pattern,
         "order": request.order or (ORDER if fixed else None),
-        "draws": request.most_draws if fixed else request.draws,
+        "draws": request.draws,
         # Runs of before there were blocks do not state it.
-        **({"block": request.block} if request.block > 1 else {}),
+        **({} if request.block is None else {"block": request.block}),
         "tolerance": request.tolerance,
         "max_products": None if fixed else request.most_products,
         "draws_at_once": request.draws_at_once,
@@ -169,7 +165,7 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
     size = operator.shape[0]
     if request.order is None:
         # A small model has no more steps than parameters.
-        return min(ORDER, size // request.block) if request.tolerance is None else None
+        return min(ORDER, size // (request.block or 1)) if request.tolerance is None else None
     if request.order > size:
         raise ValueError(
             f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "
@@ -181,9 +177,10 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
 def _plan(request: RunRequest, order: int | None) -> str:
     """Return how many steps and draws there will be, as text."""
     if request.tolerance is None and order is not None:
-        draws = _counted(request.most_draws, "draw")
-        block = f" of {request.block} vectors" if request.block > 1 else ""
-        return f"{draws}{block} of {_counted(order, 'step')}"
+        if request.draws is None:
+            return f"{_counted(order, 'step')}, as many draws as the density takes"
+        block = f" of {request.block} vectors" if (request.block or 1) > 1 else ""
+        return f"{_counted(request.draws, 'draw')}{block} of {_counted(order, 'step')}"
     bounds = [_counted(request.most_products, "product")]
     if order is not None:
         bounds.append(f"{_counted(order, 'step')} a draw")

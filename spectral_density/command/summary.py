@@ -34,6 +34,7 @@ def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
         "order": spectrum.order,
         "draws": spectrum.num_draws,
         "block": spectrum.block,
+        "choice": spectrum.choice,
         "seed": spectrum.seed,
         "ended_by": spectrum.ended_by.name.lower(),
         "largest_eigenvalue": {

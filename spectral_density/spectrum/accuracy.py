@@ -159,6 +159,34 @@ def draws_error(
     return mass * max(area(CONFIDENCE), limit) / spread
 
 
+def eigenvalues_in_kernel(
+    nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int, sigma: float
+) -> float:
+    """Return how many eigenvalues a Gaussian kernel sees at once, at the median eigenvalue.
+
+    The height of a kernel density at x errs by sqrt(2 / count) of itself for a start vector, where
+    count = n p(x) 2 sqrt(pi) sigma: the square of the kernel is one that is narrower by sqrt(2).
+    Simple eigenvalues of known weight are left out; without any others it is infinite.
+
+    Args:
+        nodes: shape (num_draws, m).
+        weights: deflated weights, the same shape.
+        simple: mask of nodes of known weight, the same shape.
+        size: number n of eigenvalues.
+        sigma: standard deviation of the kernel.
+    """
+    random = np.where(simple, 0.0, weights).ravel() / len(nodes)
+    carrying = random > WEIGHT_FLOOR
+    points, masses = nodes.ravel()[carrying], random[carrying]
+    if not len(points):
+        return float("inf")
+    distances = (points[:, np.newaxis] - points) / (2 * sigma)
+    counts = size * np.exp(-(distances**2)) @ masses
+    order = np.argsort(counts)
+    below = np.cumsum(masses[order])
+    return float(counts[order][np.searchsorted(below, below[-1] / 2)])
+
+
 def _together(below: np.ndarray, gaps: np.ndarray) -> float:
     """Return the limit of sum g |X| as a share of the sum of those of its terms.
 

@@ -52,6 +52,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
     content.setdefault("ended_by", np.array(Ending.PLAN.name))
     content.setdefault("product_error", np.array(0.0))
     content.setdefault("model_state", np.array("{}"))
+    content.setdefault("choice", np.array(""))
     missing = set(names) - set(content)
     if missing:
         raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
@@ -68,6 +69,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
             ended_by=Ending[str(content["ended_by"])],
             product_error=float(content["product_error"]),
             model_state=json.loads(str(content["model_state"])),
+            choice=str(content["choice"]),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a spectrum file: {error}") from error

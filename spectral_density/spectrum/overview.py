@@ -34,6 +34,7 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
         ("operator", spectrum.description or "(not described)"),
         *_model(spectrum),
         ("eigenvalues", f"{spectrum.size:,}, from {draws} of {spectrum.order} steps"),
+        *([("chosen", spectrum.choice)] if spectrum.choice else []),
         ("largest", ends.largest_text),
         ("smallest", ends.smallest_text),
         ("outliers", _outliers(spectrum)),

@@ -37,6 +37,7 @@ class Quadratures:
     ended_by: Ending = Ending.PLAN
     product_error: float = 0.0
     model_state: Mapping[str, float] = field(default_factory=dict)
+    choice: str = ""
 
     def __post_init__(self) -> None:
         """Convert to arrays, and check that their shapes fit together."""

@@ -70,6 +70,7 @@ class Spectrum(Quadratures):
         ended_by: what ended the run, with `ended_by.message`.
         model_state: where the model stood, by name: loss, gradient_norm and, of a classifier,
             accuracy; empty for what is no model, or where nothing was computed.
+        choice: what of block, steps and draws the run chose by itself, and why; empty for nothing.
 
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
