@@ -18,6 +18,9 @@ from spectral_density.linalg.quadrature import (
 from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.statistics import shorter_rules
 
+# For their spread to say how far their mean is off.
+_ENOUGH_DRAWS = 4
+
 ROUNDING = 10
 """Largest error of a product, in units of its precision; betas below that are rounding, too."""
 
@@ -163,18 +166,16 @@ class Quadratures:
         return float(self._powers(power, deflate).mean())
 
     def moment_standard_error(self, power: int, *, deflate: bool = True) -> float:
-        """Return the standard error of `moment`: between draws; of one draw, or blocks, in theory.
+        """Return the standard error of `moment`: between draws; of few, or of blocks, in theory.
 
-        For one start vector v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda). Those of a
-        block are worth as many, and more by b / n. Eigenvalues of known weight are left out.
+        For a start vector v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda). Those of a block
+        are worth as many, and more by b / n. Eigenvalues of known weight are left out. The spread
+        of two or three draws says next to nothing: they are taken by this law, too.
         """
-        if self.block > 1:
-            return self._moment_error_in_theory(int(power), deflate)
         each = self._powers(power, deflate)
-        if self.num_draws > 1:
-            return float(each.std(ddof=1) / np.sqrt(self.num_draws))
-        variance = self._powers(2 * power, deflate)[0] - each[0] ** 2
-        return float(np.sqrt(2 / (self.size + 2) * max(variance, 0.0)))
+        if self.block > 1 or self.num_draws < _ENOUGH_DRAWS:
+            return self._moment_error_in_theory(int(power), deflate)
+        return float(each.std(ddof=1) / np.sqrt(self.num_draws))
 
     def _moment_error_in_theory(self, power: int, deflate: bool) -> float:
         known = self.simple & deflate
