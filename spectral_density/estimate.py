@@ -38,6 +38,11 @@ HEIGHT_ERROR = 0.05
 
 # Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
 _FIRST_DRAWS = 2
+# Where a budget of products is spent best on a wider block than `BLOCK`, see `_block_within`.
+_WIDE_BLOCK, _WIDE_BLOCK_FROM, _MANY_EIGENVALUES = 4, 128, 1000
+# Of what start vectors leave: where steps leave less than this, draws are worth more than steps. By
+# measurement on networks and on spectra with clusters.
+_SETTLED = 0.25
 # With fewer steps than this nothing can be said about the effect of more.
 _LEAST_STEPS = 8
 
@@ -95,9 +100,10 @@ def estimate_spectrum(
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
-        max_products: products with single vectors that a run to a tolerance may take at most, those
-            read from a checkpoint included; None for what it would take without: `order` times
-            `num_draws`, which is 900 where neither is given.
+        max_products: products with single vectors that a run may take at most, those read from a
+            checkpoint included. With a tolerance None is what it would take without: `order` times
+            `num_draws`, which is 900 where neither is given. Without a tolerance, and with neither
+            `order` nor `num_draws`, block, steps and draws are chosen to spend them best.
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
@@ -134,9 +140,22 @@ def estimate_spectrum(
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
     chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
-    block = checked_block(_default_block(size, order, chosen) if block is None else block, size)
-    limits = _limits(size, block, order, num_draws, tolerance=tolerance, max_products=max_products)
-    if tolerance is not None and order is None:
+    budgeted = chosen and order is None and max_products is not None
+    if block is None:
+        block = (
+            _block_within(size, max_products) if budgeted else _default_block(size, order, chosen)
+        )
+    block = checked_block(block, size)
+    limits = _limits(
+        size,
+        block,
+        order,
+        num_draws,
+        tolerance=tolerance,
+        max_products=max_products,
+        budgeted=budgeted,
+    )
+    if (tolerance is not None or budgeted) and order is None:
         limits = replace(limits, order=_most_steps(size, block, reorthogonalize, basis_dtype))
     with progress_bar(limits.num_products, "Lanczos", progress) as bar:
         draws = Draws(
@@ -155,7 +174,7 @@ def estimate_spectrum(
             callback,
         )
         if chosen:
-            choice = _add_by_count(draws, limits)
+            choice = (_add_within if budgeted else _add_by_count)(draws, limits)
             return replace(draws.spectrum(Ending.PLAN), choice=choice)
         if limits.tolerance is None:
             draws.add_all(limits.num_draws, limits.order)
@@ -174,23 +193,32 @@ class _Limits:
 
 
 def _limits(
-    size: int, block: int, order: Any, num_draws: Any, *, tolerance: Any, max_products: Any
+    size: int,
+    block: int,
+    order: Any,
+    num_draws: Any,
+    *,
+    tolerance: Any,
+    max_products: Any,
+    budgeted: bool,
 ) -> _Limits:
     """Return the limits of a run, checked, with defaults for those that are None.
 
     Raises:
-        ValueError: if one is out of range, or `max_products` is given without a tolerance.
+        ValueError: if one is out of range, or `max_products` is given beside what it decides.
     """
     steps = min(ORDER, size // block) if order is None else integer(order, "order", 1)
     draws = max(NUM_DRAWS // block, 1)
     draws = draws if num_draws is None else integer(num_draws, "num_draws", 1)
-    if tolerance is None:
+    if tolerance is None and not budgeted:
         if max_products is not None:
             raise ValueError(
-                "max_products is the budget of a run to a tolerance: pass tolerance= too."
+                "max_products decides the steps and draws of a run: leave order, num_draws and "
+                "reorthogonalize out, or pass tolerance= too."
             )
         return _Limits(steps, draws, steps * draws * block, None)
-    tolerance = number(tolerance, "tolerance", above=0.0)
+    if tolerance is not None:
+        tolerance = number(tolerance, "tolerance", above=0.0)
     products = steps * draws * block if max_products is None else max_products
     products = integer(products, "max_products", 1)
     if products < block:
@@ -209,6 +237,53 @@ def _default_block(size: int, order: Any, chosen: bool) -> int:
     """
     steps = ORDER if order is None else integer(order, "order", 1)
     return BLOCK if chosen and BLOCK * steps <= size else 1
+
+
+def _block_within(size: int, max_products: Any) -> int:
+    """Return the number of start vectors of a draw for a budget of products.
+
+    Steps limit the distance first, then the few start vectors, and these the sooner the fewer
+    eigenvalues there are: of trained networks and model spectra a block of two is nearest up to
+    about this many products, or half of it where there are few eigenvalues, and one of four above.
+    """
+    from_ = _WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2
+    wide = integer(max_products, "max_products", 1) >= from_
+    return max(min(_WIDE_BLOCK if wide else BLOCK, size // _LEAST_STEPS), 1)
+
+
+def _add_within(draws: Draws, limits: _Limits) -> str:
+    """Spend a budget of products on steps and draws, and return why so."""
+    block, most = draws.block, limits.num_products
+    first = ceil(_FIRST_DRAWS / block)
+    order = max(min(limits.order, most // (first * block)), 1)
+    due = {order >> halvings for halvings in range(1, order.bit_length())}
+
+    def enough(step: LanczosStep) -> bool:
+        if step.step not in due or step.step < _LEAST_STEPS:
+            return False
+        accuracy = draws.after(step).accuracy
+        # What all draws of so many steps would leave. It is a limit that nearly all seeds stay
+        # below, by far, and more steps lower it, too, where they show more simple eigenvalues.
+        with_draws = accuracy.draws * sqrt(first / (most // (step.step * block)))
+        return accuracy.order <= _SETTLED * with_draws
+
+    draws.add(draws.next_group(order, first), order, enough)
+    made = draws.spectrum(Ending.PLAN)
+    room = most // (draws.order * block)
+    draws.find_simple(room)
+    while draws.num_draws < room and not made.is_exact:
+        draws.add(draws.next_group(draws.order, room - draws.num_draws), draws.order)
+    accuracy = draws.spectrum(Ending.PLAN).accuracy
+    return (
+        f"{_made(draws)}, of {most} products: in shares of the range, steps leave some "
+        f"{accuracy.order:.1e} uncertain and start vectors {accuracy.draws:.1e}"
+    )
+
+
+def _made(draws: Draws) -> str:
+    """Return how many draws, steps and vectors there are, as text."""
+    text = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {draws.order} steps"
+    return text if draws.block == 1 else f"{text} and {draws.block} vectors"
 
 
 def _add_by_count(draws: Draws, limits: _Limits) -> str:
@@ -234,14 +309,11 @@ def _add_by_count(draws: Draws, limits: _Limits) -> str:
     while draws.num_draws < wanted:
         draws.add(draws.next_group(order, wanted - draws.num_draws), order)
     vectors = draws.num_draws * block
-    made = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {order} steps"
-    if block > 1:
-        made += f" and {block} vectors"
     if not isfinite(count):
-        return f"{made}: all eigenvalues are known by their values"
+        return f"{_made(draws)}: all eigenvalues are known by their values"
     return (
-        f"{made}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, so that "
-        f"{vectors} start vectors leave a standard error of "
+        f"{_made(draws)}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, "
+        f"so that {vectors} start vectors leave a standard error of "
         f"{100 * sqrt(2 / (count * vectors)):.2g} % in the height of the density"
     )
 

@@ -175,6 +175,12 @@ class Draws:
             model_state=self.model_state(),
         )
 
+    def after(self, step: LanczosStep) -> Spectrum:
+        """Return the spectrum of the draws of a group after a step; simple ones for blocks only."""
+        arrays = step.alpha, step.beta, step.residual_norms
+        simple = self._simple(*arrays) if self.block > 1 else np.zeros((0, 0), bool)
+        return Spectrum(*arrays, self.size, simple)
+
     def _simple(
         self, alpha: np.ndarray, beta: np.ndarray, residual_norms: np.ndarray
     ) -> np.ndarray:
