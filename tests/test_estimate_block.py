@@ -207,8 +207,11 @@ def test_a_budget_is_spent_about_as_well_as_the_best_setting_spends_it(case, max
     values = copies if case == "copies" else CASES[case]()
     operator = diagonal_operator(values)
 
-    def median(seeds=5, **options):
-        runs = [estimate_spectrum(operator, seed=seed, **options) for seed in range(seeds)]
+    # The medians of a few seeds vary where start vectors are what limits the distance.
+    seeds = range(5 if case != "copies" else 11)
+
+    def median(**options):
+        runs = [estimate_spectrum(operator, seed=seed, **options) for seed in seeds]
         assert all(one.order * one.num_vectors <= max_products for one in runs)
         return np.median([distance(one, values) for one in runs])
 
@@ -216,8 +219,7 @@ def test_a_budget_is_spent_about_as_well_as_the_best_setting_spends_it(case, max
         median(order=max_products // (block * num_draws), num_draws=num_draws, block=block)
         for block, num_draws in ((1, 1), (1, 2), (1, 10), (2, 1), (4, 1))
     )
-    # Within 1.2 over eleven seeds; medians of five vary by more.
-    assert median(max_products=max_products) <= 1.5 * best
+    assert median(max_products=max_products) <= 1.3 * best
 
 
 def test_a_budget_without_a_tolerance_is_kept_and_explained(tmp_path):
