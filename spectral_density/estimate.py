@@ -55,6 +55,7 @@ def estimate_spectrum(
     num_draws: int | None = None,
     *,
     block: int | None = None,
+    eigenpairs: int = 0,
     tolerance: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
@@ -97,6 +98,10 @@ def estimate_spectrum(
             eigenvalues are simple, where single vectors take two draws, and what it spends on the
             outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given, or
             where there are too few eigenvalues for blocks of so many steps.
+        eigenpairs: number k of eigenvalues of largest magnitude whose vectors are wanted, too:
+            `Spectrum.eigenpairs` has Ritz pairs from the basis of the first draw, which take no
+            more products, with their residuals; fewer where that has fewer nodes. Of a multiple
+            eigenvalue there are as many copies as a draw has start vectors.
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
@@ -139,6 +144,12 @@ def estimate_spectrum(
     linear = as_real_square(operator)
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
+    num_eigenpairs = integer(eigenpairs, "eigenpairs", 0)
+    if num_eigenpairs and reorthogonalize != "full":
+        raise ValueError(
+            f"eigenpairs is {eigenpairs}, and vectors need the basis that reorthogonalize='full' "
+            "keeps: leave one of them out."
+        )
     chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
     budgeted = chosen and order is None and max_products is not None
     if block is None:
@@ -172,6 +183,7 @@ def estimate_spectrum(
             draws_at_once,
             bar,
             callback,
+            num_eigenpairs=num_eigenpairs,
         )
         if chosen:
             choice = (_add_within if budgeted else _add_by_count)(draws, limits)

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import (
+    dense_symmetric,
     diagonal_operator,
     distinct_eigenvalues,
     log_uniform_bulk,
@@ -379,3 +380,47 @@ def test_a_block_that_is_none_is_named():
         estimate_spectrum(diagonal_operator(np.arange(20.0)), block=0)
     with pytest.raises(ValueError, match=r"order is 15 with blocks of 2.*order <= 10"):
         estimate_spectrum(diagonal_operator(np.arange(20.0)), 15, block=2)
+
+
+# Vectors from the same products
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_draws": 2}, {"tolerance": 1e-3}, {"max_products": 90}]
+)
+def test_eigenpairs_come_from_the_basis_without_more_products(options):
+    values, counted = np.sort(log_uniform_bulk(600)), []
+    matrix = dense_symmetric(values)
+
+    def matmat(block):
+        counted.append(block.shape[1])
+        return matrix @ block
+
+    operator = LinearOperator(matrix.shape, matvec=None, matmat=matmat, dtype=float)
+    spectrum = estimate_spectrum(operator, eigenpairs=6, **options)
+    assert sum(counted) == spectrum.order * spectrum.num_vectors
+    pairs = spectrum.eigenpairs
+    np.testing.assert_allclose(pairs.values, values[::-1][:6], rtol=1e-8)
+    assert np.abs(pairs.vectors.T @ pairs.vectors - np.eye(6)).max() <= 1e-10
+    true = np.linalg.norm(matrix @ pairs.vectors - pairs.vectors * pairs.values, axis=0)
+    assert (true <= pairs.residuals + 1e-12).all() and pairs.converged.all()
+    assert estimate_spectrum(matrix, 5, 1).eigenpairs is None
+
+
+def test_eigenpairs_of_a_device_and_of_copies_are_right_and_stay_out_of_files(tmp_path):
+    values = np.concatenate([[9.0, 9.0, 7.0], np.linspace(-1, 1, 297)])
+    for operator, limit in ((diagonal_operator(values), 1e-12), (jax_operator(values), 1e-5)):
+        spectrum = estimate_spectrum(operator, 12, 1, block=2, eigenpairs=3)
+        pairs = spectrum.eigenpairs
+        np.testing.assert_allclose(pairs.values, [9, 9, 7], rtol=limit)
+        off = np.linalg.norm((values[:, np.newaxis] - pairs.values) * pairs.vectors, axis=0)
+        assert (off <= pairs.residuals + 1e-13).all()
+    assert Spectrum.load(spectrum.save(tmp_path / "pairs")).eigenpairs is None
+
+
+def test_eigenpairs_without_a_basis_are_refused():
+    with pytest.raises(ValueError, match=r"eigenpairs is 3.*reorthogonalize='full'"):
+        estimate_spectrum(np.eye(9), 3, eigenpairs=3, reorthogonalize="none")
+    assert (
+        estimate_spectrum(np.diag(np.arange(9.0)), 3, 1, eigenpairs=5).eigenpairs.values.size == 3
+    )
