@@ -2,11 +2,11 @@
 
     python benchmarks/choices.py [--quick] [--seeds 11] [FILE.npy ...]
 
-The truth is every eigenvalue of a matrix: of trained networks (those of `exact_networks.py` and of
-`accuracy.py` where they have been computed, three small ones of the tests, and files of
-eigenvalues) and of model spectra with outliers, clusters and multiple eigenvalues. Start vectors
-are uniform on the sphere, so that a diagonal matrix does for each; its products are float32.
-Distances are Wasserstein-1 with simple eigenvalues weighed 1/n, over the range, medians of seeds.
+The truth is every eigenvalue of a matrix: of trained networks (that of `accuracy.py` where it has
+been computed, three small ones of the tests, and files of eigenvalues), and of model spectra with
+outliers, clusters and multiple eigenvalues. Start vectors are uniform on the sphere, so that a
+diagonal matrix does for each; its products are float32. Distances are Wasserstein-1 with simple
+eigenvalues weighed 1/n, over the range, medians of seeds.
 
 Beside each row stands the floor that the start vectors of the budgeted run leave: the exact
 eigenvalues with the random weights of as many vectors, those known to be simple excepted. That of

@@ -182,6 +182,23 @@ def test_a_call_without_numbers_takes_the_draws_that_the_density_takes(size, mad
         assert f"{made[1]} draw" in spectrum.choice and "within a kernel width" in spectrum.choice
 
 
+def test_a_large_matrix_takes_no_more_memory_than_single_draws_in_turn():
+    class Stop(Exception):
+        pass
+
+    def first(step):
+        shapes.append(step.alpha.shape)
+        raise Stop
+
+    # A block of two has 2 x 90 vectors: more than 2 GiB from 1.5 million eigenvalues on. Every step
+    # ends the run, and pages of a basis are taken as they are written.
+    for size, shape in ((1_400_000, (1, 1, 2, 2)), (1_600_000, (1, 1))):
+        shapes = []
+        with pytest.raises(Stop):
+            estimate_spectrum(diagonal_operator(np.ones(size)), callback=first)
+        assert shapes == [shape]
+
+
 def test_the_number_of_draws_leaves_the_height_of_the_density_as_uncertain_as_it_says():
     values = semicircle_with_outliers(2000)
     spectra = [estimate_spectrum(diagonal_operator(values), seed=seed) for seed in range(12)]
