@@ -97,8 +97,8 @@ def estimate_spectrum(
             step takes as many products, in one pass over the data. One block shows which
             eigenvalues are simple, where single vectors take two draws, and what it spends on the
             outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given,
-            where there are too few eigenvalues for so many steps, or where the vectors of a block
-            would take more than 2 GiB.
+            where `draws_at_once` is 1, where there are too few eigenvalues for so many steps, or
+            where the vectors of a block would take more than 2 GiB.
         eigenpairs: number k of eigenvalues of largest magnitude whose vectors are wanted, too:
             `Spectrum.eigenpairs` has Ritz pairs from the basis of the first draw, which take no
             more products, with their residuals; fewer where that has fewer nodes. Of a multiple
@@ -153,10 +153,12 @@ def estimate_spectrum(
         )
     chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
     budgeted = chosen and order is None and max_products is not None
-    if block is None and budgeted:
+    if block is None and (not chosen or draws_at_once == 1):
+        block = 1
+    elif block is None and budgeted:
         block = _block_within(size, max_products, basis_dtype)
     elif block is None:
-        block = _default_block(size, order, basis_dtype) if chosen else 1
+        block = _default_block(size, order, basis_dtype)
     block = checked_block(block, size)
     limits = _limits(
         size,

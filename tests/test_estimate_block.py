@@ -270,6 +270,7 @@ def test_what_is_given_is_not_chosen():
         ({"num_draws": 10}, (90, 10, 1)),
         ({"num_draws": 1, "block": 4}, (90, 1, 4)),
         ({"order": 12}, (12, 2, 2)),
+        ({"order": 12, "draws_at_once": 1}, (12, 3, 1)),
         ({"order": 400}, (400, 10, 1)),
         ({"block": 3, "order": 100}, (100, 3, 3)),
         ({"reorthogonalize": "none", "order": 9}, (9, 10, 1)),
