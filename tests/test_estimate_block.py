@@ -87,7 +87,7 @@ def test_the_band_covers_the_bulk_as_often_as_it_says(block, seeds):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("block", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_the_trace_is_off_by_its_standard_error(case, block):
     values, spectra = estimates(case, 20, 1, block, 60)
     off = [(one.trace - values.sum()) / one.trace_standard_error for one in spectra]
@@ -219,7 +219,9 @@ def test_a_call_without_numbers_is_as_accurate_as_ten_draws_for_a_fifth_of_the_p
 
 
 @pytest.mark.parametrize("case", [*CASES, "copies"])
-@pytest.mark.parametrize("max_products", [80, 160, 320])
+@pytest.mark.parametrize(
+    "max_products", [160, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (80, 320))]
+)
 def test_a_budget_is_spent_about_as_well_as_the_best_setting_spends_it(case, max_products):
     copies = np.concatenate([np.repeat([5.0, 9.0, 20.0], 3), np.linspace(-0.2, 0.2, 591)])
     values = copies if case == "copies" else CASES[case]()
