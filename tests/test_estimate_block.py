@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import keras
 import numpy as np
 import pytest
 from cases import (
@@ -17,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 from spectrum.network_spectra import network_spectrum
 
-from spectral_density import Spectrum, estimate_spectrum
+from spectral_density import HessianOperator, Spectrum, estimate_spectrum
 from spectral_density.linalg.tridiagonalization import lanczos
 from spectral_density.spectrum.accuracy import Ending
 
@@ -444,3 +445,16 @@ def test_eigenpairs_without_a_basis_are_refused():
     assert (
         estimate_spectrum(np.diag(np.arange(9.0)), 3, 1, eigenpairs=5).eigenpairs.values.size == 3
     )
+
+
+def test_a_step_of_a_block_is_one_pass_over_the_data():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
+    data = np.random.default_rng(0)
+    batches = [(data.normal(size=(8, 4)), data.normal(size=(8, 3))) for _ in range(3)]
+    hessian = HessianOperator(model, "mse", batches)
+    before = hessian.num_passes
+    spectrum = estimate_spectrum(hessian, 5, 1, block=3, check=False)
+    assert hessian.num_passes - before == 5
+    assert spectrum.is_exact
+    exact = np.linalg.eigvalsh(hessian.to_dense())
+    np.testing.assert_allclose(spectrum.nodes[0], exact, atol=1e-5 * np.abs(exact).max())
