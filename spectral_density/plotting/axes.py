@@ -25,9 +25,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 COLORMAP = "viridis"
 """Perceptually uniform, and monotonic in lightness for readers who do not see colours."""
 
-# Densities fall over many decades between the outliers. Values below this fraction of the peak are
-# tails of the kernel, not of the spectrum.
-VISIBLE_DECADES = 9
+_RESOLUTION = "resolution"  # names the artists of the mark
+_TEXT_HEIGHT = 0.985  # of the axes
 
 _TICK_INCHES = 0.45  # width of a label such as -10^-2, with spacing
 
@@ -164,13 +163,48 @@ def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np
     return np.maximum.accumulate(points)
 
 
-def fit_density_limits(ax: Axes) -> None:
-    """Set limits that show the peaks of all curves and `VISIBLE_DECADES` below the lowest."""
-    shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines if _in_data(ax, line)]
-    peaks = [peak for peak in shown if peak > 0]
-    ax.set_ylim(min(peaks) * 10.0**-VISIBLE_DECADES, 5 * max(peaks))
+def mark_resolution(ax: Axes, sigma: float) -> None:
+    """Shade what is within a distance of zero on the horizontal axis, and say what it is.
+
+    It takes the place of an earlier mark. Where zero is not on the axis the distance is said only.
+
+    Args:
+        ax: axes that all curves are on, with eigenvalues across.
+        sigma: distance that is not resolved.
+    """
+    for old in [*ax.patches, *ax.texts]:
+        if old.get_gid() == _RESOLUTION:
+            old.remove()
+    ax.autoscale_view(scaley=False)
+    low, high = sorted(ax.get_xlim())
+    style: dict[str, Any] = {"color": "0.45", "fontsize": "x-small", "gid": _RESOLUTION}
+    if not low < 0 < high:
+        words = f"resolution {sigma:.2g}"
+        ax.text(0.98, _TEXT_HEIGHT, words, ha="right", va="top", transform=ax.transAxes, **style)
+        return
+    style["transform"] = ax.get_xaxis_transform()
+    left, right = max(-sigma, low), min(sigma, high)
+    ax.axvspan(left, right, color="0.5", alpha=0.2, linewidth=0, zorder=0, gid=_RESOLUTION)
+    ax.set_xlim(low, high)
+    words = f"\N{PLUS-MINUS SIGN}{sigma:.2g}: not resolved"
+    where, at = _place(ax, left, right, len(words))
+    ax.text(at, **where, s=f" {words} ", **style)
 
 
-def _in_data(ax: Axes, line: Any) -> bool:
-    """Tell whether a line is in data coordinates, not in fractions of the axes."""
-    return line.get_transform() == ax.transData
+def _place(
+    ax: Axes, left: float, right: float, num_characters: int
+) -> tuple[dict[str, Any], float]:
+    """Return how to set words about a strip, and at which eigenvalue: within if they fit."""
+    bottom = ax.get_ylim()[0]
+    pixels = ax.transData.transform([(left, bottom), (right, bottom)])[:, 0]
+    box = ax.get_window_extent()
+    size = 0.7 * plt.rcParams["font.size"] * ax.figure.dpi / 72
+    length = 0.55 * size * num_characters
+    middle = (left + right) / 2
+    if np.ptp(pixels) > length:
+        return {"y": _TEXT_HEIGHT, "ha": "center", "va": "top"}, middle
+    if np.ptp(pixels) > 2 * size and box.height > 1.5 * length:
+        return {"y": 0.45, "ha": "center", "va": "center", "rotation": "vertical"}, middle
+    if box.x1 - pixels[1] > pixels[0] - box.x0:
+        return {"y": _TEXT_HEIGHT, "ha": "left", "va": "top"}, right
+    return {"y": _TEXT_HEIGHT, "ha": "right", "va": "top"}, left

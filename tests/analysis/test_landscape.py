@@ -93,6 +93,103 @@ def test_where_all_is_flat_the_radius_is_one():
     np.testing.assert_array_equal(line.coordinates[0], [-1.0, 1.0])
 
 
+def test_by_default_the_plane_is_that_of_the_top_two_eigenvectors(quadratic):
+    operator, w = quadratic
+    start = w.numpy()
+    values, vectors = np.linalg.eigh(MATRIX)
+    first, second = np.argsort(-np.abs(values))[:2]
+    plane = loss_landscape(operator, radius=1.0, num_points=3, progress=False)
+    np.testing.assert_allclose(plane.curvature, np.diag(values[[first, second]]), atol=1e-10)
+    ends = [exact(start + sign * vectors[:, first]) for sign in (1, -1)]
+    np.testing.assert_allclose(sorted(plane.losses[[0, 2], 1]), sorted(ends), rtol=1e-10)
+    line = loss_landscape(operator, num_directions=1, num_points=3, progress=False)
+    assert line.losses.shape == (3,)
+    assert line.directions == "top"
+
+
+def test_random_directions_are_orthonormal_and_follow_the_seed(quadratic):
+    operator, _ = quadratic
+    planes = [loss_landscape(operator, "random", seed=s, num_points=3) for s in (0, 0, 1)]
+    np.testing.assert_allclose(planes[0].gram, np.eye(2), atol=1e-12)
+    np.testing.assert_array_equal(planes[0].losses, planes[1].losses)
+    assert not np.array_equal(planes[0].losses, planes[2].losses)
+
+
+def conv_model():
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(4, 3, activation="tanh"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    data = [(rng.normal(size=(8, 6, 6, 2)).astype("f"), rng.normal(size=(8, 3)).astype("f"))]
+    return model, HessianOperator(model, "mse", data)
+
+
+@pytest.mark.parametrize("normalize", ["filter", "layer"])
+def test_each_filter_moves_by_its_own_norm(normalize, monkeypatch):
+    model, operator = conv_model()
+    before = [v.numpy().astype(float) for v in model.trainable_variables]
+    moves = []
+
+    def moved():
+        now = [v.numpy().astype(float) for v in model.trainable_variables]
+        moves.append([b - a for a, b in zip(before, now, strict=True)])
+        return 1.0
+
+    monkeypatch.setattr(operator, "loss", moved)
+    line = loss_landscape(
+        operator, "random", num_directions=1, normalize=normalize, num_points=3, progress=False
+    )
+    np.testing.assert_array_equal(line.coordinates[0], [-1.0, 0.0, 1.0])
+    total = 0.0
+    for weights, move in zip(before, moves[-1], strict=True):
+        total += np.sum(move**2)
+        if weights.ndim == 1:
+            assert not move.any()
+            continue
+        rows = (-1, weights.shape[-1]) if normalize == "filter" else (-1, 1)
+        norms = [np.linalg.norm(a.reshape(rows), axis=0) for a in (move, weights)]
+        np.testing.assert_allclose(*norms, rtol=1e-4)
+        assert not np.allclose(np.abs(move), np.abs(weights), rtol=0.1)
+    assert line.gram[0, 0] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_model_of_directions_that_are_not_orthonormal_is_right(quadratic):
+    w = tf.Variable([[0.5, -1.0], [0.25, 2.0]], dtype=tf.float64)
+    operator = HessianOperator.from_function(
+        lambda w: tf.reduce_sum(w[0] ** 2) + 3 * w[1, 0] * w[1, 1] + tf.reduce_sum(w), w
+    )
+    plane = loss_landscape(operator, "random", normalize="filter", num_points=5, progress=False)
+    assert abs(plane.gram[0, 1]) > 1e-3
+    np.testing.assert_allclose(plane.quadratic_model(), plane.losses, rtol=1e-12, atol=1e-12)
+    given = loss_landscape(operator, np.ones((4, 1)), normalize="filter", num_points=3)
+    assert given.gram[0, 0] == pytest.approx(np.sum(w.numpy() ** 2))
+
+
+@pytest.mark.parametrize(
+    ("directions", "options", "error", "message"),
+    [
+        ("bottom", {}, ValueError, 'must be "top", "random" or an array, got .bottom'),
+        ("random", {"normalize": "unit"}, ValueError, 'must be "filter", "layer" or None'),
+        ("random", {"num_directions": 3}, ValueError, "num_directions must be at most 2"),
+        ("random", {"num_directions": 1.5}, TypeError, "num_directions must be an integer"),
+        ("random", {"seed": -1}, ValueError, "seed must be at least 0"),
+        ("random", {"normalize": "filter"}, ValueError, "needs weights with two axes or more"),
+    ],
+)
+def test_options_of_directions_that_make_no_sense_are_errors(
+    quadratic, directions, options, error, message
+):
+    with pytest.raises(error, match=message):
+        loss_landscape(quadratic[0], directions, **options)
+
+
 @pytest.mark.parametrize("name", ["batch norm", "regularizers and add_loss"])
 def test_weights_and_state_are_put_back_bit_for_bit(name):
     case = CASES[name]

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from cases import diagonal_operator, log_uniform_bulk, semicircle_with_outliers
+from matplotlib.backends.backend_agg import RendererAgg
 from plotting.pictures import column_axes
 from scipy.integrate import trapezoid
 
@@ -165,6 +166,102 @@ def test_the_log_density_has_both_signs_on_their_sides():
 def test_a_log_density_of_one_value_can_be_drawn(value):
     spectrum = estimate_spectrum(diagonal_operator(np.full(20, value)), 3, 2)
     plot_log_density(spectrum).figure.canvas.draw()
+
+
+# What is not known -------------------------------------------------------------------------------
+
+
+def strip_and_words(ax):
+    (strip,) = (patch for patch in ax.patches if patch.get_gid() == "resolution")
+    (words,) = (text for text in ax.texts if text.get_gid() == "resolution")
+    box = strip.get_bbox() if hasattr(strip, "get_bbox") else strip.get_extents()
+    return (box.x0, box.x1), words.get_text().strip()
+
+
+@pytest.mark.parametrize("xscale", ["linear", "symlog"])
+def test_what_is_within_one_kernel_of_zero_is_shaded(spectrum, xscale):
+    sigma = spectrum.default_sigma
+    ends, words = strip_and_words(plot_density(spectrum, xscale=xscale))
+    assert ends == pytest.approx((-sigma, sigma))
+    assert words == f"\N{PLUS-MINUS SIGN}{sigma:.2g}: not resolved"
+
+
+def test_of_several_kernels_the_widest_is_shaded(spectrum):
+    ax = plot_density(spectrum, sigma=0.3)
+    for sigma in (0.5, 0.1):
+        plot_density(spectrum, ax, sigma=sigma)
+    ends, words = strip_and_words(ax)
+    assert ends == pytest.approx((-0.5, 0.5))
+    assert "0.5" in words
+
+
+def test_away_from_zero_the_resolution_is_only_said():
+    spectrum = estimate_spectrum(diagonal_operator(np.linspace(5, 6, 40)), 10, 2)
+    ax = plot_density(spectrum)
+    assert not ax.patches
+    (words,) = (text.get_text() for text in ax.texts)
+    assert words == f"resolution {spectrum.default_sigma:.2g}"
+
+
+def test_a_log_density_shades_what_the_run_does_not_resolve(spectrum):
+    ends, _ = strip_and_words(plot_log_density(spectrum))
+    assert ends == pytest.approx((-spectrum.resolution, spectrum.resolution))
+
+
+def test_the_words_stay_within_the_axes_in_every_size(spectrum):
+    for size in ((3.3, 2.5), (3.3, 1.2), (6.9, 4.0)):
+        for xscale in ("linear", "symlog"):
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+            plot_density(spectrum, ax, xscale=xscale)
+            ax.figure.canvas.draw()
+            box, frame = ax.texts[0].get_window_extent(), ax.figure.bbox.padded(1.0)
+            assert frame.x0 <= box.x0 and box.x1 <= frame.x1, (size, xscale)
+            assert frame.y0 <= box.y0 and box.y1 <= frame.y1, (size, xscale)
+
+
+def opacities(line):
+    """What a line draws: the opacity of each piece, with the values it goes from and to."""
+    drawn = []
+
+    class Recorder(RendererAgg):
+        def draw_path(self, gc, path, transform, rgbFace=None):
+            ends = transform.transform(path.vertices[[0, -1]])[:, 0]
+            drawn.append((gc.get_rgb()[3], *ends))
+
+    line.draw(Recorder(400, 300, 100))
+    back = line.axes.transData.inverted()
+    return [(alpha, *back.transform([(a, 1), (b, 1)])[:, 0]) for alpha, a, b in drawn]
+
+
+def test_beyond_the_outermost_nodes_the_line_fades(spectrum):
+    ax = plot_density(spectrum)
+    ax.figure.canvas.draw()
+    pieces = sorted(opacities(ax.lines[0]), key=lambda piece: piece[1])
+    spacing = np.diff(spectrum.density().grid).max()
+    (full,) = (piece for piece in pieces if piece[0] == 1.0)
+    assert full[1] == pytest.approx(spectrum.nodes.min(), abs=2 * spacing)
+    assert full[2] == pytest.approx(spectrum.nodes.max(), abs=2 * spacing)
+    shades = [piece[0] for piece in pieces]
+    assert np.all(np.diff(shades[: shades.index(1.0) + 1]) > 0)
+    assert np.all(np.diff(shades[shades.index(1.0) :]) < 0)
+    assert max(shades[0], shades[-1]) < 0.1
+    np.testing.assert_allclose([p[2] for p in pieces[:-1]], [p[1] for p in pieces[1:]], rtol=1e-6)
+
+
+def test_the_axis_ends_below_one_eigenvalue_and_not_far_below(spectrum):
+    bottom, _ = plot_density(spectrum).get_ylim()
+    one = 1 / (spectrum.size * spectrum.default_sigma * np.sqrt(2 * np.pi))
+    assert one / 1000 <= bottom <= one / 10
+
+
+def test_the_curve_of_a_log_density_comes_down_to_the_axis(spectrum):
+    for some in (spectrum, estimate_spectrum(diagonal_operator(log_uniform_bulk(300)), 40, 2)):
+        ax = plot_log_density(some)
+        x, y = ax.lines[0].get_data()
+        for side in (x < 0, x > 0):
+            seen = y[side][np.isfinite(y[side])]
+            if len(seen):
+                assert max(seen[0], seen[-1]) < 2 * ax.get_ylim()[0]
 
 
 # Outliers ----------------------------------------------------------------------------------------

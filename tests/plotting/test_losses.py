@@ -31,6 +31,39 @@ def test_the_surface_has_its_first_direction_across():
     ax.figure.canvas.draw()
 
 
+def test_the_levels_of_a_surface_are_round():
+    for scale, power in ((1.0, 1), (0.037, 1), (1.0, 9), (1.0, 30)):
+        plane = landscape(2)
+        plane.losses = scale * plane.losses**power
+        bar = plot_loss_surface(plane).figure.axes[1]
+        values = [float(label.get_text()) for label in bar.get_yticklabels()]
+        assert 2 <= len(values) <= 7
+        for value in values:
+            assert float(f"{value:.2g}") == value
+
+
+def test_a_legend_says_what_the_dashed_contours_are():
+    ax = plot_loss_surface(landscape(2), column_axes(), quadratic=True)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["quadratic model"]
+    assert plot_loss_surface(landscape(2)).get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("directions", "normalize", "across"),
+    [
+        ("top", None, "distance along $v_1$"),
+        ("given", None, "distance along $d_1$"),
+        ("random", None, "distance along random $d_1$"),
+        ("random", "filter", "along random $d_1$ (filter norms)"),
+        ("given", "layer", "along $d_1$ (layer norms)"),
+    ],
+)
+def test_axes_say_which_directions_they_are(directions, normalize, across):
+    plane = landscape(2)
+    plane.directions, plane.normalize = directions, normalize
+    assert plot_loss_surface(plane).get_xlabel() == across
+
+
 @pytest.mark.parametrize("spoil", ["huge", "infinite", "constant", "negative"])
 def test_every_surface_can_be_drawn(spoil):
     plane = landscape(2)
