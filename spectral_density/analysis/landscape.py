@@ -67,7 +67,7 @@ def loss_landscape(
     directions: np.ndarray | str = "top",
     /,
     *,
-    num_directions: int = 2,
+    num_directions: int | None = None,
     normalize: str | None = None,
     seed: int = 0,
     radius: float | Sequence[float] | None = None,
@@ -86,10 +86,11 @@ def loss_landscape(
             for directions uniform on the sphere; or an array of shape (num_params,) or
             (num_params, 1) for a line, (num_params, 2) for a plane, orthonormal unless they are
             normalized.
-        num_directions: of "top" and "random": 1 for a line, 2 for a plane.
+        num_directions: of "top" and "random": 1 for a line, 2 for a plane; None for a plane, or a
+            line where there is one parameter only.
         normalize: "filter" to give each filter of a direction the norm of that filter in the
-            weights, "layer" for each variable as a whole; biases, and other variables with one
-            axis, do not move then. Such directions are not orthonormal, and two networks can be
+            weights, "layer" for each variable as a whole; biases, and the scales of normalizations,
+            do not move then. Such directions are not orthonormal, and two networks can be
             compared by them whatever the scale of their weights. None for unit directions.
         seed: of random directions, and of the start vectors for the top ones.
         radius: largest coordinate on either side, one for all directions or one for each; None for
@@ -116,12 +117,20 @@ def loss_landscape(
     source = _source(directions)
     if normalize is not None and normalize not in NORMALIZATIONS:
         raise ValueError(f'normalize must be "filter", "layer" or None, got {normalize!r}.')
-    size = operator.parameters.size
+    seed, size = integer(seed, "seed", 0), operator.parameters.size
     if source == "given":
         basis = given_directions(directions, size, orthonormal=normalize is None)
         count = basis.shape[1]
+        if num_directions not in (None, count):
+            raise ValueError(
+                f"num_directions={num_directions!r} is for top and random directions, and the "
+                f"array has {count}: leave it out."
+            )
     else:
-        count = integer(num_directions, "num_directions", 1, min(2, size))
+        most = min(2, size)
+        count = integer(
+            most if num_directions is None else num_directions, "num_directions", 1, most
+        )
     if num_points is None:
         num_points = 41 if count == 1 else 25
     num_points = integer(num_points, "num_points", 2)
@@ -133,7 +142,7 @@ def loss_landscape(
     if source == "top":
         basis = top_eigenpairs(operator, count, seed=seed, progress=progress).vectors
     elif source == "random":
-        basis = random_directions(size, count, integer(seed, "seed", 0))
+        basis = random_directions(size, count, seed)
     if normalize is not None:
         basis = normalized(operator, basis, normalize)
     loss = operator.loss()

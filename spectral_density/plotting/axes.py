@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, Locator, MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,8 @@ COLORMAP = "viridis"
 
 _RESOLUTION = "resolution"  # names the artists of the mark
 _TEXT_HEIGHT = 0.985  # of the axes
+
+_FEW = 100.0  # of a colour bar, range below which it has ticks within a decade
 
 _TICK_INCHES = 0.45  # width of a label such as -10^-2, with spacing
 
@@ -63,6 +67,14 @@ def color_bar(ax: Axes, mappable: Any, label: str) -> Colorbar:
     """Set a colour bar beside the axes."""
     bar = ax.figure.colorbar(mappable, ax=ax)
     bar.set_label(label, fontsize="small")
+    low, high = mappable.get_clim()
+    if isinstance(mappable.norm, LogNorm) and high < _FEW * low:
+        # Powers of ten alone would leave a tick or none.
+        bar.locator, bar.formatter = (
+            LogLocator(subs=(1.0, 2.0, 5.0)),
+            FuncFormatter(lambda value, _: f"{value:g}"),
+        )
+        bar.update_ticks()
     bar.minorticks_off()
     return bar
 
@@ -163,32 +175,36 @@ def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np
     return np.maximum.accumulate(points)
 
 
-def mark_resolution(ax: Axes, sigma: float) -> None:
+def mark_resolution(ax: Axes, width: float) -> None:
     """Shade what is within a distance of zero on the horizontal axis, and say what it is.
 
-    It takes the place of an earlier mark. Where zero is not on the axis the distance is said only.
+    Of several calls on the same axes the largest distance stays. Where the strip is not on the axis
+    the distance is said only. Limits and autoscaling are left as they are.
 
     Args:
-        ax: axes that all curves are on, with eigenvalues across.
-        sigma: distance that is not resolved.
+        ax: axes with eigenvalues across.
+        width: distance that is not resolved.
     """
     for old in [*ax.patches, *ax.texts]:
         if old.get_gid() == _RESOLUTION:
+            if isinstance(old, Rectangle):
+                width = max(width, old.get_width() / 2)
             old.remove()
-    ax.autoscale_view(scaley=False)
+    across = ax.get_xaxis_transform()
+    strip = Rectangle((-width, 0), 2 * width, 1, transform=across, zorder=0, linewidth=0)
+    strip.set(facecolor="0.5", alpha=0.2, gid=_RESOLUTION)
+    # As an artist it is no data that limits are made for.
+    ax.add_artist(strip)
     low, high = sorted(ax.get_xlim())
     style: dict[str, Any] = {"color": "0.45", "fontsize": "x-small", "gid": _RESOLUTION}
-    if not low < 0 < high:
-        words = f"resolution {sigma:.2g}"
-        ax.text(0.98, _TEXT_HEIGHT, words, ha="right", va="top", transform=ax.transAxes, **style)
-        return
-    style["transform"] = ax.get_xaxis_transform()
-    left, right = max(-sigma, low), min(sigma, high)
-    ax.axvspan(left, right, color="0.5", alpha=0.2, linewidth=0, zorder=0, gid=_RESOLUTION)
-    ax.set_xlim(low, high)
-    words = f"\N{PLUS-MINUS SIGN}{sigma:.2g}: not resolved"
-    where, at = _place(ax, left, right, len(words))
-    ax.text(at, **where, s=f" {words} ", **style)
+    if -width < high and low < width:
+        words = f"\N{PLUS-MINUS SIGN}{width:.2g}: not resolved"
+        place, at = _place(ax, max(-width, low), min(width, high), len(words))
+        text = ax.text(at, s=f" {words} ", transform=across, clip_on=True, **place, **style)
+    else:
+        place = {"ha": "right", "va": "top", "transform": ax.transAxes}
+        text = ax.text(0.98, _TEXT_HEIGHT, f"resolution {width:.2g}", **place, **style)
+    text.set_in_layout(False)
 
 
 def _place(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spectral_density.spectrum.spectrum import Density, Spectrum
 
 _LOG_POINTS = 1_000
+_MORE_TAIL = 3.0  # kernel widths beyond the grid of a density
 
 
 def plot_density(
@@ -48,9 +49,10 @@ def plot_density(
 ) -> Axes:
     """Draw the smoothed density with its 95 % band on a logarithmic axis.
 
-    What lies within one kernel width of zero, which is not told from zero, is shaded, with the
-    width beside it. Beyond the outermost nodes the curve is the tail of the kernel, and fades. The
-    axis ends a little below the height of a single eigenvalue.
+    What lies within one kernel width of zero, or the `resolution` of the run where that is more, is
+    not told from zero: it is shaded, with the width beside it. Beyond the outermost nodes the curve
+    is the tail of the kernel, and fades. The axis ends a little below the height of a single
+    eigenvalue.
 
     Args:
         spectrum: what to draw.
@@ -78,7 +80,7 @@ def plot_density(
     set_scale(ax, "x", xscale, density.sigma)
     curves = density_lines(ax)
     fit_density_limits(ax, min(curve.floor for curve in curves))
-    mark_resolution(ax, max(curve.sigma for curve in curves))
+    mark_resolution(ax, max(density.sigma, spectrum.resolution))
     ax.set_xlabel(EIGENVALUE)
     ax.set_ylabel(DENSITY)
     if label is not None:
@@ -315,8 +317,9 @@ def plot_layers(
         panels[0].set_ylim(min(bottoms), max(tops))
         ends = np.array([panel.lines[0].get_xdata()[[0, -1]] for panel in panels])
         panels[0].set_xlim(ends.min(), ends.max())
-        for panel in panels:
-            mark_resolution(panel, max(curve.sigma for curve in density_lines(panel)))
+    for panel in panels:
+        # The words are put where there is room now.
+        mark_resolution(panel, 0.0)
     return panels
 
 
@@ -338,7 +341,10 @@ def _density(spectrum: Spectrum, sigma: float | None, deflate: bool, xscale: str
     # The uniform grid has too few points near zero, the logarithmic one too few near outliers.
     low, high = density.grid[0], density.grid[-1]
     near_zero = signed_log_grid(low, high, density.sigma / 10, _LOG_POINTS)
-    return spectrum.density(np.union1d(density.grid, near_zero), density.sigma, deflate)
+    # On a logarithmic axis the tails of the kernel are wide: they are drawn down to the floor.
+    tail = density.sigma * np.linspace(0, _MORE_TAIL, 4 * round(_MORE_TAIL) + 1)[1:]
+    grid = np.concatenate([low - tail, density.grid, near_zero, high + tail])
+    return spectrum.density(np.unique(grid), density.sigma, deflate)
 
 
 def _with_bounds(outliers: Spectrum | Eigenpairs) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.artist import allow_rasterization
+from matplotlib.cbook import normalize_kwargs
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from spectral_density.spectrum.accuracy import support
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from spectral_density.spectrum.spectrum import Density, Spectrum
 
+_OF_AXES = {"label", "scalex", "scaley", "data"}  # options of `Axes.plot` that are none of a line
 _STEPS = 12  # of opacity beyond the outermost nodes
 _BELOW_ONE = 100.0  # the axis ends at the height of a single eigenvalue over this
 _ROOM_ABOVE = 8.0  # the peaks, for what is written there
@@ -26,7 +30,6 @@ class DensityLine(Line2D):
 
     Attributes:
         ends: smallest and largest node, in the units of the eigenvalues.
-        sigma: width of the kernel.
         floor: density below which there is less than a small part of one eigenvalue.
     """
 
@@ -34,9 +37,9 @@ class DensityLine(Line2D):
         """Take the points of a density, and what is known of its ends."""
         super().__init__(density.grid, density.values)
         self.ends = support(spectrum.nodes, spectrum.weights)
-        self.sigma = density.sigma
         self.floor = lowest_shown(spectrum.size, density.sigma, float(density.values.max()))
 
+    @allow_rasterization
     def draw(self, renderer: Any) -> None:
         """Draw the line between the ends, and what is beyond them in ever fainter pieces."""
         if not self.get_visible() or self.axes is None:
@@ -44,6 +47,8 @@ class DensityLine(Line2D):
         x, y = (np.asarray(values) for values in self.get_data())
         first, last = np.searchsorted(x, self.ends)
         last = min(last, len(x) - 1)
+        alpha = self.get_alpha()
+        opaque = to_rgba(self.get_color())[3] if alpha is None else alpha
         pieces = [(first, last, 1.0)]
         for start, stop in ((first, 0), (last, len(x) - 1)):
             joints = np.linspace(start, stop, _STEPS + 1).round().astype(int)
@@ -56,7 +61,7 @@ class DensityLine(Line2D):
             piece.set_figure(self.axes.figure)
             piece.set_transform(self.get_transform())
             piece.set_solid_capstyle("butt")  # ends that overlap would show as dots
-            piece.set_alpha((self.get_alpha() or 1.0) * opacity)
+            piece.set_alpha(opaque * opacity)
             piece.draw(renderer)
         self.stale = False
 
@@ -68,7 +73,9 @@ def density_line(
     (styled,) = ax.semilogy(density.grid, density.values, **line_options)
     line = DensityLine(spectrum, density)
     line.update_from(styled)
-    line.set_label(styled.get_label())
+    # That leaves out some of what was given, such as the order of drawing.
+    own = normalize_kwargs(line_options, Line2D)
+    line.set(label=styled.get_label(), **{k: v for k, v in own.items() if k not in _OF_AXES})
     styled.remove()
     ax.add_line(line)
     return line

@@ -52,11 +52,12 @@ def plot_loss_line(
         # The limits are those of the loss, which the model may exceed by far.
         limits = ax.get_ylim()
         curvature = float(landscape.curvature[0, 0])
-        name = rf"quadratic model, $\lambda$ = {curvature:.3g}"
+        symbol = r"$\lambda$ =" if _is_top(landscape) else "curvature"
+        name = f"quadratic model, {symbol} {curvature:.3g}"
         ax.plot(distances, landscape.quadratic_model(), "--", color="gray", label=name, zorder=1)
         low = min(limits[0], landscape.loss - 0.2 * float(np.ptp(finite)))
         ax.set_ylim(low, limits[1])
-    ax.set_xlabel(_axis_label(landscape, "the top eigenvector", "the direction"))
+    ax.set_xlabel(_axis_label(landscape, "the top eigenvector", "$d_1$"))
     ax.set_ylabel("loss")
     ax.legend(fontsize="small")
     return ax
@@ -78,11 +79,13 @@ def plot_loss_surface(
         colormap: colours of the losses.
 
     Raises:
-        ValueError: if the landscape has one direction.
+        ValueError: if the landscape has one direction, or no finite loss.
     """
     _require(landscape, 2, "plot_loss_line")
     ax = new_axes(ax, square=True)
     first, second = landscape.coordinates
+    if not np.isfinite(landscape.losses).any():
+        raise ValueError("no loss of the landscape is finite: give loss_landscape a radius.")
     losses = np.where(np.isfinite(landscape.losses), landscape.losses, np.nan).T
     levels, norm = _levels(float(np.nanmin(losses)), float(np.nanmax(losses)))
     filled = ax.contourf(first, second, losses, levels=levels, norm=norm, cmap=colormap)
@@ -102,7 +105,9 @@ def plot_loss_surface(
     ax.set_ylabel(_axis_label(landscape, "$v_2$", "$d_2$"))
     bar = color_bar(ax, filled, "loss")
     shown = levels[:: -(-len(levels) // _LABELS)]
-    bar.set_ticks(list(shown), labels=[f"{level:.4g}" for level in shown])
+    bar.set_ticks(list(shown))
+    if isinstance(norm, LogNorm):
+        bar.set_ticklabels([f"{level:.4g}" for level in shown])
     return ax
 
 
@@ -131,12 +136,17 @@ def _round_decades(low: float, high: float) -> np.ndarray:
     return levels if levels[0] <= low else np.insert(levels, 0, ticks[first])
 
 
+def _is_top(landscape: LossLandscape) -> bool:
+    """Tell whether directions are eigenvectors: normalized they are none."""
+    return landscape.directions == "top" and landscape.normalize is None
+
+
 def _axis_label(landscape: LossLandscape, top: str, other: str) -> str:
     """Return what a coordinate is, and its unit."""
-    name = {"top": top, "random": f"random {other}"}.get(landscape.directions, other)
-    if landscape.normalize is None:
-        return f"distance along {name}"
-    return f"along {name} ({landscape.normalize} norms)"
+    name = f"random {other}" if landscape.directions == "random" else other
+    if landscape.normalize is not None:
+        return f"{name} ({landscape.normalize} norms)"
+    return f"distance along {top if _is_top(landscape) else name}"
 
 
 def _require(landscape: LossLandscape, num_directions: int, other: str) -> None:

@@ -198,9 +198,68 @@ def test_of_several_kernels_the_widest_is_shaded(spectrum):
 def test_away_from_zero_the_resolution_is_only_said():
     spectrum = estimate_spectrum(diagonal_operator(np.linspace(5, 6, 40)), 10, 2)
     ax = plot_density(spectrum)
-    assert not ax.patches
     (words,) = (text.get_text() for text in ax.texts)
+    assert ax.get_xlim()[0] > 4
     assert words == f"resolution {spectrum.default_sigma:.2g}"
+
+
+def test_a_smoothing_finer_than_the_run_claims_no_more_than_the_run(spectrum):
+    ends, _ = strip_and_words(plot_density(spectrum, sigma=spectrum.resolution / 10))
+    assert ends == pytest.approx((-spectrum.resolution, spectrum.resolution))
+
+
+@pytest.mark.parametrize("xscale", ["linear", "symlog"])
+def test_a_wider_spectrum_joins_a_narrow_one_with_all_of_it_in_view(spectrum, xscale):
+    narrow = estimate_spectrum(diagonal_operator(np.linspace(-0.3, 0.3, 300)), 20, 2)
+    ax = plot_spectra({"narrow": narrow, "wide": spectrum}, xscale=xscale)
+    assert ax.get_xlim()[1] > 10
+    ax.plot([50.0, 60.0], [1.0, 1.0])
+    assert ax.get_xlim()[1] > 60
+
+
+def test_inverted_axes_and_limits_of_the_user_stay(spectrum):
+    _, ax = plt.subplots()
+    ax.set_xlim(12, -3)
+    assert plot_density(spectrum, ax).get_xlim() == (12, -3)
+
+
+def test_a_log_density_of_no_negative_eigenvalues_shades_what_it_does_not_resolve():
+    values = np.concatenate([np.zeros(300), 10.0 ** np.linspace(-1, 1, 30)])
+    spectrum = estimate_spectrum(diagonal_operator(values), 25, 2)
+    ax = plot_log_density(spectrum)
+    ends, words = strip_and_words(ax)
+    assert ends[1] == pytest.approx(spectrum.resolution)
+    assert ax.get_xlim()[0] < spectrum.resolution
+    assert words.endswith("not resolved")
+
+
+def test_of_two_log_densities_the_wider_strip_stays(spectrum):
+    coarse = estimate_spectrum(diagonal_operator(semicircle_with_outliers(300)), 8, 2)
+    ax = plot_log_density(coarse)
+    plot_log_density(spectrum, ax)
+    ends, _ = strip_and_words(ax)
+    assert ends[1] == pytest.approx(max(coarse.resolution, spectrum.resolution))
+
+
+def test_options_of_the_line_reach_it(spectrum):
+    options = {"zorder": 7, "gid": "mine", "alpha": 0.5, "lw": 3, "c": "red", "picker": 4}
+    line = plot_density(spectrum, **options).lines[0]
+    assert (line.get_zorder(), line.get_gid(), line.get_linewidth()) == (7, "mine", 3)
+    assert (line.get_color(), line.get_picker()) == ("red", 4)
+    line.axes.figure.canvas.draw()
+    assert max(piece[0] for piece in opacities(line)) == pytest.approx(0.5, abs=0.01)
+    faint = plot_density(spectrum, color=(1, 0, 0, 0.25)).lines[0]
+    faint.axes.figure.canvas.draw()
+    assert max(piece[0] for piece in opacities(faint)) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_words_take_no_room_and_stay_within_the_axes(spectrum):
+    ax = plot_density(spectrum, column_axes())
+    ax.figure.canvas.draw()
+    before = ax.get_position().bounds
+    ax.set_xlim(5, 11)
+    ax.figure.canvas.draw()
+    assert ax.get_position().bounds == pytest.approx(before, abs=0.05)
 
 
 def test_a_log_density_shades_what_the_run_does_not_resolve(spectrum):
@@ -355,6 +414,16 @@ def test_layers_have_panels_with_their_names_over_the_same_eigenvalues(spectra):
     low = min(panel.lines[0].get_xdata()[0] for panel in panels)
     assert panels[0].get_xlim()[0] <= low
     panels[0].figure.canvas.draw()
+
+
+def test_each_layer_has_its_own_resolution_within_the_panel(spectra):
+    panels = plot_layers({f"layer_{t}": s for t, s in spectra.items()})
+    panels[0].figure.canvas.draw()
+    for panel, spectrum in zip(panels, spectra.values(), strict=True):
+        ends, _ = strip_and_words(panel)
+        assert ends[1] == pytest.approx(spectrum.default_sigma)
+        box, frame = panel.texts[0].get_window_extent(), panel.bbox.padded(3.0)
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
 
 
 def test_layers_can_be_drawn_on_axes_of_the_caller(spectra):

@@ -754,6 +754,17 @@ def test_the_band_has_no_steps_and_no_holes(num_draws):
     assert np.abs(np.diff(np.log(limits), axis=1)).max() < 0.1
 
 
+def test_where_all_but_one_cluster_is_known_nothing_is_random():
+    eigenvalues = np.concatenate([np.zeros(100), np.arange(1.0, 11.0)])
+    spectrum = estimate_spectrum(diagonal_operator(eigenvalues), 20, 2)
+    assert spectrum.simple.sum() == 20
+    at_zero = spectrum.density(np.linspace(-0.1, 0.1, 5), 0.1)
+    np.testing.assert_allclose(at_zero.lower, at_zero.values, rtol=1e-3)
+    np.testing.assert_allclose(at_zero.upper, at_zero.values, rtol=1e-3)
+    plain = spectrum.density(np.linspace(-0.1, 0.1, 5), 0.1, deflate=False)
+    assert np.all(plain.upper > 1.01 * plain.lower)
+
+
 def test_the_band_of_two_draws_is_not_that_of_two_numbers():
     operator, grid = diagonal_operator(semicircle_with_outliers(500)), np.linspace(-0.5, 0.5, 11)
     widths = {}
