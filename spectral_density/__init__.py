@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         MatrixNorms,
         curvature_decomposition,
     )
+    from spectral_density.analysis.interactions import InteractionMap, interaction_map
     from spectral_density.checkpoint import (
         CheckpointError,
     )
@@ -118,6 +119,7 @@ _HOMES = {
     "GaussNewtonOperator": "curvature",
     "GradientStep": "analysis.quadratic",
     "HessianOperator": "curvature",
+    "InteractionMap": "analysis.interactions",
     "LanczosStep": "linalg",
     "LossLandscape": "analysis.landscape",
     "LowRankPreconditioner": "linalg",
@@ -155,6 +157,7 @@ _HOMES = {
     "get_hvp_fn": "compat",
     "gradient_step": "analysis.quadratic",
     "hvp": "compat",
+    "interaction_map": "analysis.interactions",
     "lanczos": "linalg",
     "lanczos_alg": "compat",
     "lanczos_algorithm": "compat",
@@ -197,6 +200,7 @@ __all__ = [
     "GaussNewtonOperator",
     "GradientStep",
     "HessianOperator",
+    "InteractionMap",
     "LanczosStep",
     "LossLandscape",
     "LowRankPreconditioner",
@@ -235,6 +239,7 @@ __all__ = [
     "get_hvp_fn",
     "gradient_step",
     "hvp",
+    "interaction_map",
     "lanczos",
     "lanczos_alg",
     "lanczos_algorithm",

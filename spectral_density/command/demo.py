@@ -150,22 +150,24 @@ def largest_relative_error(spectrum: Spectrum, exact: np.ndarray, count: int) ->
 
 
 def draw(spectrum: Spectrum, exact: np.ndarray, path: Path) -> Path:
-    """Draw the density with its band, and the exact eigenvalues as ticks below it."""
+    """Draw the density with its band, and the exact eigenvalues as ticks below it.
+
+    To the left as a whole; to the right about zero, on a signed logarithmic axis.
+    """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    spectrum.plot(ax, label=f"estimate, {spectrum.num_draws} draws of {spectrum.order} steps")
-    bottom = ax.get_ylim()[0]
-    ax.plot(
-        exact,
-        np.full(len(exact), 3 * bottom),
-        "|",
-        color="black",
-        alpha=0.4,
-        label="exact eigenvalues",
+    fig, (whole, near_zero) = plt.subplots(
+        1, 2, figsize=(9, 3.8), sharey=True, layout="constrained"
     )
-    ax.set_title("Hessian of a network trained on digits")
-    ax.legend()
+    spectrum.plot(whole, label="estimate, with its 95 % band")
+    spectrum.plot(near_zero, xscale="symlog")
+    height = 2 * whole.get_ylim()[0]
+    for ax in (whole, near_zero):
+        ax.plot(exact, np.full(len(exact), height), "|k", alpha=0.4, label="exact eigenvalues")
+    whole.legend(loc="upper right")
+    whole.set_title("Hessian of a network trained on digits", fontsize="medium")
+    near_zero.set_title("the same over a signed logarithmic axis", fontsize="medium")
+    near_zero.set_ylabel("")
     fig.savefig(path, dpi=150)
     plt.close(fig)
     return path

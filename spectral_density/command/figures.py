@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _SIZE = (7.0, 4.0)  # inches
-_TITLE_WIDTH = 88  # characters
 
 
 def plot_files(
@@ -87,14 +86,27 @@ def _named_parts(path: Path) -> list[str]:
 
 
 def draw_one(spectrum: Spectrum, *, label: str | None = None, xscale: str = "linear") -> Figure:
-    """Return a figure of a density with its outliers, titled with the description of the matrix."""
+    """Return a figure of a density with its outliers, titled with the kind of matrix."""
     from spectral_density.plotting import plot_density, plot_outliers
 
     figure, ax = _figure()
     plot_density(spectrum, ax=ax, label=label, xscale=xscale)
     plot_outliers(spectrum, ax=ax)
-    ax.set_title(textwrap.fill(spectrum.description, _TITLE_WIDTH), fontsize="medium")
+    ax.set_title(_title(spectrum), fontsize="medium")
     return figure
+
+
+def _title(spectrum: Spectrum) -> str:
+    """Return what a picture is of, in a few words: the summary has the rest."""
+    draws = f"{spectrum.num_draws} draw{'s' if spectrum.num_draws != 1 else ''}"
+    numbers = f"{spectrum.size:,} eigenvalues, {draws} of {spectrum.order} steps"
+    kind = re.match(r"(\w+?)(Operator)?\b", spectrum.description)
+    return f"{_spaced(kind[1])}: {numbers}" if kind else numbers
+
+
+def _spaced(name: str) -> str:
+    """Return the name of a class as words: GaussNewton as Gauss-Newton."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name)
 
 
 def draw_several(spectra: Mapping[str, Spectrum], *, xscale: str = "linear") -> Figure:

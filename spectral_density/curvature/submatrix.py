@@ -62,9 +62,11 @@ class SubmatrixOperator(LinearOperator):
             TypeError: if a selection is none of these.
         """
         self.operator = as_real_square(operator)
-        self.rows = _indices(self.operator, rows, "rows")
+        self.rows = selected_indices(self.operator, rows, "rows")
         self.columns = (
-            self.rows.copy() if columns is None else _indices(self.operator, columns, "columns")
+            self.rows.copy()
+            if columns is None
+            else selected_indices(self.operator, columns, "columns")
         )
         self._flipped = operator.T if _is_explicit(operator) else self.operator
         self.product_dtype = np.dtype(product_dtype(self.operator) or np.float64)
@@ -171,8 +173,14 @@ def layer_indices(operator: Any) -> dict[str, np.ndarray]:
 # Selections --------------------------------------------------------------------------------------
 
 
-def _indices(operator: LinearOperator, selection: Any, what: str) -> np.ndarray:
-    """Return the indices of a selection, checked: in range, each once, at least one."""
+def selected_indices(operator: LinearOperator, selection: Any, what: str) -> np.ndarray:
+    """Return the indices of a selection, checked: in range, each once, at least one.
+
+    Args:
+        operator: whose rows are meant.
+        selection: see `SubmatrixOperator`.
+        what: name of the argument, said in errors.
+    """
     n = operator.shape[0]
     if isinstance(selection, slice):
         found = np.arange(n, dtype=np.intp)[selection]

@@ -346,6 +346,13 @@ class Inspection(ABC):
         """Return the positions of the variables that a name, pattern, layer or variable means."""
 
     @abstractmethod
+    def filter_axes(self) -> list[tuple[int, ...]]:
+        """Return for each variable the axes that number its filters, () where it has none.
+
+        Of a layer that is not known the last one of several.
+        """
+
+    @abstractmethod
     def why_not_finite(self, what: str, at: BatchInput, local: int = 0) -> str:
         """Return in a sentence why something is not finite in a batch, and what to do."""
 

@@ -77,6 +77,14 @@ class Parameters:
         return [vector[w].reshape(s) for w, s in zip(self.slices, self.shapes, strict=True)]
 
 
+def last_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axis that numbers the filters of a kernel of this shape: the last of several.
+
+    So do Keras and Flax lay out the kernels of dense layers and convolutions.
+    """
+    return (len(shape) - 1,) if len(shape) > 1 else ()
+
+
 def indices_of(parameters: Parameters, positions: Iterable[int]) -> np.ndarray:
     """Return the indices, in the flat vector, of the variables at these positions."""
     slices = [parameters.slices[position] for position in positions]

@@ -13,6 +13,7 @@ from spectral_density.plotting.densities import (
     plot_spectra,
     plot_stem,
 )
+from spectral_density.plotting.interactions import plot_interactions
 from spectral_density.plotting.landscapes import plot_loss_line, plot_loss_surface
 from spectral_density.plotting.matrices import plot_matrix
 from spectral_density.plotting.training import plot_eigenvalues, plot_evolution, plot_ridge
@@ -22,6 +23,7 @@ __all__ = [
     "plot_eigenvalues",
     "plot_evolution",
     "plot_finite_differences",
+    "plot_interactions",
     "plot_layers",
     "plot_log_density",
     "plot_loss_line",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, Locator, MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +27,10 @@ LINE_STYLES = ("-", "--", "-.", ":")
 COLORMAP = "viridis"
 """Perceptually uniform, and monotonic in lightness for readers who do not see colours."""
 
-# Densities fall over many decades between the outliers. Values below this fraction of the peak are
-# tails of the kernel, not of the spectrum.
-VISIBLE_DECADES = 9
+_RESOLUTION = "resolution"  # names the artists of the mark
+_TEXT_HEIGHT = 0.985  # of the axes
+
+_FEW = 100.0  # of a colour bar, range below which it has ticks within a decade
 
 _TICK_INCHES = 0.45  # width of a label such as -10^-2, with spacing
 
@@ -64,6 +67,14 @@ def color_bar(ax: Axes, mappable: Any, label: str) -> Colorbar:
     """Set a colour bar beside the axes."""
     bar = ax.figure.colorbar(mappable, ax=ax)
     bar.set_label(label, fontsize="small")
+    low, high = mappable.get_clim()
+    if isinstance(mappable.norm, LogNorm) and high < _FEW * low:
+        # Powers of ten alone would leave a tick or none.
+        bar.locator, bar.formatter = (
+            LogLocator(subs=(1.0, 2.0, 5.0)),
+            FuncFormatter(lambda value, _: f"{value:g}"),
+        )
+        bar.update_ticks()
     bar.minorticks_off()
     return bar
 
@@ -164,13 +175,52 @@ def signed_log_grid(low: float, high: float, linthresh: float, count: int) -> np
     return np.maximum.accumulate(points)
 
 
-def fit_density_limits(ax: Axes) -> None:
-    """Set limits that show the peaks of all curves and `VISIBLE_DECADES` below the lowest."""
-    shown = [np.max(line.get_ydata(), initial=0.0) for line in ax.lines if _in_data(ax, line)]
-    peaks = [peak for peak in shown if peak > 0]
-    ax.set_ylim(min(peaks) * 10.0**-VISIBLE_DECADES, 5 * max(peaks))
+def mark_resolution(ax: Axes, width: float) -> None:
+    """Shade what is within a distance of zero on the horizontal axis, and say what it is.
+
+    Of several calls on the same axes the largest distance stays. Where the strip is not on the axis
+    the distance is said only. Limits and autoscaling are left as they are.
+
+    Args:
+        ax: axes with eigenvalues across.
+        width: distance that is not resolved.
+    """
+    for old in [*ax.patches, *ax.texts]:
+        if old.get_gid() == _RESOLUTION:
+            if isinstance(old, Rectangle):
+                width = max(width, old.get_width() / 2)
+            old.remove()
+    across = ax.get_xaxis_transform()
+    strip = Rectangle((-width, 0), 2 * width, 1, transform=across, zorder=0, linewidth=0)
+    strip.set(facecolor="0.5", alpha=0.2, gid=_RESOLUTION)
+    # As an artist it is no data that limits are made for.
+    ax.add_artist(strip)
+    low, high = sorted(ax.get_xlim())
+    style: dict[str, Any] = {"color": "0.45", "fontsize": "x-small", "gid": _RESOLUTION}
+    if -width < high and low < width:
+        words = f"\N{PLUS-MINUS SIGN}{width:.2g}: not resolved"
+        place, at = _place(ax, max(-width, low), min(width, high), len(words))
+        text = ax.text(at, s=f" {words} ", transform=across, clip_on=True, **place, **style)
+    else:
+        place = {"ha": "right", "va": "top", "transform": ax.transAxes}
+        text = ax.text(0.98, _TEXT_HEIGHT, f"resolution {width:.2g}", **place, **style)
+    text.set_in_layout(False)
 
 
-def _in_data(ax: Axes, line: Any) -> bool:
-    """Tell whether a line is in data coordinates, not in fractions of the axes."""
-    return line.get_transform() == ax.transData
+def _place(
+    ax: Axes, left: float, right: float, num_characters: int
+) -> tuple[dict[str, Any], float]:
+    """Return how to set words about a strip, and at which eigenvalue: within if they fit."""
+    bottom = ax.get_ylim()[0]
+    pixels = ax.transData.transform([(left, bottom), (right, bottom)])[:, 0]
+    box = ax.get_window_extent()
+    size = 0.7 * plt.rcParams["font.size"] * ax.figure.dpi / 72
+    length = 0.55 * size * num_characters
+    middle = (left + right) / 2
+    if np.ptp(pixels) > length:
+        return {"y": _TEXT_HEIGHT, "ha": "center", "va": "top"}, middle
+    if np.ptp(pixels) > 2 * size and box.height > 1.5 * length:
+        return {"y": 0.45, "ha": "center", "va": "center", "rotation": "vertical"}, middle
+    if box.x1 - pixels[1] > pixels[0] - box.x0:
+        return {"y": _TEXT_HEIGHT, "ha": "left", "va": "top"}, right
+    return {"y": _TEXT_HEIGHT, "ha": "right", "va": "top"}, left

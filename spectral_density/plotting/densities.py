@@ -15,11 +15,16 @@ from spectral_density.plotting.axes import (
     DENSITY,
     EIGENVALUE,
     LINE_STYLES,
-    VISIBLE_DECADES,
-    fit_density_limits,
+    mark_resolution,
     new_axes,
     set_scale,
     signed_log_grid,
+)
+from spectral_density.plotting.density_line import (
+    density_line,
+    density_lines,
+    fit_density_limits,
+    lowest_shown,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from spectral_density.spectrum.spectrum import Density, Spectrum
 
 _LOG_POINTS = 1_000
+_MORE_TAIL = 3.0  # kernel widths beyond the grid of a density
 
 
 def plot_density(
@@ -43,6 +49,11 @@ def plot_density(
 ) -> Axes:
     """Draw the smoothed density with its 95 % band on a logarithmic axis.
 
+    What lies within one kernel width of zero, or the `resolution` of the run where that is more, is
+    not told from zero: it is shaded, with the width beside it. Beyond the outermost nodes the curve
+    is the tail of the kernel, and fades. The axis ends a little below the height of a single
+    eigenvalue.
+
     Args:
         spectrum: what to draw.
         ax: axes to draw on; None for new ones.
@@ -56,19 +67,20 @@ def plot_density(
     """
     ax = new_axes(ax)
     density = _density(spectrum, sigma, deflate, xscale)
-    (line,) = ax.semilogy(density.grid, density.values, label=label, **line_options)
-    floor = density.values.max() * 10.0**-VISIBLE_DECADES
+    line = density_line(ax, spectrum, density, label=label, **line_options)
     if band:
         ax.fill_between(
             density.grid,
-            np.maximum(density.lower, floor),
-            np.maximum(density.upper, floor),
+            np.maximum(density.lower, line.floor),
+            np.maximum(density.upper, line.floor),
             color=line.get_color(),
             alpha=0.25,
             linewidth=0,
         )
     set_scale(ax, "x", xscale, density.sigma)
-    fit_density_limits(ax)
+    curves = density_lines(ax)
+    fit_density_limits(ax, min(curve.floor for curve in curves))
+    mark_resolution(ax, max(density.sigma, spectrum.resolution))
     ax.set_xlabel(EIGENVALUE)
     ax.set_ylabel(DENSITY)
     if label is not None:
@@ -88,7 +100,9 @@ def plot_log_density(
     """Draw the density over the logarithm of the magnitude, negative eigenvalues to the left.
 
     The kernel has the same width in every decade, which resolves the bulk next to zero, where a
-    fixed width shows one peak. Magnitudes below `floor`, zero included, are drawn at `floor`.
+    fixed width shows one peak. Magnitudes below `floor`, zero included, are drawn at `floor`. What
+    is within the `resolution` of zero is shaded: of it the run knows how much there is, and not
+    where.
 
     Args:
         spectrum: what to draw.
@@ -103,7 +117,6 @@ def plot_log_density(
         magnitudes = np.abs(spectrum.nodes[spectrum.weights > WEIGHT_FLOOR])
         floor = max(magnitudes.min(), 1e-9 * magnitudes.max()) or None
     density = spectrum.log_density(sigma=sigma, floor=floor, num_points=_LOG_POINTS)
-    peak = max(density.negative.max(), density.positive.max())
     # The kernel at the floor extends below it: the axis is linear below that only.
     linthresh = density.magnitudes[0]
     signed = np.concatenate([-density.magnitudes[::-1], density.magnitudes])
@@ -111,9 +124,12 @@ def plot_log_density(
     # No line across zero, where the logarithm is not defined.
     signed = np.insert(signed, len(density.magnitudes), 0.0)
     values = np.insert(values, len(density.magnitudes), np.nan)
-    visible = np.where(values > peak * 1e-7, values, np.nan)
-    ax.semilogy(signed, visible, label=label, **line_options)
+    bottom = lowest_shown(spectrum.size, sigma, float(np.nanmax(values)))
+    added = not ax.lines
+    ax.semilogy(signed, np.where(values > bottom / 10, values, np.nan), label=label, **line_options)
     set_scale(ax, "x", "symlog", linthresh)
+    fit_density_limits(ax, bottom if added else min(bottom, ax.get_ylim()[0]))
+    mark_resolution(ax, spectrum.resolution)
     ax.set_xlabel(EIGENVALUE)
     ax.set_ylabel(r"density (1 / $\ln|\lambda|$)")
     if label is not None:
@@ -287,8 +303,9 @@ def plot_layers(
         panels = np.array(axes, dtype=object).ravel()
         if len(panels) != count:
             raise ValueError(f"there are {count} spectra and {len(panels)} axes to draw them on.")
+    limits = []
     for panel, (name, spectrum) in zip(panels, spectra.items(), strict=True):
-        plot_density(spectrum, panel, xscale=xscale, **options)
+        limits.append(plot_density(spectrum, panel, xscale=xscale, **options).get_ylim())
         panel.set_title(str(name), fontsize="small")
         if axes is None:
             panel.set_xlabel("")
@@ -296,10 +313,13 @@ def plot_layers(
             panel.tick_params(labelbottom=panel in _lowest(panels, columns))
     if axes is None:
         # Shared axes take the limits of the last panel; they must cover all panels.
-        shown = [np.max(panel.lines[0].get_ydata()) for panel in panels]
-        panels[0].set_ylim(min(shown) * 10.0**-VISIBLE_DECADES, 5 * max(shown))
+        bottoms, tops = zip(*limits, strict=True)
+        panels[0].set_ylim(min(bottoms), max(tops))
         ends = np.array([panel.lines[0].get_xdata()[[0, -1]] for panel in panels])
         panels[0].set_xlim(ends.min(), ends.max())
+    for panel in panels:
+        # The words are put where there is room now.
+        mark_resolution(panel, 0.0)
     return panels
 
 
@@ -321,7 +341,10 @@ def _density(spectrum: Spectrum, sigma: float | None, deflate: bool, xscale: str
     # The uniform grid has too few points near zero, the logarithmic one too few near outliers.
     low, high = density.grid[0], density.grid[-1]
     near_zero = signed_log_grid(low, high, density.sigma / 10, _LOG_POINTS)
-    return spectrum.density(np.union1d(density.grid, near_zero), density.sigma, deflate)
+    # On a logarithmic axis the tails of the kernel are wide: they are drawn down to the floor.
+    tail = density.sigma * np.linspace(0, _MORE_TAIL, 4 * round(_MORE_TAIL) + 1)[1:]
+    grid = np.concatenate([low - tail, density.grid, near_zero, high + tail])
+    return spectrum.density(np.unique(grid), density.sigma, deflate)
 
 
 def _with_bounds(outliers: Spectrum | Eigenpairs) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,9 @@ def plot_ridge(
     ax.set_yticks(spacing * np.arange(count)[::-1], [str(name) for name in spectra])
     ax.set_xlabel(EIGENVALUE)
     ax.set_ylabel(ylabel)
-    ax.set_title(f"log density, {_DECADES} decades a row", fontsize="small")
+    low = rf"$10^{{{-_DECADES}}}$"
+    title = f"each row: density on a log scale, from {low} of the peak up\nkernel width {sigma:.2g}"
+    ax.set_title(title, fontsize="x-small")
     return ax
 
 
@@ -120,6 +122,7 @@ def plot_evolution(
     whole_numbers(ax, times)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(EIGENVALUE)
+    ax.set_title(f"kernel width {sigma:.2g}", fontsize="x-small")
     color_bar(ax, mesh, DENSITY)
     return ax
 

@@ -15,8 +15,12 @@ from spectral_density.spectrum.accuracy import CONFIDENCE, chi_squared_limits
 _GRID_POINTS_PER_SIGMA = 4
 _MIN_GRID, _MAX_GRID = 1_000, 200_000
 _TAIL = 4.0  # the default grid ends this many sigmas beyond the extreme nodes
-# Below this many eigenvalues in a kernel's window, the Gaussian interval gives way to chi-squared.
+_LOG_TAIL = 7.0  # there a kernel is below the share of one eigenvalue, so that curves come down
+# About this many eigenvalues in a kernel's window, the interval between draws takes over from that
+# of chi-squared.
 _FEW_EIGENVALUES = 10.0
+# What the variance by law counts for beside that between draws; calibrated by coverage.
+_DRAWS_OF_LAW = 8
 _CHUNK = 4_000_000  # entries of the matrix of grid points and nodes that is in memory
 
 
@@ -100,7 +104,8 @@ def kernel_density(
     # The square of a Gaussian kernel is another Gaussian.
     squares = _smooth(points, nodes, random, sigma / np.sqrt(2)).mean(axis=0)
     squares /= 2 * sigma * np.sqrt(np.pi)
-    lower, upper = _band(each, squares, size, 1 / (sigma * np.sqrt(2 * np.pi)))
+    share = float(random.sum(axis=1).mean())
+    lower, upper = _band(each, squares, size, share, 1 / (sigma * np.sqrt(2 * np.pi)))
     values = certain + each.mean(axis=0)
     return Density(
         grid=points,
@@ -134,7 +139,7 @@ def log_kernel_density(
     if not 0 < floor <= largest:
         raise ValueError(f"floor must be positive and at most {largest}, got {floor}.")
     logs = np.log(np.maximum(np.abs(nodes), floor))
-    low, high = np.log(floor) - _TAIL * sigma, np.log(largest) + _TAIL * sigma
+    low, high = np.log(floor) - _LOG_TAIL * sigma, np.log(largest) + _LOG_TAIL * sigma
     grid = np.linspace(low, high, num_points)
     negative = _smooth(grid, logs, np.where(nodes < 0, weights, 0.0), sigma).mean(axis=0)
     positive = _smooth(grid, logs, np.where(nodes < 0, 0.0, weights), sigma).mean(axis=0)
@@ -167,7 +172,7 @@ def checked_grid(grid: Any) -> np.ndarray:
 
 
 def _band(
-    each: np.ndarray, squares: np.ndarray, size: int, height: float
+    each: np.ndarray, squares: np.ndarray, size: int, share: float, height: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pointwise confidence limits for the mean over draws of kernel densities.
 
@@ -175,6 +180,7 @@ def _band(
         each: densities of the draws, (num_draws, g).
         squares: mean over draws of the densities with the kernel squared, (g,).
         size: number n of eigenvalues.
+        share: of the eigenvalues that these densities are of; the others are known.
         height: of the kernel, which no density exceeds.
     """
     num_draws, mean = len(each), each.mean(axis=0)
@@ -183,18 +189,35 @@ def _band(
     # moments (Satterthwaite 1946) makes it `unit` times one chi-squared variable, exactly so for a
     # lone eigenvalue. The unit follows from the kernel's height there, whatever weight was drawn;
     # what is unknown is the number of degrees.
-    spread = 2 / (size + 2) * np.maximum(squares - mean**2, 0.0)
+    spread = 2 / (share * size + 2) * np.maximum(share * squares - mean**2, 0.0)
     unit = np.divide(spread, 2 * mean, out=np.zeros_like(mean), where=mean > 0)
     lower, upper = chi_squared_limits(mean, unit / num_draws, tail)
     upper = np.minimum(upper, height)
     if num_draws == 1:
         return lower, upper
-    error = each.std(axis=0, ddof=1) / np.sqrt(num_draws)
-    half = stats.t.isf(tail, num_draws - 1) * error
-    few = mean < _FEW_EIGENVALUES * unit
-    lower = np.where(few, lower, np.maximum(mean - half, 0.0))
-    upper = np.where(few, upper, mean + half)
-    return lower, upper
+    # A few draws say little of their own variance, and the law of the weights knows it but for what
+    # the nodes of few steps add: the mean of both is taken.
+    degrees = _DRAWS_OF_LAW + num_draws - 1
+    variance = (_DRAWS_OF_LAW * spread + (num_draws - 1) * each.var(axis=0, ddof=1)) / degrees
+    half = stats.t.isf(tail, degrees) * np.sqrt(variance / num_draws)
+    # As far up as down on a logarithmic scale: a density is not negative, nor is its limit.
+    above = mean + half
+    below = np.divide(mean**2, above, out=np.zeros_like(mean), where=above > 0)
+    many = _share_of_many(mean, unit)
+    # 0^0 is 1: a share of nothing counts for nothing.
+    return lower ** (1 - many) * below**many, upper ** (1 - many) * above**many
+
+
+def _share_of_many(mean: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Return the share, 0 to 1, that the interval between draws has in the band.
+
+    It goes smoothly from one interval to the other, over a factor of four in the number of
+    eigenvalues that a kernel sees, so that the band has no steps.
+    """
+    count = np.divide(mean, unit, out=np.full_like(mean, np.inf), where=unit > 0)
+    least, most = _FEW_EIGENVALUES / 2, _FEW_EIGENVALUES * 2
+    x = np.log(np.clip(count, least, most) / least) / np.log(most / least)
+    return x**2 * (3 - 2 * x)
 
 
 def _smooth(points: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:

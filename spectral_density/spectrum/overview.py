@@ -42,7 +42,7 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
         ("near zero", _count(spectrum.count_between(-eps, eps), size, f"within {eps:.2g}")),
         ("above zero", _count(spectrum.count_above(eps), size, f"above {eps:.2g}")),
         ("trace", with_error(spectrum.trace, spectrum.trace_standard_error)),
-        ("rank", f"{spectrum.effective_rank} (effective rank)"),
+        ("rank", _rank(spectrum.effective_rank)),
         ("accuracy", _accuracy(spectrum)),
     ]
     if spectrum.product_error:
@@ -95,6 +95,13 @@ def _count(count: SpectrumStatistic, size: int, where: str) -> str:
     if not count.standard_error:
         return f"{text})"
     return f"{text}; 95 % band {count.lower:,.0f} to {count.upper:,.0f})"
+
+
+def _rank(rank: SpectrumStatistic) -> str:
+    """Return the effective rank with its error, or the bounds."""
+    if rank.resolved:
+        return f"{rank} (effective rank)"
+    return f"{rank.lower:.3g} to {rank.upper:.3g} (effective rank): not resolved, more steps"
 
 
 def _accuracy(spectrum: Spectrum) -> str:

@@ -217,9 +217,10 @@ class Spectrum(Quadratures):
         """Return the eigenvalue density smoothed by a Gaussian kernel, with its error band.
 
         Smoothing adds sigma^2 to the second moment. The band covers the randomness of the start
-        vectors, and what a finite order adds to it: t-intervals between draws; where a kernel sees
-        but a few eigenvalues, or there is one draw only, the chi-squared law of their weights.
-        It does not cover errors that all draws have in common.
+        vectors: t-intervals, by the variance between draws and that of the law of the weights;
+        where a kernel sees but a few eigenvalues, or there is one draw only, the chi-squared law of
+        their weights. It does not cover errors of the steps that all draws have in common, such as
+        ripples in a bulk without outliers; `accuracy` does.
 
         Args:
             grid: points to evaluate at, shape (g,), ascending; None for the whole spectrum with

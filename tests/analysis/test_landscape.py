@@ -4,6 +4,8 @@ import pytest
 import tensorflow as tf
 from models import CASES, compiled, truth
 
+from spectral_density.analysis import landscape as landscape_module
+from spectral_density.analysis.directions import normalized, random_directions
 from spectral_density.analysis.landscape import loss_landscape
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.linalg.eigen import top_eigenpairs
@@ -91,6 +93,183 @@ def test_where_all_is_flat_the_radius_is_one():
     operator = HessianOperator.from_function(lambda w: 0.0 * tf.reduce_sum(w**2), w)
     line = loss_landscape(operator, np.array([1.0, 0.0]), num_points=2)
     np.testing.assert_array_equal(line.coordinates[0], [-1.0, 1.0])
+
+
+def test_by_default_the_plane_is_that_of_the_top_two_eigenvectors(quadratic):
+    operator, w = quadratic
+    start = w.numpy()
+    values, vectors = np.linalg.eigh(MATRIX)
+    first, second = np.argsort(-np.abs(values))[:2]
+    plane = loss_landscape(operator, radius=1.0, num_points=3, progress=False)
+    np.testing.assert_allclose(plane.curvature, np.diag(values[[first, second]]), atol=1e-10)
+    ends = [exact(start + sign * vectors[:, first]) for sign in (1, -1)]
+    np.testing.assert_allclose(sorted(plane.losses[[0, 2], 1]), sorted(ends), rtol=1e-10)
+    line = loss_landscape(operator, num_directions=1, num_points=3, progress=False)
+    assert line.losses.shape == (3,)
+    assert line.directions == "top"
+
+
+def test_random_directions_are_orthonormal_and_follow_the_seed(quadratic):
+    operator, _ = quadratic
+    planes = [loss_landscape(operator, "random", seed=s, num_points=3) for s in (0, 0, 1)]
+    np.testing.assert_allclose(planes[0].gram, np.eye(2), atol=1e-12)
+    np.testing.assert_array_equal(planes[0].losses, planes[1].losses)
+    assert not np.array_equal(planes[0].losses, planes[2].losses)
+
+
+def conv_model():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((6, 6, 2))
+    h = keras.layers.Conv2D(4, 3, activation="tanh", name="conv")(inputs)
+    h = keras.layers.BatchNormalization(name="norm")(h)
+    h = keras.layers.DepthwiseConv2D(2, depth_multiplier=2, name="depthwise")(h)
+    h = keras.layers.SeparableConv2D(3, 2, name="separable")(h)
+    h = keras.layers.Conv2DTranspose(5, 2, name="transposed")(h)
+    h = keras.layers.Reshape((9, 5))(h)
+    h = keras.layers.MultiHeadAttention(2, 3, name="attention")(h, h)
+    h = keras.layers.GRU(4, name="gru")(h)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="dense")(h))
+    rng = np.random.default_rng(0)
+    data = [(rng.normal(size=(8, 6, 6, 2)).astype("f"), rng.normal(size=(8, 3)).astype("f"))]
+    # Zeros would stay where they are, whatever the direction.
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return model, HessianOperator(model, "mse", data)
+
+
+# Axes that are summed over within a filter, by the place of the variable; None: it does not move.
+FILTERS = {
+    "conv/kernel": (0, 1, 2),
+    "conv/bias": None,
+    "norm/gamma": None,
+    "depthwise/kernel": (0, 1),
+    "separable/depthwise_kernel": (0, 1),
+    "separable/pointwise_kernel": (0, 1, 2),
+    "transposed/kernel": (0, 1, 3),
+    "attention/query/kernel": (0,),
+    "attention/query/bias": None,
+    "attention/attention_output/kernel": (0, 1),
+    "gru/gru_cell/kernel": (0,),
+    "gru/gru_cell/recurrent_kernel": (0,),
+    "gru/gru_cell/bias": None,
+    "dense/kernel": (0,),
+}
+
+
+@pytest.mark.parametrize("normalize", ["filter", "layer"])
+def test_each_filter_moves_by_its_own_norm(normalize, monkeypatch):
+    model, operator = conv_model()
+    before = [v.numpy().astype(float) for v in model.trainable_variables]
+    moves = []
+
+    def moved():
+        now = [v.numpy().astype(float) for v in model.trainable_variables]
+        moves.append([b - a for a, b in zip(before, now, strict=True)])
+        return 1.0
+
+    monkeypatch.setattr(operator, "loss", moved)
+    line = loss_landscape(
+        operator, "random", num_directions=1, normalize=normalize, num_points=3, progress=False
+    )
+    np.testing.assert_array_equal(line.coordinates[0], [-1.0, 0.0, 1.0])
+    by_path = {
+        v.path: (w, m) for v, w, m in zip(model.trainable_variables, before, moves[-1], strict=True)
+    }
+    for path, axes in FILTERS.items():
+        weights, move = by_path[path]
+        if axes is None:
+            assert not move.any(), path
+            continue
+        of_filter = [np.sqrt(np.sum(a**2, axis=axes)) for a in (move, weights)]
+        if normalize == "filter":
+            np.testing.assert_allclose(*of_filter, rtol=1e-4, err_msg=path)
+        else:
+            assert np.linalg.norm(move) == pytest.approx(np.linalg.norm(weights), rel=1e-4), path
+            assert not np.allclose(*of_filter, rtol=1e-2), path
+    total = sum(np.sum(move**2) for move in moves[-1])
+    assert line.gram[0, 0] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_rows_of_an_embedding_are_its_filters():
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), *layers])
+    operator = HessianOperator(model, "mse", [(np.arange(8).reshape(2, 4) % 5, np.ones((2, 2)))])
+    basis = normalized(operator, np.ones((operator.shape[0], 1)), "filter")
+    rows = operator.parameters.unflatten(basis[:, 0])[0]
+    table = model.trainable_variables[0].numpy()
+    np.testing.assert_allclose(
+        np.linalg.norm(rows, axis=1), np.linalg.norm(table, axis=1), rtol=1e-6
+    )
+
+
+def test_random_directions_are_not_the_numbers_of_the_users_data():
+    data = np.random.default_rng(0).standard_normal(1000)
+    (direction,) = random_directions(1000, 1, 0).T
+    assert abs(direction @ data) < 4.5
+
+
+def test_the_seed_reaches_the_eigenvectors(quadratic, monkeypatch):
+    seen = []
+
+    def watched(operator, count, **options):
+        seen.append(options["seed"])
+        return top_eigenpairs(operator, count, **options)
+
+    monkeypatch.setattr(landscape_module, "top_eigenpairs", watched)
+    loss_landscape(quadratic[0], radius=1.0, num_points=2, seed=7)
+    assert seen == [7]
+
+
+def test_of_one_parameter_there_is_a_line():
+    w = tf.Variable([2.0])
+    operator = HessianOperator.from_function(lambda w: tf.reduce_sum(w**2), w)
+    assert loss_landscape(operator, num_points=3, progress=False).losses.shape == (3,)
+
+
+def test_the_model_of_directions_that_are_not_orthonormal_is_right(quadratic):
+    w = tf.Variable([[0.5, -1.0], [0.25, 2.0]], dtype=tf.float64)
+    operator = HessianOperator.from_function(
+        lambda w: tf.reduce_sum(w[0] ** 2) + 3 * w[1, 0] * w[1, 1] + tf.reduce_sum(w), w
+    )
+    plane = loss_landscape(operator, "random", normalize="filter", num_points=5, progress=False)
+    assert abs(plane.gram[0, 1]) > 1e-3
+    np.testing.assert_allclose(plane.quadratic_model(), plane.losses, rtol=1e-12, atol=1e-12)
+    given = loss_landscape(operator, np.ones((4, 1)), normalize="filter", num_points=3)
+    assert given.gram[0, 0] == pytest.approx(np.sum(w.numpy() ** 2))
+
+
+@pytest.mark.parametrize(
+    ("directions", "options", "error", "message"),
+    [
+        ("bottom", {}, ValueError, 'must be "top", "random" or an array, got .bottom'),
+        ("random", {"normalize": "unit"}, ValueError, 'must be "filter", "layer" or None'),
+        ("random", {"num_directions": 3}, ValueError, "num_directions must be at most 2"),
+        ("random", {"num_directions": 1.5}, TypeError, "num_directions must be an integer"),
+        ("random", {"seed": -1}, ValueError, "seed must be at least 0"),
+        ("random", {"normalize": "filter"}, ValueError, "needs filters, weights with two axes"),
+        (np.eye(3)[0], {"num_directions": 2}, ValueError, "the array has 1: leave it out"),
+        (np.eye(3)[0], {"seed": -1}, ValueError, "seed must be at least 0"),
+        (["a", "b"], {}, ValueError, "directions must have shape"),
+        (None, {}, ValueError, "directions must have shape .*, got None"),
+    ],
+)
+def test_options_of_directions_that_make_no_sense_are_errors(
+    quadratic, directions, options, error, message
+):
+    with pytest.raises(error, match=message):
+        loss_landscape(quadratic[0], directions, **options)
+
+
+@pytest.mark.parametrize(
+    ("directions", "message"),
+    [(np.zeros(4), "a direction is zero"), (np.ones((4, 2)), "directions are the same")],
+)
+def test_normalized_directions_that_span_nothing_are_errors(directions, message):
+    w = tf.Variable([[0.5, -1.0], [0.25, 2.0]])
+    operator = HessianOperator.from_function(lambda w: tf.reduce_sum(w**2), w)
+    with pytest.raises(ValueError, match=message):
+        loss_landscape(operator, directions, normalize="filter")
 
 
 @pytest.mark.parametrize("name", ["batch norm", "regularizers and add_loss"])

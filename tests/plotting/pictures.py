@@ -24,6 +24,9 @@ def landscape(num_directions):
         loss=1.0,
         slopes=np.zeros(num_directions),
         curvature=curvature,
+        gram=np.eye(num_directions),
+        directions="top",
+        normalize=None,
         quadratic_model=lambda: losses,
     )
 

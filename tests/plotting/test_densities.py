@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from cases import diagonal_operator, log_uniform_bulk, semicircle_with_outliers
+from matplotlib.backends.backend_agg import RendererAgg
 from plotting.pictures import column_axes
 from scipy.integrate import trapezoid
 
@@ -167,6 +168,161 @@ def test_a_log_density_of_one_value_can_be_drawn(value):
     plot_log_density(spectrum).figure.canvas.draw()
 
 
+# What is not known -------------------------------------------------------------------------------
+
+
+def strip_and_words(ax):
+    (strip,) = (patch for patch in ax.patches if patch.get_gid() == "resolution")
+    (words,) = (text for text in ax.texts if text.get_gid() == "resolution")
+    box = strip.get_bbox() if hasattr(strip, "get_bbox") else strip.get_extents()
+    return (box.x0, box.x1), words.get_text().strip()
+
+
+@pytest.mark.parametrize("xscale", ["linear", "symlog"])
+def test_what_is_within_one_kernel_of_zero_is_shaded(spectrum, xscale):
+    sigma = spectrum.default_sigma
+    ends, words = strip_and_words(plot_density(spectrum, xscale=xscale))
+    assert ends == pytest.approx((-sigma, sigma))
+    assert words == f"\N{PLUS-MINUS SIGN}{sigma:.2g}: not resolved"
+
+
+def test_of_several_kernels_the_widest_is_shaded(spectrum):
+    ax = plot_density(spectrum, sigma=0.3)
+    for sigma in (0.5, 0.1):
+        plot_density(spectrum, ax, sigma=sigma)
+    ends, words = strip_and_words(ax)
+    assert ends == pytest.approx((-0.5, 0.5))
+    assert "0.5" in words
+
+
+def test_away_from_zero_the_resolution_is_only_said():
+    spectrum = estimate_spectrum(diagonal_operator(np.linspace(5, 6, 40)), 10, 2)
+    ax = plot_density(spectrum)
+    (words,) = (text.get_text() for text in ax.texts)
+    assert ax.get_xlim()[0] > 4
+    assert words == f"resolution {spectrum.default_sigma:.2g}"
+
+
+def test_a_smoothing_finer_than_the_run_claims_no_more_than_the_run(spectrum):
+    ends, _ = strip_and_words(plot_density(spectrum, sigma=spectrum.resolution / 10))
+    assert ends == pytest.approx((-spectrum.resolution, spectrum.resolution))
+
+
+@pytest.mark.parametrize("xscale", ["linear", "symlog"])
+def test_a_wider_spectrum_joins_a_narrow_one_with_all_of_it_in_view(spectrum, xscale):
+    narrow = estimate_spectrum(diagonal_operator(np.linspace(-0.3, 0.3, 300)), 20, 2)
+    ax = plot_spectra({"narrow": narrow, "wide": spectrum}, xscale=xscale)
+    assert ax.get_xlim()[1] > 10
+    ax.plot([50.0, 60.0], [1.0, 1.0])
+    assert ax.get_xlim()[1] > 60
+
+
+def test_inverted_axes_and_limits_of_the_user_stay(spectrum):
+    _, ax = plt.subplots()
+    ax.set_xlim(12, -3)
+    assert plot_density(spectrum, ax).get_xlim() == (12, -3)
+
+
+def test_a_log_density_of_no_negative_eigenvalues_shades_what_it_does_not_resolve():
+    values = np.concatenate([np.zeros(300), 10.0 ** np.linspace(-1, 1, 30)])
+    spectrum = estimate_spectrum(diagonal_operator(values), 25, 2)
+    ax = plot_log_density(spectrum)
+    ends, words = strip_and_words(ax)
+    assert ends[1] == pytest.approx(spectrum.resolution)
+    assert ax.get_xlim()[0] < spectrum.resolution
+    assert words.endswith("not resolved")
+
+
+def test_of_two_log_densities_the_wider_strip_stays(spectrum):
+    coarse = estimate_spectrum(diagonal_operator(semicircle_with_outliers(300)), 8, 2)
+    ax = plot_log_density(coarse)
+    plot_log_density(spectrum, ax)
+    ends, _ = strip_and_words(ax)
+    assert ends[1] == pytest.approx(max(coarse.resolution, spectrum.resolution))
+
+
+def test_options_of_the_line_reach_it(spectrum):
+    options = {"zorder": 7, "gid": "mine", "alpha": 0.5, "lw": 3, "c": "red", "picker": 4}
+    line = plot_density(spectrum, **options).lines[0]
+    assert (line.get_zorder(), line.get_gid(), line.get_linewidth()) == (7, "mine", 3)
+    assert (line.get_color(), line.get_picker()) == ("red", 4)
+    line.axes.figure.canvas.draw()
+    assert max(piece[0] for piece in opacities(line)) == pytest.approx(0.5, abs=0.01)
+    faint = plot_density(spectrum, color=(1, 0, 0, 0.25)).lines[0]
+    faint.axes.figure.canvas.draw()
+    assert max(piece[0] for piece in opacities(faint)) == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_words_take_no_room_and_stay_within_the_axes(spectrum):
+    ax = plot_density(spectrum, column_axes())
+    ax.figure.canvas.draw()
+    before = ax.get_position().bounds
+    ax.set_xlim(5, 11)
+    ax.figure.canvas.draw()
+    assert ax.get_position().bounds == pytest.approx(before, abs=0.05)
+
+
+def test_a_log_density_shades_what_the_run_does_not_resolve(spectrum):
+    ends, _ = strip_and_words(plot_log_density(spectrum))
+    assert ends == pytest.approx((-spectrum.resolution, spectrum.resolution))
+
+
+def test_the_words_stay_within_the_axes_in_every_size(spectrum):
+    for size in ((3.3, 2.5), (3.3, 1.2), (6.9, 4.0)):
+        for xscale in ("linear", "symlog"):
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+            plot_density(spectrum, ax, xscale=xscale)
+            ax.figure.canvas.draw()
+            box, frame = ax.texts[0].get_window_extent(), ax.figure.bbox.padded(1.0)
+            assert frame.x0 <= box.x0 and box.x1 <= frame.x1, (size, xscale)
+            assert frame.y0 <= box.y0 and box.y1 <= frame.y1, (size, xscale)
+
+
+def opacities(line):
+    """What a line draws: the opacity of each piece, with the values it goes from and to."""
+    drawn = []
+
+    class Recorder(RendererAgg):
+        def draw_path(self, gc, path, transform, rgbFace=None):
+            ends = transform.transform(path.vertices[[0, -1]])[:, 0]
+            drawn.append((gc.get_rgb()[3], *ends))
+
+    line.draw(Recorder(400, 300, 100))
+    back = line.axes.transData.inverted()
+    return [(alpha, *back.transform([(a, 1), (b, 1)])[:, 0]) for alpha, a, b in drawn]
+
+
+def test_beyond_the_outermost_nodes_the_line_fades(spectrum):
+    ax = plot_density(spectrum)
+    ax.figure.canvas.draw()
+    pieces = sorted(opacities(ax.lines[0]), key=lambda piece: piece[1])
+    spacing = np.diff(spectrum.density().grid).max()
+    (full,) = (piece for piece in pieces if piece[0] == 1.0)
+    assert full[1] == pytest.approx(spectrum.nodes.min(), abs=2 * spacing)
+    assert full[2] == pytest.approx(spectrum.nodes.max(), abs=2 * spacing)
+    shades = [piece[0] for piece in pieces]
+    assert np.all(np.diff(shades[: shades.index(1.0) + 1]) > 0)
+    assert np.all(np.diff(shades[shades.index(1.0) :]) < 0)
+    assert max(shades[0], shades[-1]) < 0.1
+    np.testing.assert_allclose([p[2] for p in pieces[:-1]], [p[1] for p in pieces[1:]], rtol=1e-6)
+
+
+def test_the_axis_ends_below_one_eigenvalue_and_not_far_below(spectrum):
+    bottom, _ = plot_density(spectrum).get_ylim()
+    one = 1 / (spectrum.size * spectrum.default_sigma * np.sqrt(2 * np.pi))
+    assert one / 1000 <= bottom <= one / 10
+
+
+def test_the_curve_of_a_log_density_comes_down_to_the_axis(spectrum):
+    for some in (spectrum, estimate_spectrum(diagonal_operator(log_uniform_bulk(300)), 40, 2)):
+        ax = plot_log_density(some)
+        x, y = ax.lines[0].get_data()
+        for side in (x < 0, x > 0):
+            seen = y[side][np.isfinite(y[side])]
+            if len(seen):
+                assert max(seen[0], seen[-1]) < 2 * ax.get_ylim()[0]
+
+
 # Outliers ----------------------------------------------------------------------------------------
 
 
@@ -258,6 +414,16 @@ def test_layers_have_panels_with_their_names_over_the_same_eigenvalues(spectra):
     low = min(panel.lines[0].get_xdata()[0] for panel in panels)
     assert panels[0].get_xlim()[0] <= low
     panels[0].figure.canvas.draw()
+
+
+def test_each_layer_has_its_own_resolution_within_the_panel(spectra):
+    panels = plot_layers({f"layer_{t}": s for t, s in spectra.items()})
+    panels[0].figure.canvas.draw()
+    for panel, spectrum in zip(panels, spectra.values(), strict=True):
+        ends, _ = strip_and_words(panel)
+        assert ends[1] == pytest.approx(spectrum.default_sigma)
+        box, frame = panel.texts[0].get_window_extent(), panel.bbox.padded(3.0)
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
 
 
 def test_layers_can_be_drawn_on_axes_of_the_caller(spectra):

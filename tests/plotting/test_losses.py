@@ -31,6 +31,65 @@ def test_the_surface_has_its_first_direction_across():
     ax.figure.canvas.draw()
 
 
+def test_the_levels_of_a_surface_are_round():
+    for scale, power in ((1.0, 1), (0.037, 1), (1.0, 9), (1.0, 30)):
+        plane = landscape(2)
+        plane.losses = scale * plane.losses**power
+        bar = plot_loss_surface(plane).figure.axes[1]
+        values = [float(label.get_text()) for label in bar.get_yticklabels()]
+        assert 2 <= len(values) <= 7
+        for value in values:
+            assert float(f"{value:.2g}") == value
+
+
+def test_a_legend_says_what_the_dashed_contours_are():
+    ax = plot_loss_surface(landscape(2), column_axes(), quadratic=True)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["quadratic model"]
+    assert plot_loss_surface(landscape(2)).get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("directions", "normalize", "across"),
+    [
+        ("top", None, "distance along $v_1$"),
+        ("given", None, "distance along $d_1$"),
+        ("random", None, "distance along random $d_1$"),
+        ("random", "filter", "random $d_1$ (filter norms)"),
+        ("given", "layer", "$d_1$ (layer norms)"),
+        ("top", "filter", "$d_1$ (filter norms)"),
+    ],
+)
+def test_axes_say_which_directions_they_are(directions, normalize, across):
+    plane = landscape(2)
+    plane.directions, plane.normalize = directions, normalize
+    assert plot_loss_surface(plane).get_xlabel() == across
+
+
+def test_a_line_names_an_eigenvalue_only_where_it_is_one():
+    line = landscape(1)
+    assert r"$\lambda$ = 2" in plot_loss_line(line).get_legend().get_texts()[1].get_text()
+    line.directions = "random"
+    ax = plot_loss_line(line)
+    assert "curvature 2" in ax.get_legend().get_texts()[1].get_text()
+    assert ax.get_xlabel() == "distance along random $d_1$"
+
+
+def test_losses_that_hardly_differ_have_different_labels():
+    plane = landscape(2)
+    plane.losses = 2.302585 + 1e-6 * plane.losses
+    ax = plot_loss_surface(plane)
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.figure.axes[1].get_yticklabels()]
+    assert len(set(labels)) == len(labels) > 2
+
+
+def test_a_surface_without_a_finite_loss_is_an_error():
+    plane = landscape(2)
+    plane.losses[:] = np.nan
+    with pytest.raises(ValueError, match="no loss of the landscape is finite"):
+        plot_loss_surface(plane)
+
+
 @pytest.mark.parametrize("spoil", ["huge", "infinite", "constant", "negative"])
 def test_every_surface_can_be_drawn(spoil):
     plane = landscape(2)

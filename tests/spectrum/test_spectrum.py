@@ -747,3 +747,42 @@ def test_the_cumulative_distribution_is_at_the_middle_of_each_step():
     spectrum = Spectrum([[2.0, 2.0]], [[1.0]], [0.0], size=2)
     np.testing.assert_allclose(spectrum.cdf([1.0, 2.0, 3.0]), [0.25, 0.5, 0.75], rtol=1e-14)
     np.testing.assert_array_equal(spectrum.cdf([0.9, 3.1]), [0.0, 1.0])
+
+
+# The band as one curve ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 3, 10])
+def test_the_band_has_no_steps_and_no_holes(num_draws):
+    spectrum = estimated("B", num_draws=num_draws)
+    sigma = spectrum.default_sigma
+    grid = np.arange(spectrum.nodes.min() - 2 * sigma, 20 * sigma, sigma / 200)
+    density = spectrum.density(grid)
+    limits = np.stack([density.lower, density.upper])
+    assert np.all(limits > 0)
+    # From one point to the next a Gaussian kernel changes by no more than a few percent.
+    assert np.abs(np.diff(np.log(limits), axis=1)).max() < 0.1
+
+
+def test_where_all_but_one_cluster_is_known_nothing_is_random():
+    eigenvalues = np.concatenate([np.zeros(100), np.arange(1.0, 11.0)])
+    spectrum = estimate_spectrum(diagonal_operator(eigenvalues), 20, 2)
+    assert spectrum.simple.sum() == 20
+    at_zero = spectrum.density(np.linspace(-0.1, 0.1, 5), 0.1)
+    np.testing.assert_allclose(at_zero.lower, at_zero.values, rtol=1e-3)
+    np.testing.assert_allclose(at_zero.upper, at_zero.values, rtol=1e-3)
+    plain = spectrum.density(np.linspace(-0.1, 0.1, 5), 0.1, deflate=False)
+    assert np.all(plain.upper > 1.01 * plain.lower)
+
+
+def test_the_band_of_two_draws_is_not_that_of_two_numbers():
+    operator, grid = diagonal_operator(semicircle_with_outliers(500)), np.linspace(-0.5, 0.5, 11)
+    widths = {}
+    for num_draws in (2, 8):
+        each = [
+            estimate_spectrum(operator, 40, num_draws, seed=seed).density(grid, 0.2)
+            for seed in range(5)
+        ]
+        widths[num_draws] = np.median([d.upper - d.lower for d in each])
+    # Two numbers alone would make it 2 * 12.7 / 2.36 = 11 times as wide.
+    assert 1.5 < widths[2] / widths[8] < 4.0

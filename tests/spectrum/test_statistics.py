@@ -164,6 +164,8 @@ def test_an_effective_rank_of_which_nothing_is_known_says_so():
     assert not few.effective_rank.resolved
     assert 0 <= few.effective_rank.lower < few.effective_rank.upper <= len(eigenvalues)
     assert "not resolved" in str(few.effective_rank)
+    (line,) = (line for line in str(few).splitlines() if "effective rank" in line)
+    assert line.endswith("(effective rank): not resolved, more steps")
     shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
     true = np.exp(-np.sum(shares * np.log(shares)))
     assert many.effective_rank.resolved

@@ -16,6 +16,7 @@ from spectral_density.engines.jax.beside_weights import JaxBesideWeights
 from spectral_density.engines.jax.jaxprs import place_of, random_draws
 from spectral_density.engines.jax.loss_functions import reached
 from spectral_density.engines.jax.models import TRACING_ERRORS
+from spectral_density.engines.layout import last_axis
 
 if TYPE_CHECKING:
     from spectral_density.engines.jax.derivatives import JaxDerivatives
@@ -39,6 +40,11 @@ class JaxInspection(Inspection):
     def positions(self, item: Any) -> set[int]:
         """See `Inspection`."""
         return self._derivatives.objective.model.positions(item)
+
+    def filter_axes(self) -> list[tuple[int, ...]]:
+        """See `Inspection`."""
+        known = self._derivatives.objective.model.filter_axes()
+        return known or [last_axis(shape) for shape in self._derivatives.parameters.shapes]
 
     def why_not_finite(self, what: str, at: BatchInput, local: int = 0) -> str:
         """See `Inspection`."""

@@ -16,6 +16,7 @@ from spectral_density.engines.keras_shared.attributes import (
     all_layers,
     twice_differentiable_kernels,
 )
+from spectral_density.engines.keras_shared.filters import filter_axes
 from spectral_density.engines.keras_shared.inputs import inputs_explained
 from spectral_density.engines.keras_shared.kinds import NOTHING_TRAINABLE, refuse_unbuilt
 from spectral_density.engines.keras_shared.layers import layers_and_variables, positions_by_owner
@@ -118,6 +119,10 @@ class KerasModel(BoundModel):
             for layer in all_layers(self.model)
             if "BatchNorm" in type(layer).__name__
         ]
+
+    def filter_axes(self) -> list[tuple[int, ...]]:
+        """See `BoundModel`."""
+        return filter_axes(self.model, list(self.leaves.variables))
 
     def positions(self, item: Any) -> set[int]:
         """See `BoundModel`."""

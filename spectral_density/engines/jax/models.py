@@ -59,6 +59,10 @@ class BoundModel(ABC):
         """Return the batch normalizations of the model, by kind and name, as far as it tells."""
         return []
 
+    def filter_axes(self) -> list[tuple[int, ...]]:
+        """Return the axes that number the filters of each leaf; empty where nothing is known."""
+        return []
+
     def inputs_explained(self, batch: Any) -> AbstractContextManager[None]:
         """Return a context that explains an error where the model cannot take a batch's inputs."""
         del batch

@@ -12,8 +12,10 @@ from spectral_density.engines.data import BatchInput
 from spectral_density.engines.engine import BesideWeights, Inspection
 from spectral_density.engines.finite import cause
 from spectral_density.engines.keras_shared.endings import correctly_classified, mistaken_outputs
+from spectral_density.engines.keras_shared.filters import filter_axes
 from spectral_density.engines.keras_shared.kinds import keras_module
 from spectral_density.engines.keras_shared.objective import unpack
+from spectral_density.engines.layout import last_axis
 from spectral_density.engines.tensorflow.beside_weights import TracedBesideWeights
 from spectral_density.engines.tensorflow.compiled_products import CompiledProducts, compiled
 from spectral_density.engines.tensorflow.exact_gradients import exact_second_derivatives
@@ -56,6 +58,14 @@ class TensorFlowInspection(Inspection):
         """See `Inspection`."""
         derivatives = self._derivatives
         return positions_named(derivatives.parameters, derivatives.objective.model, item)
+
+    def filter_axes(self) -> list[tuple[int, ...]]:
+        """See `Inspection`."""
+        derivatives = self._derivatives
+        parameters, model = derivatives.parameters, derivatives.objective.model
+        if keras_module(model) is None:
+            return [last_axis(shape) for shape in parameters.shapes]
+        return filter_axes(model, parameters.variables, tf_variable)
 
     def why_not_finite(self, what: str, at: BatchInput, local: int = 0) -> str:
         """See `Inspection`."""

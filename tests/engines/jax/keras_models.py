@@ -401,3 +401,25 @@ def test_bad_arguments_raise_what_the_page_of_errors_says(passed):
         return
     with pytest.raises(kind, match=re.escape(says)):
         mismatches.CASES[passed]()
+
+
+def test_filters_are_those_of_the_layers_and_kernels_of_pytrees_have_theirs_last():
+    stack = [
+        layers.DepthwiseConv2D(2, depth_multiplier=2, name="depthwise"),
+        layers.Conv2DTranspose(5, 2, name="transposed"),
+        layers.Flatten(),
+        layers.Dense(2, name="dense"),
+    ]
+    model = network(*stack, shape=(3, 3, 2))
+    batch = RNG.normal(size=(4, 3, 3, 2)).astype("f"), RNG.normal(size=(4, 2)).astype("f")
+    operator = HessianOperator(model, "mse", [batch])
+    axes = operator.derivatives.inspection.filter_axes()
+    names = (name.partition("/")[2] for name in operator.parameters.names)
+    found = dict(zip(names, axes, strict=True))
+    assert found["depthwise/kernel"] == (2, 3)
+    assert found["transposed/kernel"] == (2,)
+    assert found["dense/kernel"] == (1,)
+    assert found["dense/bias"] == ()
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    plain = HessianOperator.from_function(lambda p: jnp.sum(p["kernel"] ** 2 * p["bias"]), params)
+    assert plain.derivatives.inspection.filter_axes() == [(), (1,)]
