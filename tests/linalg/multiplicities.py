@@ -45,7 +45,8 @@ class Verdicts:
         resolution = max(CONVERGED * spread_of(rules), rounding)
 
         distances = np.abs(values[:, np.newaxis] - rules[0].nodes[simple[0]])
-        alone = np.sum(distances <= 2 * resolution, axis=0) == 1
+        # Nodes two resolutions apart may be of eigenvalues that are less so by the rounding.
+        alone = np.sum(distances <= 2 * resolution - rounding, axis=0) == 1
         self.wrong += [(label, x) for x in rules[0].nodes[simple[0]][~alone]]
         settled = rules[0].nodes[ritz_residuals(rules[0], residuals[0]) <= resolution]
         alone = simple_ones(values, 4 * resolution)
