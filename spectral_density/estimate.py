@@ -5,38 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf, isfinite, sqrt
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
 from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
-from spectral_density.checkpoint import workers_of
-from spectral_density.linalg.arguments import as_real_square, integer, number, product_error
-from spectral_density.linalg.lanczos_options import basis_vectors, checked_basis_dtype
-from spectral_density.linalg.lockstep import GROUP_BYTES, groups_begun, lockstep_groups
-from spectral_density.linalg.quadrature import (
-    gauss_quadrature,
-    ritz_overlaps,
-    simple_candidates,
-    simple_nodes,
+from spectral_density.linalg.arguments import as_real_square, integer, number
+from spectral_density.linalg.lanczos_options import (
+    basis_vectors,
+    checked_basis_dtype,
+    checked_block,
 )
-from spectral_density.linalg.start_vectors import start_vector
-from spectral_density.linalg.tridiagonalization import LanczosStep, Tridiagonalization, lanczos
-from spectral_density.linalg.vectors import Rows, rounding_of
-from spectral_density.spectrum.accuracy import Ending
+from spectral_density.linalg.lockstep import GROUP_BYTES
+from spectral_density.linalg.tridiagonalization import LanczosStep
+from spectral_density.spectrum.accuracy import Ending, eigenvalues_in_kernel
+from spectral_density.spectrum.draws import Draws
 from spectral_density.spectrum.spectrum import Spectrum
 
 ORDER = 90
 """Lanczos steps of a draw by default."""
 
 NUM_DRAWS = 10
-"""Start vectors by default."""
+"""Start vectors by default, or the most of them where their number is chosen."""
+
+BLOCK = 2
+"""Start vectors of a block where that is chosen."""
+
+HEIGHT_ERROR = 0.05
+"""Relative standard error of the density's height to which a run chooses its number of draws."""
 
 # Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
 _FIRST_DRAWS = 2
+# Where a budget of products is spent best on a wider block than `BLOCK`, see `_block_within`.
+_WIDE_BLOCK, _WIDE_BLOCK_FROM, _MANY_EIGENVALUES = 4, 128, 1000
+# Of what start vectors leave: where steps leave less than this, draws are worth more than steps. By
+# measurement on networks and on spectra with clusters.
+_SETTLED = 0.25
 # With fewer steps than this nothing can be said about the effect of more.
 _LEAST_STEPS = 8
 
@@ -48,6 +54,7 @@ def estimate_spectrum(
     order: int | None = None,
     num_draws: int | None = None,
     *,
+    block: int | None = None,
     tolerance: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
@@ -61,6 +68,11 @@ def estimate_spectrum(
     callback: Callable[[LanczosStep], None] | None = None,
 ) -> Spectrum:
     """Estimate the eigenvalue density of a symmetric operator by stochastic Lanczos quadrature.
+
+    What is not given is chosen, and `Spectrum.choice` says what and why. Without `num_draws` there
+    are two start vectors, which share a Krylov space, and more only where so few eigenvalues are
+    within a kernel width that two would leave the height of the density uncertain by more than 5 %:
+    ten at most. A network of 1e5 weights takes two.
 
     With a `tolerance` the run makes as many steps and draws as that takes. What is held against it
     is `Spectrum.accuracy`: Wasserstein-1 distances (the area between two cumulative distributions)
@@ -76,14 +88,22 @@ def estimate_spectrum(
         order: Lanczos steps a draw, at most n; None for 90. The extreme eigenvalues and the
             resolution of the density depend on it. With a tolerance, the most that a draw may
             make; None then for as many as keep the vectors of a draw within 1 GiB, at least 90.
-        num_draws: start vectors; None for 10. The error band narrows with their square root.
-            With a tolerance, the most; None then for as many as `max_products` has room for.
+        num_draws: start vectors, or blocks of them; None for as many as the density takes, two to
+            ten start vectors (ten without reorthogonalization). The error band narrows with their
+            square root. With a tolerance, the most; None then for as many as `max_products` has
+            room for.
+        block: start vectors of a draw that share one Krylov space (block Lanczos), see `lanczos`. A
+            step takes as many products, in one pass over the data. One block shows which
+            eigenvalues are simple, where single vectors take two draws, and what it spends on the
+            outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given, or
+            where there are too few eigenvalues for blocks of so many steps.
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
-        max_products: products with single vectors that a run to a tolerance may take at most, those
-            read from a checkpoint included; None for what it would take without: `order` times
-            `num_draws`, which is 900 where neither is given.
+        max_products: products with single vectors that a run may take at most, those read from a
+            checkpoint included. With a tolerance None is what it would take without: `order` times
+            `num_draws`, which is 900 where neither is given. Without a tolerance, and with neither
+            `order` nor `num_draws`, block, steps and draws are chosen to spend them best.
         seed: seed of the start vectors.
         reorthogonalize: "full", or "none" for three vectors of memory a draw.
         draws_at_once: draws that share each pass over the data; None follows from the size.
@@ -102,12 +122,13 @@ def estimate_spectrum(
         callback: called after each step, see `lanczos`.
 
     Returns:
-        Spectrum of the quadratures of all draws. With two draws or more (and reorthogonalization),
-        the outliers that are converged and simple are known to weigh 1/n each.
+        Spectrum of the quadratures of all draws. With two draws or more, or a block of two or more
+        (and reorthogonalization), the outliers that are converged and simple are known to weigh 1/n
+        each.
 
     Raises:
-        ValueError: if order < 1 or order > n, an argument is out of range, or the check fails
-            (`PreflightError`).
+        ValueError: if order < 1 or order * block > n, an argument is out of range, or the check
+            fails (`PreflightError`).
         MemoryError: if the run would not fit into the free memory; the message has the figures.
         CheckpointError: if the checkpoint is of another problem, damaged, in use or unwritable.
 
@@ -118,11 +139,26 @@ def estimate_spectrum(
     linear = as_real_square(operator)
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
-    limits = _limits(size, order, num_draws, tolerance, max_products)
-    if tolerance is not None and order is None:
-        limits = replace(limits, order=_most_steps(size, reorthogonalize, basis_dtype))
+    chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
+    budgeted = chosen and order is None and max_products is not None
+    if block is None:
+        block = (
+            _block_within(size, max_products) if budgeted else _default_block(size, order, chosen)
+        )
+    block = checked_block(block, size)
+    limits = _limits(
+        size,
+        block,
+        order,
+        num_draws,
+        tolerance=tolerance,
+        max_products=max_products,
+        budgeted=budgeted,
+    )
+    if (tolerance is not None or budgeted) and order is None:
+        limits = replace(limits, order=_most_steps(size, block, reorthogonalize, basis_dtype))
     with progress_bar(limits.num_products, "Lanczos", progress) as bar:
-        draws = _Draws(
+        draws = Draws(
             operator,
             {
                 "seed": seed,
@@ -131,23 +167,19 @@ def estimate_spectrum(
                 "basis": basis,
                 "checkpoint": checkpoint,
                 "check": check,
+                "block": block,
             },
             draws_at_once,
             bar,
             callback,
         )
+        if chosen:
+            choice = (_add_within if budgeted else _add_by_count)(draws, limits)
+            return replace(draws.spectrum(Ending.PLAN), choice=choice)
         if limits.tolerance is None:
-            draws.add_all(limits)
+            draws.add_all(limits.num_draws, limits.order)
             return draws.spectrum(Ending.PLAN)
         return draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
-
-
-def _model_state(operator: Any) -> dict[str, float]:
-    """Return where the model of an operator stands; nothing for an operator without one."""
-    if not hasattr(operator, "model_state"):
-        return {}
-    found: dict[str, float] = operator.model_state().numbers()
-    return found
 
 
 @dataclass(frozen=True)
@@ -160,183 +192,144 @@ class _Limits:
     tolerance: float | None
 
 
-def _limits(size: int, order: Any, num_draws: Any, tolerance: Any, max_products: Any) -> _Limits:
+def _limits(
+    size: int,
+    block: int,
+    order: Any,
+    num_draws: Any,
+    *,
+    tolerance: Any,
+    max_products: Any,
+    budgeted: bool,
+) -> _Limits:
     """Return the limits of a run, checked, with defaults for those that are None.
 
     Raises:
-        ValueError: if one is out of range, or `max_products` is given without a tolerance.
+        ValueError: if one is out of range, or `max_products` is given beside what it decides.
     """
-    steps = min(ORDER, size) if order is None else integer(order, "order", 1)
-    draws = NUM_DRAWS if num_draws is None else integer(num_draws, "num_draws", 1)
-    if tolerance is None:
+    steps = min(ORDER, size // block) if order is None else integer(order, "order", 1)
+    draws = max(NUM_DRAWS // block, 1)
+    draws = draws if num_draws is None else integer(num_draws, "num_draws", 1)
+    if tolerance is None and not budgeted:
         if max_products is not None:
             raise ValueError(
-                "max_products is the budget of a run to a tolerance: pass tolerance= too."
+                "max_products decides the steps and draws of a run: leave order, num_draws and "
+                "reorthogonalize out, or pass tolerance= too."
             )
-        return _Limits(steps, draws, steps * draws, None)
-    tolerance = number(tolerance, "tolerance", above=0.0)
-    products = steps * draws if max_products is None else max_products
+        return _Limits(steps, draws, steps * draws * block, None)
+    if tolerance is not None:
+        tolerance = number(tolerance, "tolerance", above=0.0)
+    products = steps * draws * block if max_products is None else max_products
     products = integer(products, "max_products", 1)
+    if products < block:
+        raise ValueError(
+            f"max_products is {products}, and the first step of a block of {block} takes {block}: "
+            f"raise it, or use a smaller block."
+        )
     # Where no number of draws is given, the budget alone bounds them: one more than it has.
     return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
 
-class _Draws:
-    """The draws made so far, and the spectrum that they give together.
+def _default_block(size: int, order: Any, chosen: bool) -> int:
+    """Return the number of start vectors of a draw where none is given.
 
-    Of all Lanczos vectors only those of the first draw are used, by `find_simple`. A basis is the
-    largest array by far: it is freed before that of the next draws is made.
+    A small matrix has room for its exact spectrum instead, from as many steps as eigenvalues.
     """
+    steps = ORDER if order is None else integer(order, "order", 1)
+    return BLOCK if chosen and BLOCK * steps <= size else 1
 
-    def __init__(
-        self,
-        operator: Any,
-        options: dict[str, Any],
-        draws_at_once: int | None,
-        bar: Any,
-        callback: Callable[[LanczosStep], None] | None,
-    ) -> None:
-        self.operator = operator
-        self.size = as_real_square(operator).shape[0]
-        self.checkpoint = options["checkpoint"]
-        self.num_draws = 0
-        self.num_products = 0
-        self._options = options
-        vectors = basis_vectors(as_real_square(operator), options["basis"])
-        self._precision = rounding_of(operator, vectors)
-        self._grouping = {
-            "draws_at_once": draws_at_once,
-            "reorthogonalize": options["reorthogonalize"],
-            "basis_dtype": options["basis_dtype"],
-            "checkpoint": options["checkpoint"],
-            "workers": workers_of(operator),
-        }
-        self._bar = bar
-        self._callback = callback
-        self._parts: list[Tridiagonalization] = []
-        self._first_basis: Rows | None = None
-        self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
-        self._model_state: dict[str, float] | None = None
 
-    @property
-    def order(self) -> int:
-        """Steps of each draw."""
-        return self._parts[0].order
+def _block_within(size: int, max_products: Any) -> int:
+    """Return the number of start vectors of a draw for a budget of products.
 
-    def add_all(self, limits: _Limits) -> None:
-        """Make all draws, in groups that follow from the size of the problem."""
-        for draws in self.groups(limits.order, limits.num_draws):
-            self.add(len(draws), limits.order)
-            self.find_simple(limits.num_draws)
+    Steps limit the distance first, then the few start vectors, and these the sooner the fewer
+    eigenvalues there are: of trained networks and model spectra a block of two is nearest up to
+    about this many products, or half of it where there are few eigenvalues, and one of four above.
+    """
+    from_ = _WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2
+    wide = integer(max_products, "max_products", 1) >= from_
+    return max(min(_WIDE_BLOCK if wide else BLOCK, size // _LEAST_STEPS), 1)
 
-    def groups(self, order: int, num_draws: int) -> list[range]:
-        """Return the next draws as they would advance together."""
-        return lockstep_groups(
-            self.size, order, first_draw=self.num_draws, num_draws=num_draws, **self._grouping
-        )
 
-    def next_group(self, order: int, num_draws: int) -> int:
-        """Return how many of the next draws advance together; those that a checkpoint began do."""
-        begun = groups_begun(self.checkpoint, self._grouping["workers"]).get(self.num_draws)
-        if begun is not None:
-            return begun - self.num_draws
-        return len(self.groups(order, num_draws)[0]) if num_draws else 0
+def _add_within(draws: Draws, limits: _Limits) -> str:
+    """Spend a budget of products on steps and draws, and return why so."""
+    block, most = draws.block, limits.num_products
+    first = ceil(_FIRST_DRAWS / block)
+    order = max(min(limits.order, most // (first * block)), 1)
+    due = {order >> halvings for halvings in range(1, order.bit_length())}
 
-    def add(
-        self, num_draws: int, order: int, until: Callable[[LanczosStep], bool] | None = None
-    ) -> None:
-        """Make the next draws in lockstep."""
-        part = lanczos(
-            self.operator,
-            order,
-            num_draws=num_draws,
-            first_draw=self.num_draws,
-            draws_at_once=num_draws,
-            progress=False,
-            callback=self._on_step,
-            until=until,
-            **self._options,
-        )
-        if not self._parts and part.bases is not None:
-            self._first_basis = part.bases.parts[0]
-        self._parts.append(replace(part, bases=None))
-        self.num_draws += num_draws
-        self.num_products += num_draws * part.order
-        self._bar.update(self.num_products - self._bar.n)
-
-    def model_state(self) -> dict[str, float]:
-        """Return where the model stands, computed once; nothing where nothing is checked."""
-        if self._model_state is None:
-            self._model_state = _model_state(self.operator) if self._options["check"] else {}
-        return self._model_state
-
-    def _on_step(self, step: LanczosStep) -> None:
-        # As early as memory and matrix are known to do: what it raises would lose a run later.
-        self.model_state()
-        self._bar.update(self.num_products + step.step * len(step.draws) - self._bar.n)
-        if self._callback is not None:
-            self._callback(step)
-
-    def find_simple(self, num_draws: int) -> bool:
-        """Find the simple eigenvalues from the basis of the first draw, and free it.
-
-        Args:
-            num_draws: draws for whose start vectors the overlaps are computed.
-
-        Returns:
-            Whether there was a basis; without one nothing has changed.
-        """
-        if self._first_basis is None:
+    def enough(step: LanczosStep) -> bool:
+        if step.step not in due or step.step < _LEAST_STEPS:
             return False
-        if num_draws > 1:
-            first = self._parts[0]
-            quadrature = gauss_quadrature(first.alpha[0], first.beta[0])
-            self._candidates = simple_candidates(quadrature, first.residual_norms[0])
-            seed = self._options["seed"]
-            starts = (start_vector(self.size, seed, draw) for draw in range(num_draws))
-            self._overlaps = ritz_overlaps(self._first_basis, quadrature, self._candidates, starts)
-        self._first_basis = None
-        return True
+        accuracy = draws.after(step).accuracy
+        # What all draws of so many steps would leave. It is a limit that nearly all seeds stay
+        # below, by far, and more steps lower it, too, where they show more simple eigenvalues.
+        with_draws = accuracy.draws * sqrt(first / (most // (step.step * block)))
+        return accuracy.order <= _SETTLED * with_draws
 
-    def spectrum(self, ended_by: Ending) -> Spectrum:
-        """Return the spectrum of all draws so far."""
-        alpha, beta, residual_norms = (
-            np.concatenate([getattr(part, name) for part in self._parts])
-            for name in ("alpha", "beta", "residual_norms")
+    draws.add(draws.next_group(order, first), order, enough)
+    made = draws.spectrum(Ending.PLAN)
+    room = most // (draws.order * block)
+    draws.find_simple(room)
+    while draws.num_draws < room and not made.is_exact:
+        draws.add(draws.next_group(draws.order, room - draws.num_draws), draws.order)
+    accuracy = draws.spectrum(Ending.PLAN).accuracy
+    return (
+        f"{_made(draws)}, of {most} products: in shares of the range, steps leave some "
+        f"{accuracy.order:.1e} uncertain and start vectors {accuracy.draws:.1e}"
+    )
+
+
+def _made(draws: Draws) -> str:
+    """Return how many draws, steps and vectors there are, as text."""
+    text = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {draws.order} steps"
+    return text if draws.block == 1 else f"{text} and {draws.block} vectors"
+
+
+def _add_by_count(draws: Draws, limits: _Limits) -> str:
+    """Make draws until the density is known well enough, and return why there are so many."""
+    block, order = draws.block, limits.order
+    fewest, most = ceil(_FIRST_DRAWS / block), max(NUM_DRAWS // block, 1)
+    draws.expect(fewest * order * block)
+    draws.add(draws.next_group(order, fewest), order)
+    draws.find_simple(most)
+    spectrum = draws.spectrum(Ending.PLAN)
+    count = inf
+    if not spectrum.is_exact:
+        count = eigenvalues_in_kernel(
+            spectrum.nodes,
+            spectrum.deflated_weights,
+            spectrum.simple,
+            spectrum.size,
+            spectrum.default_sigma,
         )
-        simple = np.zeros(alpha.shape, bool)
-        if 1 < self.num_draws <= len(self._overlaps):
-            simple = simple_nodes(
-                [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)],
-                residual_norms,
-                self._overlaps[: self.num_draws],
-                self._candidates,
-                self.size,
-            )
-        return Spectrum(
-            alpha,
-            beta,
-            residual_norms,
-            self.size,
-            simple,
-            seed=self._options["seed"],
-            description=_describe(self.operator),
-            precision=self._precision,
-            ended_by=ended_by,
-            product_error=product_error(self.operator),
-            model_state=self.model_state(),
-        )
+    # The height errs by sqrt(2 / (count * vectors)) of itself.
+    wanted = min(max(ceil(2 / (HEIGHT_ERROR**2 * count * block)), fewest), most)
+    draws.expect(max(wanted, draws.num_draws) * order * block)
+    while draws.num_draws < wanted:
+        draws.add(draws.next_group(order, wanted - draws.num_draws), order)
+    vectors = draws.num_draws * block
+    if not isfinite(count):
+        return f"{_made(draws)}: all eigenvalues are known by their values"
+    return (
+        f"{_made(draws)}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, "
+        f"so that {vectors} start vectors leave a standard error of "
+        f"{100 * sqrt(2 / (count * vectors)):.2g} % in the height of the density"
+    )
 
 
-def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Ending:
+def _add_to_tolerance(draws: Draws, limits: _Limits, tolerance: float) -> Ending:
     """Make steps until the distribution has settled, then draws until the band is narrow."""
-    first = draws.next_group(limits.order, min(_FIRST_DRAWS, limits.num_draws, limits.num_products))
-    if first > min(limits.num_draws, limits.num_products):
+    block = draws.block
+    affordable = min(limits.num_draws, limits.num_products // block)
+    first = draws.next_group(limits.order, min(ceil(_FIRST_DRAWS / block), affordable))
+    if first > affordable:
         raise ValueError(
             f"the checkpoint advances {first} draws together, more than num_draws or max_products "
-            f"allows: raise both to {first} at least, or use another directory."
+            f"allows: raise num_draws to {first} and max_products to {first * block} at least, or "
+            "use another directory."
         )
-    order = min(limits.order, limits.num_products // first)
+    order = min(limits.order, limits.num_products // (first * block))
     settled = False
 
     def has_settled(step: LanczosStep) -> bool:
@@ -350,7 +343,7 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
         return settled
 
     draws.add(first, order, has_settled)
-    most = min(limits.num_draws, limits.num_products // draws.order)
+    most = min(limits.num_draws, limits.num_products // (draws.order * block))
     while True:
         accuracy = draws.spectrum(Ending.PLAN).accuracy
         room = tolerance - accuracy.order - accuracy.products
@@ -366,24 +359,18 @@ def _add_to_tolerance(draws: _Draws, limits: _Limits, tolerance: float) -> Endin
             return Ending.PRECISION
         if accuracy.draws <= target:
             return Ending.ORDER if order == limits.order else Ending.BUDGET
-        # Two draws show which eigenvalues are simple, and then fewer may do.
-        wanted = min(wanted, most) if draws.num_draws > 1 else min(2, most)
+        # Two draws, or a block, show which eigenvalues are simple, and then fewer may do.
+        wanted = min(wanted, most) if draws.num_draws * block > 1 else min(2, most)
         more = draws.next_group(draws.order, wanted - draws.num_draws)
         if draws.num_draws + max(more, 1) > most:
             return Ending.DRAWS if most == limits.num_draws else Ending.BUDGET
         draws.add(more, draws.order)
 
 
-def _most_steps(size: int, reorthogonalize: str, basis_dtype: Any) -> int:
+def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -> int:
     """Return the default limit of the steps of a draw, from the size of the problem alone."""
     if reorthogonalize == "none":
-        return size
+        return size // block
     row_bytes = np.dtype(basis_dtype).itemsize * size
-    return min(size, max(ORDER, GROUP_BYTES // (_FIRST_DRAWS * row_bytes)))
-
-
-def _describe(operator: Any) -> str:
-    if not isinstance(operator, LinearOperator):
-        return f"{type(operator).__name__} of {operator.dtype}"
-    text = repr(operator)
-    return text if len(text) <= 200 and "\n" not in text else type(operator).__name__
+    vectors = max(_FIRST_DRAWS, block)
+    return min(size // block, max(ORDER, GROUP_BYTES // (vectors * row_bytes)))

@@ -484,7 +484,9 @@ CASES = {
         SMALL, 3
     ).tail_exponent_above(1e9),
     "`count_between(1, 0)`": lambda path: estimate_spectrum(SMALL, 3).count_between(1, 0),
-    "`max_products` without a tolerance": lambda path: estimate_spectrum(SMALL, max_products=9),
+    "`max_products` beside `order` without a tolerance": lambda path: estimate_spectrum(
+        SMALL, 3, max_products=9
+    ),
     '`reorthogonalize="some"`': lambda path: lanczos(SMALL, 2, reorthogonalize="some"),
     '`basis_dtype="float16"`': lambda path: lanczos(SMALL, 2, basis_dtype="float16"),
     "more eigenpairs than there are": lambda path: top_eigenpairs(SMALL, 6),

@@ -96,6 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         out=options.out,
         order=options.order,
         draws=options.draws,
+        block=options.block,
         tolerance=options.tolerance,
         max_products=options.max_products,
         draws_at_once=options.draws_at_once,

@@ -76,7 +76,17 @@ def _add_amount(command: argparse.ArgumentParser) -> None:
         help="Lanczos steps per draw: the resolution (default: 90, or all of a smaller model)",
     )
     command.add_argument(
-        "--draws", type=_count, metavar="N", help="random start vectors (default: 10)"
+        "--draws",
+        type=_count,
+        metavar="N",
+        help="random start vectors, or blocks of them (default: as many as the density takes)",
+    )
+    command.add_argument(
+        "--block",
+        type=_count,
+        metavar="N",
+        help="start vectors of a draw that share one Krylov space (default: 2, or 1 with --draws "
+        "or --tolerance)",
     )
     command.add_argument(
         "--tolerance",

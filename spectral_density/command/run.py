@@ -32,7 +32,8 @@ class RunRequest:
     matrix: MatrixRequest
     out: Path
     order: int | None = None  # None for 90, or as many as there are parameters
-    draws: int | None = None  # None for 10
+    draws: int | None = None  # None for as many as the density takes
+    block: int | None = None  # None for the library's choice
     tolerance: float | None = None  # with one, both are the most there may be, and None no bound
     max_products: int | None = None  # None for as many as without a tolerance
     draws_at_once: int | None = None
@@ -44,8 +45,9 @@ class RunRequest:
 
     @property
     def most_products(self) -> int:
-        """Steps of all draws together, at most."""
-        return self.max_products or (self.order or ORDER) * (self.draws or NUM_DRAWS)
+        """Products with single vectors of all draws together, at most."""
+        vectors = NUM_DRAWS if self.draws is None else self.draws * (self.block or 1)
+        return self.max_products or (self.order or ORDER) * vectors
 
 
 def run(request: RunRequest, show: Callable[[str], None], resume_command: str) -> None:
@@ -118,6 +120,7 @@ def _estimate(
             operator,
             order,
             settings["draws"],
+            block=request.block,
             tolerance=settings["tolerance"],
             max_products=settings["max_products"],
             seed=request.matrix.seed,
@@ -148,7 +151,9 @@ def _settings(request: RunRequest) -> dict[str, Any]:
         "data_sha256": file_hash(data) if data.suffix == ".npz" and data.is_file() else None,
         "layers": None if layers is None else layers.pattern,
         "order": request.order or (ORDER if fixed else None),
-        "draws": request.draws or (NUM_DRAWS if fixed else None),
+        "draws": request.draws,
+        # Runs of before there were blocks do not state it.
+        **({} if request.block is None else {"block": request.block}),
         "tolerance": request.tolerance,
         "max_products": None if fixed else request.most_products,
         "draws_at_once": request.draws_at_once,
@@ -160,7 +165,7 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
     size = operator.shape[0]
     if request.order is None:
         # A small model has no more steps than parameters.
-        return min(ORDER, size) if request.tolerance is None else None
+        return min(ORDER, size // (request.block or 1)) if request.tolerance is None else None
     if request.order > size:
         raise ValueError(
             f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "
@@ -172,8 +177,10 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
 def _plan(request: RunRequest, order: int | None) -> str:
     """Return how many steps and draws there will be, as text."""
     if request.tolerance is None and order is not None:
-        draws = request.draws or NUM_DRAWS
-        return f"{_counted(draws, 'draw')} of {_counted(order, 'step')}"
+        if request.draws is None:
+            return f"{_counted(order, 'step')}, as many draws as the density takes"
+        block = f" of {request.block} vectors" if (request.block or 1) > 1 else ""
+        return f"{_counted(request.draws, 'draw')}{block} of {_counted(order, 'step')}"
     bounds = [_counted(request.most_products, "product")]
     if order is not None:
         bounds.append(f"{_counted(order, 'step')} a draw")

@@ -33,6 +33,8 @@ def spectrum_numbers(spectrum: Spectrum) -> dict[str, Any]:
         "num_eigenvalues": spectrum.size,
         "order": spectrum.order,
         "draws": spectrum.num_draws,
+        "block": spectrum.block,
+        "choice": spectrum.choice,
         "seed": spectrum.seed,
         "ended_by": spectrum.ended_by.name.lower(),
         "largest_eigenvalue": {

@@ -10,10 +10,16 @@ from scipy.sparse.linalg import LinearOperator
 
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import array_hash, integer, signature
+from spectral_density.linalg.block_recurrence import BlockRecurrence
 from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
 from spectral_density.linalg.lockstep import LockstepGroup, lockstep_groups
 from spectral_density.linalg.memory import on_disk
-from spectral_density.linalg.start_vectors import as_starts, start_vector
+from spectral_density.linalg.start_vectors import (
+    as_start_blocks,
+    as_starts,
+    start_block,
+    start_vector,
+)
 from spectral_density.linalg.vectors import (
     Bases,
     HostBases,
@@ -26,8 +32,8 @@ from spectral_density.linalg.vectors import (
 
 _WAYS_OUT = (
     "basis_dtype='float32' halves the basis, basis='disk' keeps it in a file, fewer draws_at_once "
-    "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a draw and is right "
-    "for densities; or choose a lower order, or fewer parameters with variables=."
+    "and keep_basis=False hold fewer vectors, reorthogonalize='none' holds two a start vector and "
+    "is right for densities; or choose a lower order, or fewer parameters with variables=."
 )
 _WAYS_OUT_OF_A_DEVICE = "basis='host' keeps it in the memory of the host, in float64; " + _WAYS_OUT
 
@@ -39,7 +45,9 @@ class LanczosOptions:
         size: n, rows of the operator.
         vectors: where the Lanczos vectors are.
         dtype: of the basis.
-        starts: given start vectors as unit columns, shape (n, num_draws), or None.
+        block: b, start vectors of a draw.
+        starts: given start vectors as unit columns, shape (n, num_draws * b), or None; those of a
+            draw are orthonormal.
         groups: draws that advance together, one range a group.
     """
 
@@ -58,14 +66,12 @@ class LanczosOptions:
         keep_basis: bool,
         start: Any,
         checkpoint: str | os.PathLike[str] | None,
+        block: Any = 1,
     ) -> None:
         self.size: int = operator.shape[0]
+        self.block = checked_block(block, self.size)
         self.order = integer(order, "order", 1)
-        if self.order > self.size:
-            raise ValueError(
-                f"order is {order}, but the operator has n = {self.size} rows and no more than n "
-                f"Lanczos steps exist. Use order <= {self.size}."
-            )
+        check_order(self.order, self.size, self.block)
         self.num_draws = integer(num_draws, "num_draws", 1)
         self.seed = integer(seed, "seed", 0)
         self.first_draw = integer(first_draw, "first_draw", 0)
@@ -76,7 +82,11 @@ class LanczosOptions:
         self.vectors = basis_vectors(operator, basis)
         self.dtype = checked_basis_dtype(basis_dtype, self.vectors)
         self.keep_basis = keep_basis
-        self.starts = None if start is None else as_starts(start, self.size, self.num_draws)
+        self.starts = None
+        if start is not None:
+            self.starts = as_starts(start, self.size, self.num_draws * self.block)
+            if self.block > 1:
+                self.starts = as_start_blocks(self.starts, self.block)
         self.checkpoint = checkpoint
         self.groups = lockstep_groups(
             self.size,
@@ -88,6 +98,7 @@ class LanczosOptions:
             basis_dtype=self.dtype,
             checkpoint=checkpoint,
             workers=workers_of(operator),
+            block=self.block,
         )
 
     @property
@@ -112,6 +123,7 @@ class LanczosOptions:
             basis=self.basis,
             keep_basis=self.keep_basis,
             vectors=self.vectors,
+            block=self.block,
         )
         on_host = isinstance(self.vectors, HostVectors)
         check_memory_of(self.vectors, needed, _WAYS_OUT if on_host else _WAYS_OUT_OF_A_DEVICE)
@@ -126,15 +138,23 @@ class LanczosOptions:
             "reorthogonalize": self.reorthogonalize,
             "basis_dtype": self.dtype.name,
             **identity_of(self.vectors),
+            # Checkpoints of single vectors do not record it.
+            **({"block": self.block} if self.block > 1 else {}),
         }
 
     def allocate(self, num_draws: int) -> Bases:
         """Return room for the Lanczos vectors of some draws."""
-        num_rows = self.order if self.full else 2
+        num_rows = self.block * (self.order if self.full else 2)
         if self.basis == "disk":
             shape = (num_draws, num_rows, self.size)
             return HostBases(on_disk(shape, self.dtype, self.checkpoint))
         return self.vectors.bases(num_draws, num_rows, self.dtype)
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return room for alpha and beta of all draws, zeros."""
+        shape = (self.num_draws, self.order)
+        alpha, beta = np.zeros((2, *shape) if self.block == 1 else (2, *shape, *2 * (self.block,)))
+        return alpha, beta
 
     def group(
         self, draws: range, alpha: np.ndarray, beta: np.ndarray, bases: Bases | None
@@ -143,10 +163,12 @@ class LanczosOptions:
         members = slice(draws.start - self.first_draw, draws.stop - self.first_draw)
         parts = self.allocate(len(draws)).parts if bases is None else bases.parts[members]
         recurrences = []
+        kind = LanczosRecurrence if self.block == 1 else BlockRecurrence
         for draw, rows, a, b in zip(draws, parts, alpha[members], beta[members], strict=True):
-            rows.write(0, self.vectors.to_engine(self.first_vector(draw)))
+            for index, vector in enumerate(self.first_vectors(draw)):
+                rows.write(index, self.vectors.to_engine(vector))
             recurrences.append(
-                LanczosRecurrence(
+                kind(
                     rows,
                     a,
                     b,
@@ -157,11 +179,14 @@ class LanczosOptions:
             )
         return LockstepGroup(draws, recurrences, alpha[members], beta[members])
 
-    def first_vector(self, draw: int) -> np.ndarray:
-        """Return the start vector of a draw."""
-        if self.starts is None:
-            return start_vector(self.size, self.seed, draw)
-        return self.starts[:, draw - self.first_draw]
+    def first_vectors(self, draw: int) -> np.ndarray:
+        """Return the start vectors of a draw as rows, shape (b, n)."""
+        if self.starts is not None:
+            first = (draw - self.first_draw) * self.block
+            return self.starts[:, first : first + self.block].T
+        if self.block == 1:
+            return start_vector(self.size, self.seed, draw)[np.newaxis]
+        return start_block(self.size, self.seed, draw, self.block)
 
 
 def memory_needed(
@@ -175,6 +200,7 @@ def memory_needed(
     basis: str = "memory",
     keep_basis: bool = True,
     vectors: Vectors | None = None,
+    block: int = 1,
 ) -> dict[str, int]:
     """Return the bytes that `lanczos` holds between two products, by name.
 
@@ -184,12 +210,47 @@ def memory_needed(
     kept = num_draws if keep_basis and full else draws_at_once
     row = size * np.dtype(basis_dtype).itemsize
     vectors = HostVectors(size) if vectors is None else vectors
-    num_rows = vectors.allocated(order if full else 2)
+    num_rows = vectors.allocated(block * (order if full else 2))
     return {
         "basis": kept * num_rows * row if basis != "disk" else 0,
         # The vectors, their products, and a copy of these as rows.
-        "block": 3 * draws_at_once * size * vectors.dtype.itemsize,
+        "block": 3 * draws_at_once * block * size * vectors.dtype.itemsize,
     }
+
+
+def checked_block(block: Any, size: int) -> int:
+    """Return a number of start vectors of a draw.
+
+    Raises:
+        TypeError: if it is no whole number.
+        ValueError: if it is less than 1, or more than there are directions.
+    """
+    block = integer(block, "block", 1)
+    if block > size:
+        raise ValueError(
+            f"block is {block}, but the operator has n = {size} rows and no more than n orthogonal "
+            f"start vectors exist. Use block <= {size}."
+        )
+    return block
+
+
+def check_order(order: int, size: int, block: int = 1) -> None:
+    """Check that so many steps exist.
+
+    Raises:
+        ValueError: if their vectors are more than n.
+    """
+    if order * block <= size:
+        return
+    if block == 1:
+        raise ValueError(
+            f"order is {order}, but the operator has n = {size} rows and no more than n "
+            f"Lanczos steps exist. Use order <= {size}."
+        )
+    raise ValueError(
+        f"order is {order} with blocks of {block}, but the operator has n = {size} rows and no "
+        f"more than n / {block} steps exist. Use order <= {size // block}."
+    )
 
 
 def basis_vectors(operator: Any, basis: Any) -> Vectors:

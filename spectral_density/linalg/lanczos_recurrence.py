@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,19 @@ from spectral_density.linalg.vectors import Rows
 class LanczosRecurrence:
     """A q_j = beta_{j-1} q_{j-1} + alpha_j q_j + beta_j q_{j+1}, one product a step.
 
-    Coefficients are written into `alpha` and `beta`. With `full`, `rows` has a row for every step,
-    the first one filled. Without, it has two that are used in turn, and vectors are made orthogonal
-    to their two predecessors only. Vectors stay where the rows are.
+    Coefficients are written into `alpha` and `beta`, shape (order,). With `full`, `rows` has a row
+    for every step, the first one filled. Without, it has two that are used in turn, and vectors are
+    made orthogonal to their two predecessors only. Vectors stay where the rows are.
+    `BlockRecurrence` does the same with several vectors together.
+
+    Attributes:
+        width: vectors that are multiplied in a step, one.
 
     References:
         Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
     """
+
+    width = 1
 
     def __init__(
         self,
@@ -41,26 +47,26 @@ class LanczosRecurrence:
         self.step = 0
         self.norm = 0.0  # of T so far, its largest absolute row sum
         self.asymmetry = 0.0  # largest |u'Av - v'Au| so far, u and v neighbours in the basis
-        self.following: Any = None  # the vector of the step after this
+        self.following: list[Any] = [None]  # the vector of the step after this
 
     @property
-    def current(self) -> Any:
-        """The newest Lanczos vector."""
-        return self._row(self.step)
+    def newest(self) -> list[Any]:
+        """The newest Lanczos vector, alone in a list."""
+        return [self._row(self.step)]
 
     def _row(self, step: int) -> Any:
         return self.rows.read(step % self.rows.capacity)
 
-    def advance(self, w: Any, eps: float) -> None:
-        """Make a step, given the product `w` of the operator and the newest vector; takes it away.
+    def advance(self, products: Sequence[Any], eps: float) -> None:
+        """Make a step, given the product of the operator and the newest vector; takes it away.
 
         Args:
-            w: a vector.
+            products: one vector.
             eps: relative rounding of the product.
         """
         vectors = self.rows.vectors
         j = self.step
-        q = self.current
+        (q,), (w,) = self.newest, products
         before = self.beta[j - 1] if j else 0.0
         if before:
             previous = self._row(j - 1)
@@ -87,7 +93,7 @@ class LanczosRecurrence:
         # carries no weight. A random vector replaces only one that is rounding alone.
         w = self._random_continuation() if broken_down else vectors.divided(w, beta)
         if self.extendable:
-            self.following = w
+            self.following = [w]
         if not last:
             self.rows.write(self.step % self.rows.capacity, w)
 

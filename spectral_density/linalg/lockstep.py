@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spectral_density.linalg.arguments import (
     rounding_share,
     signature,
 )
+from spectral_density.linalg.block_recurrence import BlockRecurrence
 from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
 from spectral_density.linalg.vectors import Vectors
 
@@ -28,7 +30,7 @@ GROUP_BYTES = 2 * 1024**3
 """Bytes that the Lanczos vectors of draws advancing in lockstep may take by default."""
 
 GROUP_DRAWS = 16
-"""Draws that advance in lockstep at most by default."""
+"""Start vectors of draws that advance in lockstep at most by default."""
 
 # Share of ||A|| by which u'Av and v'Au may differ; low precision has more.
 _ASYMMETRY = 1e-3
@@ -45,6 +47,7 @@ def lockstep_groups(
     basis_dtype: Any = "float64",
     checkpoint: str | os.PathLike[str] | None = None,
     workers: Workers | None = None,
+    block: int = 1,
 ) -> list[range]:
     """Return the draws that advance together, group by group; see `lanczos` for the arguments.
 
@@ -56,7 +59,7 @@ def lockstep_groups(
     """
     if draws_at_once is None:
         draws_at_once = default_draws_at_once(
-            size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype
+            size, order, reorthogonalize=reorthogonalize, basis_dtype=basis_dtype, block=block
         )
     draws_at_once = integer(draws_at_once, "draws_at_once", 1)
     begun = groups_begun(checkpoint, workers)
@@ -94,28 +97,35 @@ def groups_begun(
 
 
 def default_draws_at_once(
-    size: int, order: int, *, reorthogonalize: str = "full", basis_dtype: Any = "float64"
+    size: int,
+    order: int,
+    *,
+    reorthogonalize: str = "full",
+    basis_dtype: Any = "float64",
+    block: int = 1,
 ) -> int:
     """Return how many draws advance in lockstep where no number is given.
 
-    As many as keep their Lanczos vectors under `GROUP_BYTES`, at most `GROUP_DRAWS`, at least
-    one. It depends on the problem alone, never on the memory that is free, so that results repeat.
+    As many as keep their Lanczos vectors under `GROUP_BYTES`, and their start vectors at most
+    `GROUP_DRAWS`, at least one. It depends on the problem alone, never on the memory that is free,
+    so that results repeat.
     """
-    num_rows = order if reorthogonalize == "full" else 2
+    num_rows = block * (order if reorthogonalize == "full" else 2)
     row_bytes = np.dtype(basis_dtype).itemsize * size
-    return max(1, min(GROUP_DRAWS, GROUP_BYTES // (num_rows * row_bytes)))
+    return max(1, min(GROUP_DRAWS // block, GROUP_BYTES // (num_rows * row_bytes)))
 
 
 class LockstepGroup:
     """The recurrences of k draws, advanced together by one block product a step.
 
-    `alpha` and `beta`, shape (k, order), are the arrays that the recurrences write into.
+    `alpha` and `beta`, shape (k, order), or (k, order, b, b) for blocks of b start vectors, are the
+    arrays that the recurrences write into.
     """
 
     def __init__(
         self,
         draws: range,
-        recurrences: list[LanczosRecurrence],
+        recurrences: Sequence[LanczosRecurrence | BlockRecurrence],
         alpha: np.ndarray,
         beta: np.ndarray,
     ) -> None:
@@ -131,18 +141,24 @@ class LockstepGroup:
         return self.recurrences[0].rows.vectors
 
     @property
+    def width(self) -> int:
+        """Vectors that a draw multiplies in a step, b."""
+        return self.recurrences[0].width
+
+    @property
     def step(self) -> int:
         """Number of finished steps."""
         return self.recurrences[0].step
 
     def advance(self, operator: LinearOperator) -> None:
         """Advance every draw by one step, and make that durable in a checkpoint."""
-        current = [recurrence.current for recurrence in self.recurrences]
-        products, eps = self.vectors.products(operator, current, self._place_of)
+        newest = [vector for recurrence in self.recurrences for vector in recurrence.newest]
+        products, eps = self.vectors.products(operator, newest, self._place_of)
+        firsts = range(0, len(newest), self.width)
         self.vectors.each(
-            lambda recurrence, product: recurrence.advance(product, eps),
+            lambda recurrence, own: recurrence.advance(own, eps),
             self.recurrences,
-            products,
+            [products[first : first + self.width] for first in firsts],
         )
         self._check_symmetry(operator, eps)
         if self._log is not None:
@@ -158,7 +174,7 @@ class LockstepGroup:
         first = self.recurrences[0]
         # Without reorthogonalization a step needs the last two vectors, and the one that is being
         # written must not be one of them.
-        slots = None if first.full else 3 * len(self.draws)
+        slots = None if first.full else 3 * self.width * len(self.draws)
         name = f"draws-{self.draws.start}-{self.draws.stop}"
         with closing(run.log(name, self.vectors.size, first.rows.dtype, slots)) as log:
             if log.num_vectors:
@@ -168,7 +184,7 @@ class LockstepGroup:
         self._log = None
 
     def _place_of(self, row: int) -> str:
-        return f"at step {self.step + 1} of draw {self.draws[row]}"
+        return f"at step {self.step + 1} of draw {self.draws[row // self.width]}"
 
     def _check_symmetry(self, operator: LinearOperator, eps: float) -> None:
         worst = max(self.recurrences, key=lambda recurrence: recurrence.asymmetry)
@@ -178,7 +194,7 @@ class LockstepGroup:
         if share <= 2 * product_error(operator):
             return
         # A difference of matrices that are equal on paper is rounding, and not symmetric.
-        if share > 10 * rounding_share(operator, self._on_host(worst.current)):
+        if share > 10 * rounding_share(operator, self._on_host(worst.newest[0])):
             raise ValueError(
                 f"The operator is not symmetric: u'Av and v'Au differ by {share:.1e} of ||A|| for "
                 "unit vectors u and v. Pass a symmetric one, such as (A + A') / 2."
@@ -189,7 +205,7 @@ class LockstepGroup:
 
     def _save(self, log: VectorLog) -> None:
         step, zeros = self.step, np.zeros(self.vectors.size)
-        following = (r.following for r in self.recurrences)
+        following = (vector for r in self.recurrences for vector in r.following)
         log.append(
             [zeros if vector is None else self.vectors.to_host(vector) for vector in following],
             {
@@ -203,10 +219,10 @@ class LockstepGroup:
         saved = log.arrays
         if not identifies(signature(operator)):
             # The entries of the matrix are not known: one product distinguishes it from another.
-            first = self.recurrences[0].current
+            first = self.recurrences[0].newest[0]
             (product,), eps = self.vectors.products(operator, [first])
             alpha = self.vectors.inner(first, product)
-            expected, norm = float(saved["alpha"][0, 0]), float(saved["norms"][0])
+            expected, norm = float(saved["alpha"].flat[0]), float(saved["norms"][0])
             # A basis vector in float32 is a unit vector to its own precision.
             rounding = max(eps, precision(self.recurrences[0].rows.dtype))
             if not is_same_form(alpha, expected, norm, rounding):
@@ -214,11 +230,15 @@ class LockstepGroup:
                     f"the checkpoint {log.path} is of another operator: the first coefficient of T "
                     f"is {alpha:.9g} and was {expected:.9g}. Use another directory."
                 )
-        width = len(self.recurrences)
         for i, recurrence in enumerate(self.recurrences):
             recurrence.restore(
                 saved["alpha"][i],
                 saved["beta"][i],
                 float(saved["norms"][i]),
-                lambda step, i=i: log.read(step * width + i),  # type: ignore[misc]
+                partial(self._read, log, i),
             )
+
+    def _read(self, log: VectorLog, index: int, number: int) -> np.ndarray:
+        """Return a vector of one of the recurrences, by its number in that one."""
+        step, column = divmod(number, self.width)
+        return log.read((step * len(self.recurrences) + index) * self.width + column)

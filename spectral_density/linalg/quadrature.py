@@ -1,4 +1,4 @@
-"""Gauss quadrature rules of tridiagonal matrices, their error bounds, and simple eigenvalues."""
+"""Gauss quadrature rules of (block) tridiagonal matrices, their bounds, and simple eigenvalues."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ from spectral_density.linalg.vectors import HostRows, Rows
 WEIGHT_FLOOR = 1e-12
 """Nodes of less weight carry none: what follows a breakdown, never reported as eigenvalues."""
 
-# Residual over range below which a node counts as a converged eigenvalue.
-_CONVERGED = 1e-6
+CONVERGED = 1e-6
+"""Residual over range below which a node counts as a converged eigenvalue."""
+
 # Difference of a weight and its overlap, in units of 1/n and of the weight, that is rounding.
 _SAME_WEIGHT = 2e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """Gauss quadrature of one draw: v' f(A) v ~ sum_j weights[j] f(nodes[j])."""
+    """Gauss quadrature of one draw: v' f(A) v ~ sum_j weights[j] f(nodes[j]).
+
+    Of a block of b start vectors it is the mean over these of v' f(A) v, with m times b nodes.
+    """
 
     nodes: np.ndarray = field(repr=False)  # (m,), ascending, the Ritz values
     weights: np.ndarray = field(repr=False)  # (m,), not negative, sum 1
-    last: np.ndarray = field(repr=False)  # (m,), |last components| of the eigenvectors of T
+    last: np.ndarray = field(repr=False)  # (m,), |last components| of the eigenvectors of T;
+    # of a block (b, m), the last b components with their signs
     vectors: np.ndarray | None = field(default=None, repr=False)  # (m, m), those, as columns
+    first: np.ndarray | None = field(default=None, repr=False)  # (b, m), first b of a block
 
     @property
     def order(self) -> int:
         """Number of nodes m."""
         return len(self.nodes)
+
+    @property
+    def vector_weights(self) -> np.ndarray:
+        """Weights of each start vector, shape (b, m); `weights` is their mean."""
+        return self.weights[np.newaxis] if self.first is None else self.first**2
 
 
 class QuadratureBounds(NamedTuple):
@@ -43,24 +54,28 @@ class QuadratureBounds(NamedTuple):
 
 
 def gauss_quadrature(alpha: np.ndarray, beta: np.ndarray, /) -> Quadrature:
-    """Turn a Lanczos tridiagonal matrix into its Gauss quadrature rule.
+    """Turn a Lanczos tridiagonal matrix, or a block tridiagonal one, into its quadrature rule.
 
     Args:
-        alpha: diagonal, shape (m,).
-        beta: off-diagonal, shape (m - 1,).
+        alpha: diagonal, shape (m,); of blocks those on the diagonal, (m, b, b).
+        beta: off-diagonal, shape (m - 1,); of blocks those below the diagonal, (m - 1, b, b).
 
     Returns:
         Quadrature with ascending nodes, the eigenvalues of T, and weights, the squared first
-        components of its eigenvectors.
+        components of its eigenvectors, of blocks the mean of the first b. It is exact for
+        polynomials up to degree 2 m - 1.
 
     Raises:
         ValueError: if the shapes do not fit or an entry is not finite.
 
     References:
         Golub, Welsch (1969), Math. Comp. 23:221.
+        Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 4 (blocks).
     """
     alpha = np.asarray(alpha, dtype=np.float64)
     beta = np.asarray(beta, dtype=np.float64)
+    if alpha.ndim == 3:
+        return _block_quadrature(alpha, beta)
     if alpha.ndim != 1 or len(alpha) == 0 or beta.shape != (len(alpha) - 1,):
         raise ValueError(
             f"alpha must have shape (m,) and beta (m - 1,), got {alpha.shape} and {beta.shape}."
@@ -74,6 +89,37 @@ def gauss_quadrature(alpha: np.ndarray, beta: np.ndarray, /) -> Quadrature:
     # which neither inverse iteration nor relatively robust representations promise.
     nodes, vectors = eigh_tridiagonal(alpha / scale, beta / scale, lapack_driver="stev")
     return Quadrature(scale * nodes, vectors[0] ** 2, np.abs(vectors[-1]), vectors)
+
+
+def block_tridiagonal(alpha: np.ndarray, beta: np.ndarray, /) -> np.ndarray:
+    """Return a block tridiagonal matrix as a dense array, shape (m b, m b).
+
+    Args:
+        alpha: blocks on the diagonal, shape (m, b, b).
+        beta: blocks below it, shape (m - 1, b, b); above it are their transposes.
+    """
+    order, width = alpha.shape[:2]
+    blocks = np.zeros((order, width, order, width))
+    steps = np.arange(order)
+    blocks[steps, :, steps, :] = alpha
+    blocks[steps[1:], :, steps[:-1], :] = beta
+    blocks[steps[:-1], :, steps[1:], :] = np.swapaxes(beta, 1, 2)
+    return blocks.reshape(order * width, order * width)
+
+
+def _block_quadrature(alpha: np.ndarray, beta: np.ndarray) -> Quadrature:
+    order, width = alpha.shape[:2]
+    shapes = (order, width, width), (order - 1, width, width)
+    if not order or not width or (alpha.shape, beta.shape) != shapes:
+        raise ValueError(
+            f"blocks alpha must have shape (m, b, b) and beta (m - 1, b, b), got {alpha.shape} and "
+            f"{beta.shape}."
+        )
+    if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
+        raise ValueError("alpha and beta must be finite.")
+    nodes, vectors = np.linalg.eigh(block_tridiagonal(alpha, beta))
+    first, last = vectors[:width].copy(), vectors[-width:].copy()
+    return Quadrature(nodes, np.mean(first**2, axis=0), last, vectors, first)
 
 
 def gauss_radau_quadrature(
@@ -97,13 +143,15 @@ def gauss_radau_quadrature(
     return gauss_quadrature(np.append(alpha, last), np.append(beta, residual_norm))
 
 
-def ritz_residuals(quadrature: Quadrature, /, residual_norm: float) -> np.ndarray:
+def ritz_residuals(quadrature: Quadrature, /, residual_norm: float | np.ndarray) -> np.ndarray:
     """Return ||A y - theta y|| for each node: some eigenvalue of A is at most this far from it.
 
     Args:
         quadrature: of one draw.
-        residual_norm: the beta after the last step of that draw.
+        residual_norm: the beta after the last step of that draw; of blocks (b, b).
     """
+    if quadrature.first is not None:
+        return np.linalg.norm(residual_norm @ quadrature.last, axis=0)
     return residual_norm * quadrature.last
 
 
@@ -181,7 +229,7 @@ def ritz_overlaps(
 
 def simple_candidates(quadrature: Quadrature, /, residual_norm: float) -> np.ndarray:
     """Return the indices of the nodes of one draw that are converged and carry weight."""
-    converged = ritz_residuals(quadrature, residual_norm) <= _CONVERGED * _range([quadrature])
+    converged = ritz_residuals(quadrature, residual_norm) <= CONVERGED * spread_of([quadrature])
     return np.flatnonzero(converged & (quadrature.weights > WEIGHT_FLOOR))
 
 
@@ -216,14 +264,14 @@ def simple_nodes(
         return simple
     candidates = np.asarray(candidates)
     candidates = np.flatnonzero(candidates) if candidates.dtype == bool else candidates
-    spread = _range(quadratures)
+    spread = spread_of(quadratures)
     residuals = [ritz_residuals(*pair) for pair in zip(quadratures, residual_norms, strict=True)]
     rows = range(len(quadratures))
     for column, candidate in enumerate(candidates):
         node = quadratures[0].nodes[candidate]
-        if residuals[0][candidate] > _CONVERGED * spread:
+        if residuals[0][candidate] > CONVERGED * spread:
             continue
-        matches = [_only_node_near(q, node, 2 * _CONVERGED * spread) for q in quadratures]
+        matches = [only_node_near(q, node, 2 * CONVERGED * spread) for q in quadratures]
         if None in matches:
             continue
         columns = np.array(matches)
@@ -232,7 +280,7 @@ def simple_nodes(
         weights = np.array([quadratures[d].weights[j] for d, j in pairs])
         rounding = _SAME_WEIGHT * (1 / size + weights)
         same = np.abs(weights - overlaps[:, column]) <= rounding
-        if residual <= _CONVERGED * spread and same.all():
+        if residual <= CONVERGED * spread and same.all():
             simple[rows, columns] = True
     return simple
 
@@ -260,13 +308,13 @@ def deflated_weights(weights: np.ndarray, simple: np.ndarray, size: int) -> np.n
     return np.where(count == 0, weights, np.where(simple, known, factor * others))
 
 
-def _range(quadratures: Sequence[Quadrature]) -> float:
+def spread_of(quadratures: Sequence[Quadrature]) -> float:
     """Return the distance between the extreme nodes that carry weight in any draw."""
     carrying = [q.nodes[q.weights > WEIGHT_FLOOR] for q in quadratures]
     return float(max(c[-1] for c in carrying) - min(c[0] for c in carrying))
 
 
-def _only_node_near(quadrature: Quadrature, value: float, distance: float) -> int | None:
+def only_node_near(quadrature: Quadrature, value: float, distance: float) -> int | None:
     """Return the one node that carries weight within the distance, None if there is not just one.
 
     Two are a multiple eigenvalue that rounding has split, or two too close to distinguish.

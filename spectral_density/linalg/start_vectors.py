@@ -7,14 +7,28 @@ from typing import Any
 import numpy as np
 
 from spectral_density.linalg.arguments import random_direction
+from spectral_density.linalg.orthogonalization import orthonormalize, qr
 
 # Random streams: a key of this file's own, so that no start vector is drawn elsewhere.
 _KEY = 7044
+# Of a unit vector: less than this is no direction of its own.
+_DEPENDENT = 1e-10
 
 
 def start_vector(size: int, seed: int = 0, draw: int = 0) -> np.ndarray:
     """Return the start vector of a draw: uniform on the unit sphere, shape (size,), float64."""
     return new_direction(size, seed, draw, 0)
+
+
+def start_block(size: int, seed: int, draw: int, block: int) -> np.ndarray:
+    """Return the start vectors of a draw of blocks: orthonormal rows, shape (block, size).
+
+    They are those of the draws `draw * block` and following of single vectors, made orthonormal one
+    after the other: uniform among all orthonormal blocks.
+    """
+    rows = np.stack([start_vector(size, seed, draw * block + i) for i in range(block)])
+    orthonormalize(rows)
+    return rows
 
 
 def new_direction(size: int, seed: int, draw: int, step: int) -> np.ndarray:
@@ -46,6 +60,25 @@ def as_starts(start: Any, size: int, num_draws: int) -> np.ndarray:
     starts /= largest  # first, so that no square under- or overflows
     starts /= np.linalg.norm(starts, axis=0)
     return starts
+
+
+def as_start_blocks(starts: np.ndarray, block: int) -> np.ndarray:
+    """Return given unit columns as blocks of orthonormal columns, `block` columns each.
+
+    Raises:
+        ValueError: if the vectors of a block are not linearly independent.
+    """
+    blocks = starts.copy()
+    for first in range(0, starts.shape[1], block):
+        q, triangle = qr(starts[:, first : first + block])
+        sizes = np.abs(np.diag(triangle))
+        if sizes.min() <= _DEPENDENT:
+            raise ValueError(
+                f"start must have linearly independent columns in each block of {block}: of column "
+                f"{first + int(np.argmin(sizes))}, {sizes.min():.1e} is outside of those before it."
+            )
+        blocks[:, first : first + block] = q * np.sign(np.diag(triangle))
+    return blocks
 
 
 def start_columns(start: Any, size: int, block_size: int) -> np.ndarray:

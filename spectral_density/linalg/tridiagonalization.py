@@ -17,6 +17,7 @@ from spectral_density.checkpoint import open_run, workers_of
 from spectral_density.linalg.arguments import as_real_square, check_operator
 from spectral_density.linalg.lanczos_options import LanczosOptions
 from spectral_density.linalg.lockstep import LockstepGroup
+from spectral_density.linalg.quadrature import block_tridiagonal
 from spectral_density.linalg.vectors import Bases, HostBases
 
 
@@ -27,6 +28,7 @@ class LanczosStep:
     step: int  # finished steps of this group, 1 to order
     order: int
     draws: range  # the k draws of this group
+    # Of blocks of b > 1 each entry of these is a matrix, (b, b).
     alpha: np.ndarray = field(repr=False)  # (k, step)
     beta: np.ndarray = field(repr=False)  # (k, step - 1)
     residual_norms: np.ndarray = field(repr=False)  # (k,), the beta after this step
@@ -37,6 +39,10 @@ class Tridiagonalization:
     """Lanczos tridiagonal matrices T of a symmetric A, one a draw, with A V = V T + residual.
 
     `basis[d].T` is V of draw d: n rows, orthonormal columns, the start vector first.
+
+    Of draws of b > 1 start vectors T is block tridiagonal, and `alpha`, `beta` and `residual_norms`
+    have its blocks, (b, b), in place of numbers: symmetric ones on its diagonal, upper triangular
+    ones below it, and that which belongs below the last. `basis` has order * b rows a draw.
     """
 
     alpha: np.ndarray  # (num_draws, order), diagonals of T, float64
@@ -51,8 +57,8 @@ class Tridiagonalization:
 
     @cached_property
     def basis(self) -> np.ndarray | None:
-        """Lanczos vectors, (num_draws, order, n), from where they are; None where not kept."""
-        return None if self.bases is None else self.bases.to_host(self.order)
+        """Lanczos vectors, (num_draws, order * b, n), from where they are; None where not kept."""
+        return None if self.bases is None else self.bases.to_host(self.order * self.block)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the vectors as NumPy's, wherever they are."""
@@ -61,23 +67,32 @@ class Tridiagonalization:
 
     @property
     def num_draws(self) -> int:
-        """Number of start vectors."""
+        """Number of draws, each of `block` start vectors."""
         return self.alpha.shape[0]
 
     @property
     def order(self) -> int:
-        """Number of steps, the size of T."""
+        """Number of steps; with single start vectors the size of T."""
         return self.alpha.shape[1]
 
+    @property
+    def block(self) -> int:
+        """Number of start vectors of a draw, b."""
+        return self.alpha.shape[2] if self.alpha.ndim == 4 else 1
+
     def tridiagonal(self, draw: int = 0) -> np.ndarray:
-        """Return T of one draw as a dense array, shape (order, order)."""
+        """Return T of one draw as a dense array, shape (order * b, order * b)."""
         beta = self.beta[draw]
+        if self.block > 1:
+            return block_tridiagonal(self.alpha[draw], beta)
         return np.diag(self.alpha[draw]) + np.diag(beta, 1) + np.diag(beta, -1)
 
     def __repr__(self) -> str:
         """Name the shape, never the arrays."""
         kept = "no basis" if self.bases is None else f"{self.bases.parts[0].dtype} basis"
         draws = f"{self.num_draws} draw{'s' if self.num_draws != 1 else ''}"
+        if self.block > 1:
+            draws += f" of {self.block} vectors"
         return f"Tridiagonalization(n={self.size:,}, order={self.order}, {draws}, {kept})"
 
 
@@ -87,6 +102,7 @@ def lanczos(
     order: int,
     *,
     num_draws: int = 1,
+    block: int = 1,
     seed: int = 0,
     first_draw: int = 0,
     reorthogonalize: Literal["full", "none"] = "full",
@@ -114,9 +130,13 @@ def lanczos(
         operator: symmetric and real, shape (n, n): `LinearOperator`, array or sparse matrix.
             An attribute `product_dtype` states the precision of its products where this is
             lower than its `dtype`.
-        order: number of steps, 1 to n; one product with the operator each.
-        num_draws: number of start vectors.
-        seed: seed of the random streams, which are keyed by (seed, draw, step).
+        order: number of steps, 1 to n; one product with the operator each, of `block` vectors.
+        num_draws: number of draws, each of one start vector or, with `block`, of several.
+        block: number b of start vectors of a draw that share one Krylov space (block Lanczos). A
+            step multiplies all b in one block product, and T is block tridiagonal. It has copies of
+            eigenvalues of multiplicity up to b; `order * block` is at most n. 1 is the Lanczos
+            method.
+        seed: seed of the random streams, which are keyed by (seed, start vector, step).
         first_draw: number of the first draw; draws 0-4 and 5-9 together are draws 0-9.
         reorthogonalize: "full", or "none" for three vectors of memory a draw: right for
             densities and moments, wrong for counting eigenvalues, which then appear repeatedly.
@@ -129,7 +149,8 @@ def lanczos(
             directory of the checkpoint if there is one; each step then reads all of them. On the
             host and on the disk the recurrence is NumPy's, in float64.
         keep_basis: whether the result has the basis; without, a group's is freed when it ends.
-        start: start vectors instead of random ones, shape (n,) or (n, num_draws).
+        start: start vectors instead of random ones, shape (n,) or (n, num_draws * block), those of
+            a block one after the other; they are made orthonormal.
         checkpoint: a directory in which each step is made durable. A run that has steps of its own
             there continues after them, and ends with the bits of an undisturbed run wherever the
             products repeat to the bit; with more steps or draws than before it computes those only,
@@ -158,6 +179,7 @@ def lanczos(
         Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
         Daniel, Gragg, Kaufman, Stewart (1976), Math. Comp. 30:772 (when to orthogonalize again).
         Golub, Meurant (2010), Matrices, Moments and Quadrature (T as a quadrature rule).
+        Golub, Underwood (1977), in Mathematical Software III, p. 361 (blocks).
     """
     operator = as_real_square(operator)
     options = LanczosOptions(
@@ -173,12 +195,13 @@ def lanczos(
         keep_basis=keep_basis,
         start=start,
         checkpoint=checkpoint,
+        block=block,
     )
     options.check_memory()
     check_operator(operator, check)
-    alpha, beta = np.zeros((2, options.num_draws, options.order))
+    alpha, beta = options.coefficients()
     steps = options.order
-    num_products = options.order * options.num_draws
+    num_products = options.order * options.num_draws * options.block
     with ExitStack() as stack:
         bar = stack.enter_context(progress_bar(num_products, "Lanczos", progress))
         directory = None
@@ -223,14 +246,15 @@ def _advance_group(
     operator: LinearOperator, group: LockstepGroup, last: int, observers: _Observers
 ) -> int:
     """Advance a group to the step `last`, or to that at which `until` is true; return that step."""
-    observers.bar.update(group.step * len(group.draws))
+    vectors = len(group.draws) * group.width
+    observers.bar.update(group.step * vectors)
     # `until` sees the steps of a checkpoint too: a run resumed ends where one undisturbed does.
     for step in range(1, group.step + 1):
         if observers.end_at(_record(group, last, step)):
             return step
     while group.step < last:
         group.advance(operator)
-        observers.bar.update(len(group.draws))
+        observers.bar.update(vectors)
         if observers.callback is not None:
             observers.callback(_record(group, last, group.step))
         if observers.end_at(_record(group, last, group.step)):

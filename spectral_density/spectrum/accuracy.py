@@ -71,15 +71,15 @@ def order_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
     distance or less. With m = n there is none.
 
     Args:
-        alpha: diagonals of T, shape (num_draws, m).
-        beta: off-diagonals, shape (num_draws, m - 1).
+        alpha: diagonals of T, shape (num_draws, m); of blocks (num_draws, m, b, b).
+        beta: off-diagonals, shape (num_draws, m - 1); of blocks (num_draws, m - 1, b, b).
         size: number n of eigenvalues.
 
     References:
         Chen, Trogdon, Ubaru (2021), arXiv 2105.06595 (the rate).
     """
     order = alpha.shape[1]
-    if order == size:
+    if order * (alpha.shape[2] if alpha.ndim == 4 else 1) == size:
         return 0.0
     half = (order + 1) // 2
     now = [gauss_quadrature(a, b) for a, b in zip(alpha, beta, strict=True)]
@@ -111,7 +111,9 @@ def products_error(nodes: np.ndarray, weights: np.ndarray, error: float) -> floa
     return float(error * root_mean_square / (high - low))
 
 
-def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int) -> float:
+def draws_error(
+    nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int, block: int = 1
+) -> float:
     """Return a limit of the distance to the distribution of all start vectors.
 
     The mass that a start vector gives to a set of eigenvalues is nearly chi-squared, with a
@@ -130,6 +132,7 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
         weights: deflated weights, the same shape.
         simple: mask of nodes of known weight, the same shape.
         size: number n of eigenvalues.
+        block: number of start vectors of a draw; orthogonal ones err a little less than others.
     """
     num_draws = len(nodes)
     low, high = support(nodes, weights)
@@ -146,7 +149,7 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
     uncertain = share > WEIGHT_FLOOR
     below, share = below[uncertain], share[uncertain]
     gaps = np.diff(np.ravel(nodes)[order])[uncertain]
-    unit = (1 - share) / ((left + 2) * num_draws)
+    unit = (1 - share) / ((left + 2) * num_draws * block)
 
     def area(confidence: float) -> float:
         _, upper = chi_squared_limits(share, unit, (1 - confidence) / 2)
@@ -154,6 +157,34 @@ def draws_error(nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size
 
     limit = _together(below, gaps) * area(_DISTANCE_CONFIDENCE)
     return mass * max(area(CONFIDENCE), limit) / spread
+
+
+def eigenvalues_in_kernel(
+    nodes: np.ndarray, weights: np.ndarray, simple: np.ndarray, size: int, sigma: float
+) -> float:
+    """Return how many eigenvalues a Gaussian kernel sees at once, at the median eigenvalue.
+
+    The height of a kernel density at x errs by sqrt(2 / count) of itself for a start vector, where
+    count = n p(x) 2 sqrt(pi) sigma: the square of the kernel is one that is narrower by sqrt(2).
+    Simple eigenvalues of known weight are left out; without any others it is infinite.
+
+    Args:
+        nodes: shape (num_draws, m).
+        weights: deflated weights, the same shape.
+        simple: mask of nodes of known weight, the same shape.
+        size: number n of eigenvalues.
+        sigma: standard deviation of the kernel.
+    """
+    random = np.where(simple, 0.0, weights).ravel() / len(nodes)
+    carrying = random > WEIGHT_FLOOR
+    points, masses = nodes.ravel()[carrying], random[carrying]
+    if not len(points):
+        return float("inf")
+    distances = (points[:, np.newaxis] - points) / (2 * sigma)
+    counts = size * np.exp(-(distances**2)) @ masses
+    order = np.argsort(counts)
+    below = np.cumsum(masses[order])
+    return float(counts[order][np.searchsorted(below, below[-1] / 2)])
 
 
 def _together(below: np.ndarray, gaps: np.ndarray) -> float:

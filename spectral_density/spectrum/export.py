@@ -23,16 +23,17 @@ def to_xarray(spectrum: Spectrum) -> Any:
     """Return a Dataset over draws, nodes and steps; see `Spectrum.to_xarray`."""
     xarray = _optional("xarray", "to_xarray")
     nodes = _arrays_of_nodes(spectrum)
-    variables = {name: (("draw", "index"), array) for name, array in nodes.items()}
-    variables["alpha"] = (("draw", "step"), spectrum.alpha)
+    variables: dict[str, Any] = {name: (("draw", "index"), array) for name, array in nodes.items()}
+    steps = ("draw", "step") if spectrum.block == 1 else ("draw", "step", "row", "column")
+    variables["alpha"] = (steps, spectrum.alpha)
     # The last step has the norm of its residual: one beta for each alpha.
     beta = np.concatenate([spectrum.beta, spectrum.residual_norms[:, np.newaxis]], axis=1)
-    variables["beta"] = (("draw", "step"), beta)
+    variables["beta"] = (steps, beta)
     return xarray.Dataset(
         variables,
         coords={
             "draw": np.arange(spectrum.num_draws),
-            "index": np.arange(spectrum.order),
+            "index": np.arange(spectrum.nodes.shape[1]),
             "step": np.arange(1, spectrum.order + 1),
         },
         attrs={
@@ -46,7 +47,7 @@ def to_xarray(spectrum: Spectrum) -> Any:
 
 
 def _arrays_of_nodes(spectrum: Spectrum) -> dict[str, np.ndarray]:
-    """Return the arrays of shape (num_draws, order), by the names they are exported under."""
+    """Return the arrays of the shape of the nodes, by the names they are exported under."""
     return {
         "node": spectrum.nodes,
         "weight": spectrum.weights,

@@ -11,8 +11,8 @@ import numpy as np
 
 from spectral_density.spectrum.accuracy import Ending
 
-FILE_FORMAT = 1
-"""Version of the names and their meaning."""
+FILE_FORMAT = 2
+"""Version of the names and their meaning; 2 is that of blocks, which 1 does not know."""
 
 T = TypeVar("T")
 
@@ -20,7 +20,9 @@ T = TypeVar("T")
 def write_file(path: str | Path, arrays: Mapping[str, Any]) -> Path:
     """Write named arrays to a file, and return its path, which ends in .npz."""
     path = _npz_path(path)
-    np.savez_compressed(path, format=FILE_FORMAT, **arrays)
+    # What an earlier version can read has the format of that.
+    file_format = FILE_FORMAT if np.ndim(arrays["alpha"]) == 4 else 1
+    np.savez_compressed(path, format=file_format, **arrays)
     return path
 
 
@@ -50,6 +52,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
     content.setdefault("ended_by", np.array(Ending.PLAN.name))
     content.setdefault("product_error", np.array(0.0))
     content.setdefault("model_state", np.array("{}"))
+    content.setdefault("choice", np.array(""))
     missing = set(names) - set(content)
     if missing:
         raise ValueError(f"{path} is not a spectrum file: it lacks {sorted(missing)}.")
@@ -66,6 +69,7 @@ def read_file(path: str | Path, names: Sequence[str], make: Callable[..., T]) ->
             ended_by=Ending[str(content["ended_by"])],
             product_error=float(content["product_error"]),
             model_state=json.loads(str(content["model_state"])),
+            choice=str(content["choice"]),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a spectrum file: {error}") from error

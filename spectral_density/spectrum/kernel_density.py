@@ -91,7 +91,7 @@ def kernel_density(
     """Return the mean over draws of kernel densities, with its 95 % band.
 
     Args:
-        nodes: shape (num_draws, m).
+        nodes: shape (num_draws, m); the vectors of a block are draws that share their nodes.
         weights: of the nodes, the same shape.
         known: mask of nodes whose weight is known and adds no error, the same shape.
         size: number n of eigenvalues.

@@ -28,10 +28,13 @@ def overview(spectrum: Spectrum) -> list[tuple[str, str]]:
     """
     ends, eps, size = spectrum.extreme_eigenvalues, spectrum.resolution, spectrum.size
     draws = f"{spectrum.num_draws} draw{'s' if spectrum.num_draws != 1 else ''}"
+    if spectrum.block > 1:
+        draws += f" of {spectrum.block} vectors in a block,"
     rows = [
         ("operator", spectrum.description or "(not described)"),
         *_model(spectrum),
         ("eigenvalues", f"{spectrum.size:,}, from {draws} of {spectrum.order} steps"),
+        *([("chosen", spectrum.choice)] if spectrum.choice else []),
         ("largest", ends.largest_text),
         ("smallest", ends.smallest_text),
         ("outliers", _outliers(spectrum)),
@@ -69,7 +72,7 @@ def _outliers(spectrum: Spectrum) -> str:
     """Return the largest of the known simple eigenvalues, and how many there are."""
     known = spectrum.outliers
     if not known:
-        needed = "more steps" if spectrum.num_draws > 1 else "two draws or more"
+        needed = "more steps" if spectrum.num_vectors > 1 else "two draws or more"
         return f"no single eigenvalue is known: {needed}"
     first = ", ".join(to_digits_of(one.value, one.bound) for one in known[:_NUM_OUTLIERS])
     if len(known) > _NUM_OUTLIERS:

@@ -18,9 +18,11 @@ from spectral_density.linalg.quadrature import (
 from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.statistics import shorter_rules
 
-# The largest error of a product, in units of its precision: the recurrence, too, takes betas below
-# that for rounding.
-_ROUNDING_UNITS = 10
+# For their spread to say how far their mean is off.
+_ENOUGH_DRAWS = 4
+
+ROUNDING = 10
+"""Largest error of a product, in units of its precision; betas below that are rounding, too."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,18 +40,24 @@ class Quadratures:
     ended_by: Ending = Ending.PLAN
     product_error: float = 0.0
     model_state: Mapping[str, float] = field(default_factory=dict)
+    choice: str = ""
 
     def __post_init__(self) -> None:
         """Convert to arrays, and check that their shapes fit together."""
         shape = np.shape(self.alpha)
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"alpha must have shape (num_draws, order), got {shape}.")
-        draws, order = shape
+        if len(shape) not in (2, 4) or 0 in shape:
+            raise ValueError(
+                f"alpha must have shape (num_draws, order), or (num_draws, order, b, b) of blocks, "
+                f"got {shape}."
+            )
+        draws, order, *entry = shape
+        block = entry[0] if entry else 1
+        entry = [block, block] if entry else []
         expected = {
-            "alpha": (draws, order),
-            "beta": (draws, order - 1),
-            "residual_norms": (draws,),
-            "simple": (draws, order),
+            "alpha": (draws, order, *entry),
+            "beta": (draws, order - 1, *entry),
+            "residual_norms": (draws, *entry),
+            "simple": (draws, order * block),
         }
         for name, shape in expected.items():
             dtype = bool if name == "simple" else np.float64
@@ -59,20 +67,36 @@ class Quadratures:
             if array.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
             object.__setattr__(self, name, array)
-        if not 1 <= order <= self.size:
-            raise ValueError(f"order must be between 1 and the size {self.size}, got {order}.")
+        if not 1 <= order <= self.size // block:
+            limit = f"the size {self.size}" if block == 1 else f"{self.size} / {block}"
+            raise ValueError(f"order must be between 1 and {limit}, got {order}.")
 
     # The quadrature ------------------------------------------------------------------------------
 
     @property
     def num_draws(self) -> int:
-        """Number of start vectors."""
+        """Number of draws, each of `block` start vectors."""
         return int(np.shape(self.alpha)[0])
 
     @property
     def order(self) -> int:
-        """Number of Lanczos steps, and of nodes in each draw."""
+        """Number of Lanczos steps; each draw has as many nodes times `block`."""
         return int(np.shape(self.alpha)[1])
+
+    @property
+    def block(self) -> int:
+        """Number of start vectors of a draw that share a Krylov space."""
+        return int(np.shape(self.alpha)[2]) if np.ndim(self.alpha) == 4 else 1
+
+    @property
+    def num_vectors(self) -> int:
+        """Number of start vectors of all draws."""
+        return self.num_draws * self.block
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there are as many steps as there can be, so that all eigenvalues are nodes."""
+        return self.order * self.block == self.size
 
     @cached_property
     def rules(self) -> list[Quadrature]:
@@ -82,28 +106,44 @@ class Quadratures:
     @cached_property
     def shorter_rules(self) -> list[list[Quadrature]]:
         """Rules of fewer steps, a list of draws for each of a few orders; none if m = n."""
-        return shorter_rules(self.alpha, self.beta, self.size)
+        return [] if self.is_exact else shorter_rules(self.alpha, self.beta, self.size)
 
     @cached_property
     def nodes(self) -> np.ndarray:
-        """Ritz values, shape (num_draws, order), ascending in each draw."""
+        """Ritz values, shape (num_draws, order * block), ascending in each draw."""
         return np.stack([q.nodes for q in self.rules])
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Quadrature weights, shape (num_draws, order); each draw sums to 1."""
+        """Quadrature weights, of the shape of `nodes`; each draw sums to 1."""
         return np.stack([q.weights for q in self.rules])
 
     @cached_property
     def deflated_weights(self) -> np.ndarray:
         """Weights with those of simple eigenvalues set to 1/n, the others rescaled to sum 1."""
-        return deflated_weights(self.weights, self.simple, self.size)
+        weights = deflated_weights(self._vector_weights, self._of_vectors(self.simple), self.size)
+        return weights if self.block == 1 else self._mean_of_blocks(weights)
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        """||A y - theta y|| of each node, shape (num_draws, order): an eigenvalue is that near."""
+        """||A y - theta y|| of each node, in the shape of `nodes`: an eigenvalue is that near."""
         pairs = zip(self.rules, self.residual_norms, strict=True)
         return np.stack([ritz_residuals(q, norm) for q, norm in pairs])
+
+    # Of each start vector: those of a block share its nodes.
+
+    @cached_property
+    def _vector_weights(self) -> np.ndarray:
+        """Weights of each start vector, shape (num_vectors, order * block)."""
+        return np.concatenate([q.vector_weights for q in self.rules])
+
+    def _of_vectors(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of draws as one of start vectors."""
+        return np.repeat(array, self.block, axis=0)
+
+    def _mean_of_blocks(self, array: np.ndarray) -> np.ndarray:
+        """Return an array of start vectors as one of draws."""
+        return array.reshape(self.num_draws, self.block, -1).mean(axis=1)
 
     def _weights(self, deflate: bool) -> np.ndarray:
         return self.deflated_weights if deflate else self.weights
@@ -126,15 +166,28 @@ class Quadratures:
         return float(self._powers(power, deflate).mean())
 
     def moment_standard_error(self, power: int, *, deflate: bool = True) -> float:
-        """Return the standard error of `moment`: between draws, or for one draw in theory.
+        """Return the standard error of `moment`: between draws; of few, or of blocks, in theory.
 
-        For one draw v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda).
+        For a start vector v on the sphere, Var(v' f(A) v) = 2/(n+2) Var f(lambda). Those of a block
+        are worth as many, and more by b / n. Eigenvalues of known weight are left out. The spread
+        of two or three draws says next to nothing: they are taken by this law, too.
         """
         each = self._powers(power, deflate)
-        if self.num_draws > 1:
-            return float(each.std(ddof=1) / np.sqrt(self.num_draws))
-        variance = self._powers(2 * power, deflate)[0] - each[0] ** 2
-        return float(np.sqrt(2 / (self.size + 2) * max(variance, 0.0)))
+        if self.block > 1 or self.num_draws < _ENOUGH_DRAWS:
+            return self._moment_error_in_theory(int(power), deflate)
+        return float(each.std(ddof=1) / np.sqrt(self.num_draws))
+
+    def _moment_error_in_theory(self, power: int, deflate: bool) -> float:
+        known = self.simple & deflate
+        left = self.size - int(known[0].sum())
+        weights = np.where(known, 0.0, self._weights(deflate))
+        total = float(weights.sum())
+        if left < 2 or not total:
+            return 0.0
+        values = self.nodes**power
+        mean = float(np.sum(weights * values)) / total
+        variance = float(np.sum(weights * (values - mean) ** 2)) / total
+        return left / self.size * float(np.sqrt(2 / (left + 2) * variance / self.num_vectors))
 
     @property
     def trace(self) -> float:
@@ -176,5 +229,5 @@ class Quadratures:
     @property
     def rounding_alone(self) -> float:
         """That of rounding: what products at full precision leave."""
-        units = _ROUNDING_UNITS * self.precision + self.order * np.finfo(np.float64).eps
+        units = ROUNDING * self.precision + self.order * np.finfo(np.float64).eps
         return float(units * np.abs(self.nodes).max())

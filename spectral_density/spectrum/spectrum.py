@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spectral_density.linalg.quadrature import deflated_weights
 from spectral_density.spectrum import export, extremes
 from spectral_density.spectrum.accuracy import (
     Accuracy,
@@ -50,14 +51,16 @@ class Spectrum(Quadratures):
     """Gauss quadratures of a symmetric operator's spectrum, one for each random start vector.
 
     In each draw `sum_j weights[j] f(nodes[j])` estimates (1/n) tr f(A), exactly v' f(A) v for a
-    polynomial f of degree below twice the order.
+    polynomial f of degree below twice the order; of a block it is the mean over its vectors v.
 
     Attributes:
-        alpha: shape (num_draws, order), diagonals of the Lanczos matrices T.
+        alpha: shape (num_draws, order), diagonals of the Lanczos matrices T. Of draws of b > 1
+            start vectors, whose T is block tridiagonal, an entry of this and of the next two is a
+            matrix: alpha has shape (num_draws, order, b, b), see `linalg.Tridiagonalization`.
         beta: shape (num_draws, order - 1), their off-diagonals.
         residual_norms: shape (num_draws,), the norm of the residual after the last step.
         size: number n of eigenvalues of the operator.
-        simple: shape (num_draws, order), the nodes known to be converged simple eigenvalues,
+        simple: shape (num_draws, order * b), the nodes known to be converged simple eigenvalues,
             whose weight is therefore 1/n; empty for none.
         seed: seed of the start vectors.
         description: what the operator was.
@@ -67,6 +70,7 @@ class Spectrum(Quadratures):
         ended_by: what ended the run, with `ended_by.message`.
         model_state: where the model stood, by name: loss, gradient_norm and, of a classifier,
             accuracy; empty for what is no model, or where nothing was computed.
+        choice: what of block, steps and draws the run chose by itself, and why; empty for nothing.
 
     References:
         Golub, Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
@@ -87,7 +91,8 @@ class Spectrum(Quadratures):
     def outliers(self) -> tuple[Outlier, ...]:
         """Eigenvalues known to be converged and simple, largest magnitude first.
 
-        It takes two draws to know (and reorthogonalization): with one there is none.
+        It takes two draws or a block to know (and reorthogonalization): with one start vector
+        there is none.
         """
         return extremes.outliers(self)
 
@@ -118,7 +123,7 @@ class Spectrum(Quadratures):
         weights = self.deflated_weights
         return Accuracy(
             order_error(self.alpha, self.beta, self.size),
-            draws_error(self.nodes, weights, self.simple, self.size),
+            draws_error(self.nodes, weights, self.simple, self.size, self.block),
             products_error(self.nodes, weights, self.product_error),
             spread=high - low,
         )
@@ -232,10 +237,11 @@ class Spectrum(Quadratures):
             points = default_grid(*support(self.nodes, self.weights), sigma)
         else:
             points = checked_grid(grid)
+        weights, known = self._vector_weights, self._of_vectors(self.simple & deflate)
         return kernel_density(
-            self.nodes,
-            self._weights(deflate),
-            self.simple if deflate else np.zeros_like(self.simple),
+            self._of_vectors(self.nodes),
+            deflated_weights(weights, known, self.size) if deflate else weights,
+            known,
             size=self.size,
             points=points,
             sigma=sigma,
@@ -323,7 +329,8 @@ class Spectrum(Quadratures):
 
     def __repr__(self) -> str:
         """Name the size, never the arrays."""
-        return f"Spectrum(n={self.size:,}, order={self.order}, num_draws={self.num_draws})"
+        block = f", block={self.block}" if self.block > 1 else ""
+        return f"Spectrum(n={self.size:,}, order={self.order}, num_draws={self.num_draws}{block})"
 
     def __str__(self) -> str:
         """Return the most important numbers in a few lines."""

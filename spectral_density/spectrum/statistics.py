@@ -68,11 +68,11 @@ def count_between(spectrum: Spectrum, low: float, high: float) -> SpectrumStatis
     share = float(np.mean([_mass_below(*rule, high) - _mass_below(*rule, low) for rule in rules]))
     share = min(max(share, 0.0), 1.0)
     least, most = _mass_bounds(rules, low, high)
-    sampled = _beta_limits(share, left, spectrum.num_draws)
+    sampled = _beta_limits(share, left, spectrum.num_vectors)
     value = _rounded(inside + left * share)
     if most - least > _UNRESOLVED:
-        lower = inside + left * _beta_limits(least, left, spectrum.num_draws)[0]
-        upper = inside + left * _beta_limits(most, left, spectrum.num_draws)[1]
+        lower = inside + left * _beta_limits(least, left, spectrum.num_vectors)[0]
+        upper = inside + left * _beta_limits(most, left, spectrum.num_vectors)[1]
         error = (upper - lower) / sqrt(12)  # of a uniform law between the bounds
         return SpectrumStatistic(value, error, _rounded(lower), _rounded(upper), resolved=False)
     steps = _error_of_steps(
@@ -81,7 +81,7 @@ def count_between(spectrum: Spectrum, low: float, high: float) -> SpectrumStatis
     # Nodes that are known, or that their residuals separate, are counted on their side already.
     certain = most - least <= _ROUNDING / left or share in (0.0, 1.0)
     steps = 0.0 if certain else spectrum.size * steps
-    spread = left * sqrt(2 * share * (1 - share) / ((left + 2) * spectrum.num_draws))
+    spread = left * sqrt(2 * share * (1 - share) / ((left + 2) * spectrum.num_vectors))
     below, above = (abs(left * (limit - share)) for limit in sampled)
     factor = stats.norm.isf((1 - CONFIDENCE) / 2)
     return SpectrumStatistic(
@@ -287,7 +287,7 @@ def _error_of_draws(spectrum: Spectrum, influence: Callable[[np.ndarray], np.nda
     first = np.mean([w @ influence(x) for x, w in zip(nodes, weights, strict=True)])
     second = np.mean([w @ influence(x) ** 2 for x, w in zip(nodes, weights, strict=True)])
     variance = max(float(second - first**2), 0.0)
-    return left * sqrt(2 * variance / ((left + 2) * spectrum.num_draws))
+    return left * sqrt(2 * variance / ((left + 2) * spectrum.num_vectors))
 
 
 def _error_of_steps(spectrum: Spectrum, statistic: Callable[[Quadrature], float]) -> float:
@@ -307,8 +307,8 @@ def shorter_rules(alpha: np.ndarray, beta: np.ndarray, size: int) -> list[list[Q
     """Return, for a few numbers of steps below that of a run, the rules of its draws.
 
     Args:
-        alpha: diagonals of T, shape (num_draws, m).
-        beta: off-diagonals, shape (num_draws, m - 1).
+        alpha: diagonals of T, shape (num_draws, m); of blocks (num_draws, m, b, b).
+        beta: off-diagonals, shape (num_draws, m - 1); of blocks (num_draws, m - 1, b, b).
         size: number n of eigenvalues; with m = n the rules are exact, and there are none here.
     """
     order = alpha.shape[1]

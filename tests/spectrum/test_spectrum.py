@@ -219,6 +219,16 @@ def test_moments_are_within_their_standard_errors(case, deflate, num_draws):
         assert np.max(np.abs(deviations)) > 0.2
 
 
+@pytest.mark.parametrize("num_draws", [1, 2, 3])
+def test_few_draws_state_an_error_that_their_spread_does_not_tell(num_draws):
+    values = semicircle_with_outliers(600)
+    spectra = [
+        estimate_spectrum(diagonal_operator(values), 20, num_draws, seed=seed) for seed in range(60)
+    ]
+    off = [(one.trace - values.sum()) / one.trace_standard_error for one in spectra]
+    assert 0.75 <= np.sqrt(np.mean(np.square(off))) <= 1.3
+
+
 def test_trace_and_its_error_are_n_times_those_of_the_mean():
     spectrum = estimated("A", num_draws=10)
     true = semicircle_with_outliers().sum()

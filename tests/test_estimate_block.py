@@ -1,0 +1,381 @@
+"""Spectra of blocks of start vectors: errors stated and kept, files, budgets, checkpoints."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from cases import (
+    diagonal_operator,
+    distinct_eigenvalues,
+    log_uniform_bulk,
+    semicircle_with_outliers,
+    spread,
+)
+from device_operators import jax_operator
+from scipy.sparse.linalg import LinearOperator
+from scipy.stats import wasserstein_distance
+from spectrum.network_spectra import network_spectrum
+
+from spectral_density import Spectrum, estimate_spectrum
+from spectral_density.linalg.tridiagonalization import lanczos
+from spectral_density.spectrum.accuracy import Ending
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+CASES = {
+    "semicircle": lambda: semicircle_with_outliers(600),
+    "network-like": log_uniform_bulk,
+    "network": lambda: network_spectrum("tanh_classifier"),
+}
+
+
+def distance(spectrum, eigenvalues):
+    """Wasserstein-1 distance to the eigenvalues, as a share of their range."""
+    weights = spectrum.deflated_weights.ravel()
+    found = wasserstein_distance(spectrum.nodes.ravel(), eigenvalues, weights)
+    return found / spread(eigenvalues)
+
+
+@cache
+def estimates(case, order, num_draws, block, seeds):
+    values = CASES[case]()
+    operator = diagonal_operator(values)
+    return values, [
+        estimate_spectrum(operator, order, num_draws, block=block, seed=seed)
+        for seed in range(seeds)
+    ]
+
+
+# What it is worth
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_block_is_nearer_than_two_draws_and_far_nearer_than_ten(case):
+    medians = {}
+    for block, num_draws in ((1, 10), (1, 2), (2, 1)):
+        values, spectra = estimates(case, 80 // (block * num_draws), num_draws, block, 5)
+        medians[block, num_draws] = np.median([distance(one, values) for one in spectra])
+    assert medians[2, 1] < medians[1, 2]
+    assert medians[2, 1] <= 0.25 * medians[1, 10]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("block", "num_draws"), [(2, 1), (4, 1), (2, 2)])
+def test_the_stated_accuracy_is_above_the_true_distance(case, block, num_draws):
+    values, spectra = estimates(case, 80 // (block * num_draws), num_draws, block, 20)
+    true = np.array([distance(one, values) for one in spectra])
+    stated = np.array([one.accuracy.total for one in spectra])
+    assert np.mean(true <= stated) >= 0.95
+    assert np.median(true / stated) >= 0.1
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("seeds", [40, pytest.param(200, marks=pytest.mark.exhaustive)])
+def test_the_band_covers_the_bulk_as_often_as_it_says(block, seeds):
+    values, spectra = estimates("semicircle", 40, 1, block, seeds)
+    grid = np.linspace(-1, 1, 101)
+    sigma = spectra[0].default_sigma
+    kernel = np.exp(-0.5 * ((grid[:, np.newaxis] - values) / sigma) ** 2)
+    truth = kernel.mean(axis=1) / (sigma * np.sqrt(2 * np.pi))
+    for deflate in (True, False):
+        densities = [one.density(grid, sigma, deflate=deflate) for one in spectra]
+        covered = [np.mean((d.lower <= truth) & (truth <= d.upper)) for d in densities]
+        # Points of one density stand and fall together: 40 seeds are some hundred of them.
+        slack = 0.02 if seeds < 200 else 0.0
+        assert 0.92 - slack <= np.mean(covered) <= 0.97 + slack
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("block", [2, 4])
+def test_the_trace_is_off_by_its_standard_error(case, block):
+    values, spectra = estimates(case, 20, 1, block, 60)
+    off = [(one.trace - values.sum()) / one.trace_standard_error for one in spectra]
+    assert 0.75 <= np.sqrt(np.mean(np.square(off))) <= 1.3
+
+
+def test_counts_hold_within_their_limits():
+    values, spectra = estimates("semicircle", 40, 1, 2, 40)
+    for low, high in ((0.1, 0.7), (-0.5, np.inf), (3.5, np.inf)):
+        true = np.sum((values > low) & (values <= high))
+        counts = [one.count_between(low, high) for one in spectra]
+        assert np.mean([c.lower <= true <= c.upper for c in counts]) >= 0.9
+    assert {one.count_above(3.5).value for one in spectra} == {8}  # the outliers from 3.78 to 10
+
+
+def test_weights_of_simple_eigenvalues_are_known_and_multiple_ones_are_not():
+    values = np.concatenate([np.linspace(-1, 1, 390), [7.0] * 2, [3.0, 5.0, 9.0]])
+    spectrum = estimate_spectrum(diagonal_operator(values), 25, 1, block=2)
+    known = spectrum.nodes[spectrum.simple]
+    np.testing.assert_allclose(known[known > 2], [3, 5, 9], atol=1e-9)
+    np.testing.assert_array_equal(spectrum.deflated_weights[spectrum.simple], 1 / len(values))
+    assert spectrum.deflated_weights.sum() == pytest.approx(1)
+    assert spectrum.weights.sum() == pytest.approx(1)
+    none = estimate_spectrum(diagonal_operator(values), 25, 1, block=2, reorthogonalize="none")
+    assert not none.simple.any()
+
+
+def test_full_order_is_the_exact_spectrum():
+    values = np.sort(np.concatenate([np.linspace(-1, 1, 50), [2.0, 2.0, 3.0, 4.0]]))
+    spectrum = estimate_spectrum(diagonal_operator(values), 27, 1, block=2)
+    np.testing.assert_allclose(spectrum.nodes[0], values, atol=1e-13)
+    assert spectrum.is_exact and spectrum.accuracy.order == 0.0
+
+
+def test_products_in_float32_are_as_good():
+    values = CASES["network"]()
+    spectra = [
+        estimate_spectrum(diagonal_operator(values, dtype), 40, 1, block=2)
+        for dtype in (np.float64, np.float32)
+    ]
+    assert abs(np.subtract(*(distance(one, values) for one in spectra))) <= 1e-6
+    assert len(spectra[1].outliers) >= 0.8 * len(spectra[0].outliers) >= 10
+
+
+# To a tolerance
+
+
+@pytest.mark.parametrize("block", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_a_tolerance_is_kept(case, block):
+    values, tolerance = CASES[case](), 1e-3 if case != "semicircle" else 1e-2
+    for seed in range(8):
+        spectrum = estimate_spectrum(
+            diagonal_operator(values), tolerance=tolerance, block=block, seed=seed
+        )
+        assert spectrum.ended_by is Ending.TOLERANCE and spectrum.block == block
+        assert spectrum.accuracy.total <= tolerance
+        assert distance(spectrum, values) <= tolerance
+
+
+@pytest.mark.parametrize("max_products", [2, 3, 9, 40, 101])
+@pytest.mark.parametrize("draws_at_once", [None, 1, 2])
+def test_the_budget_is_never_exceeded(max_products, draws_at_once):
+    values, counted = CASES["semicircle"](), []
+
+    def matmat(block):
+        counted.append(block.shape[1])
+        return values[:, np.newaxis] * block
+
+    operator = LinearOperator((len(values),) * 2, matvec=None, matmat=matmat, dtype=float)
+    options = {"max_products": max_products, "draws_at_once": draws_at_once, "block": 2}
+    spectrum = estimate_spectrum(operator, tolerance=1e-6, **options)
+    assert sum(counted) == 2 * spectrum.order * spectrum.num_draws <= max_products
+    assert set(counted) <= {2, 4, 6, 8, 10, 12, 14, 16}
+    with pytest.raises(ValueError, match=r"max_products is 1.*a block of 2 takes 2"):
+        estimate_spectrum(operator, tolerance=1e-6, block=2, max_products=1)
+
+
+# What is chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "made"),
+    [(20_000, (90, 1, 2)), (2000, (90, 3, 2)), (500, (90, 5, 2)), (30, (30, 2, 1))],
+)
+def test_a_call_without_numbers_takes_the_draws_that_the_density_takes(size, made):
+    values = semicircle_with_outliers(size)
+    spectrum = estimate_spectrum(diagonal_operator(values))
+    assert (spectrum.order, spectrum.num_draws, spectrum.block) == made
+    assert spectrum.choice in str(spectrum) and spectrum.choice
+    if size > 30:
+        assert f"{made[1]} draw" in spectrum.choice and "within a kernel width" in spectrum.choice
+
+
+def test_the_number_of_draws_leaves_the_height_of_the_density_as_uncertain_as_it_says():
+    values = semicircle_with_outliers(2000)
+    spectra = [estimate_spectrum(diagonal_operator(values), seed=seed) for seed in range(12)]
+    grid = np.linspace(-0.8, 0.8, 33)
+    heights = np.array([one.density(grid, spectra[0].default_sigma).values for one in spectra])
+    relative = heights.std(axis=0, ddof=1) / heights.mean(axis=0)
+    assert 0.03 <= np.median(relative) <= 0.06
+    assert "6 start vectors leave a standard error of 4." in spectra[0].choice
+
+
+@pytest.mark.parametrize("case", ["network", "network-like"])
+def test_a_call_without_numbers_is_as_accurate_as_ten_draws_for_a_fifth_of_the_products(case):
+    values = CASES[case]()
+    operator = diagonal_operator(values, np.float32)
+    chosen = [estimate_spectrum(operator, seed=seed) for seed in range(3)]
+    assert {one.order * one.num_vectors for one in chosen} == {180}
+    assert np.median([distance(one, values) for one in chosen]) <= 6e-5
+
+
+@pytest.mark.parametrize("case", [*CASES, "copies"])
+@pytest.mark.parametrize("max_products", [80, 160, 320])
+def test_a_budget_is_spent_about_as_well_as_the_best_setting_spends_it(case, max_products):
+    copies = np.concatenate([np.repeat([5.0, 9.0, 20.0], 3), np.linspace(-0.2, 0.2, 591)])
+    values = copies if case == "copies" else CASES[case]()
+    operator = diagonal_operator(values)
+
+    # The medians of a few seeds vary where start vectors are what limits the distance.
+    seeds = range(5 if case != "copies" else 11)
+
+    def median(**options):
+        runs = [estimate_spectrum(operator, seed=seed, **options) for seed in seeds]
+        assert all(one.order * one.num_vectors <= max_products for one in runs)
+        return np.median([distance(one, values) for one in runs])
+
+    best = min(
+        median(order=max_products // (block * num_draws), num_draws=num_draws, block=block)
+        for block, num_draws in ((1, 1), (1, 2), (1, 10), (2, 1), (4, 1))
+    )
+    assert median(max_products=max_products) <= 1.3 * best
+
+
+def test_a_budget_without_a_tolerance_is_kept_and_explained(tmp_path):
+    for size, max_products in ((600, 40), (600, 160), (600, 3), (12, 30), (7, 100), (300, 10_000)):
+        operator = diagonal_operator(np.linspace(-1, 1, size))
+        spectrum = estimate_spectrum(operator, max_products=max_products)
+        assert spectrum.order * spectrum.num_vectors <= max_products
+        assert f"of {max_products} products" in spectrum.choice
+    assert spectrum.is_exact and spectrum.num_draws == 1
+    values = np.concatenate([np.repeat([5.0, 9.0], 3), np.linspace(-0.2, 0.2, 591)])
+    expected = estimate_spectrum(diagonal_operator(values), max_products=300)
+    assert expected.num_draws > 1  # more steps would not show what copies hide
+
+    def stop(step):
+        if step.step == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimate_spectrum(
+            diagonal_operator(values), max_products=300, checkpoint=tmp_path, callback=stop
+        )
+    found = estimate_spectrum(diagonal_operator(values), max_products=300, checkpoint=tmp_path)
+    np.testing.assert_array_equal(found.nodes, expected.nodes)
+    assert found.choice == expected.choice
+
+
+def test_what_is_given_is_not_chosen():
+    values = semicircle_with_outliers(600)
+    for options, made in (
+        ({"num_draws": 10}, (90, 10, 1)),
+        ({"num_draws": 1, "block": 4}, (90, 1, 4)),
+        ({"order": 12}, (12, 2, 2)),
+        ({"order": 400}, (400, 10, 1)),
+        ({"block": 3, "order": 100}, (100, 3, 3)),
+        ({"reorthogonalize": "none", "order": 9}, (9, 10, 1)),
+    ):
+        spectrum = estimate_spectrum(diagonal_operator(values), **options)
+        assert (spectrum.order, spectrum.num_draws, spectrum.block) == made
+        assert bool(spectrum.choice) == ("num_draws" not in options and made[0] != 9)
+
+
+def test_a_stopped_run_of_chosen_draws_ends_as_if_undisturbed(tmp_path):
+    operator = diagonal_operator(semicircle_with_outliers(600))
+    steps = []
+
+    def callback(step):
+        steps.append(step.step)
+        if len(steps) == 50:
+            raise KeyboardInterrupt
+
+    expected = estimate_spectrum(operator, 40)
+    assert expected.num_draws > 1
+    with pytest.raises(KeyboardInterrupt):
+        estimate_spectrum(operator, 40, checkpoint=tmp_path, callback=callback)
+    found = estimate_spectrum(operator, 40, checkpoint=tmp_path, callback=callback)
+    for name in ("nodes", "weights", "simple"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.choice == expected.choice
+
+
+# Files and checkpoints
+
+
+def test_a_spectrum_of_blocks_comes_back_from_its_file(tmp_path):
+    (spectrum,) = estimates("network-like", 20, 2, 2, 1)[1]
+    loaded = Spectrum.load(spectrum.save(tmp_path / "blocks"))
+    assert repr(loaded) == "Spectrum(n=2,000, order=20, num_draws=2, block=2)"
+    assert loaded.choice == spectrum.choice == ""
+    chosen = estimate_spectrum(diagonal_operator(np.arange(300.0)), 5)
+    assert Spectrum.load(chosen.save(tmp_path / "chosen")).choice == chosen.choice != ""
+    for name in ("nodes", "weights", "deflated_weights", "residuals", "simple", "alpha"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(spectrum, name))
+    with np.load(tmp_path / "blocks.npz") as file:
+        assert file["format"] == 2  # so that earlier versions say that they are too old
+    single = estimate_spectrum(diagonal_operator(np.arange(30.0)), 5, 2)
+    with np.load(single.save(tmp_path / "single")) as file:
+        assert file["format"] == 1  # which they read
+
+
+def test_tables_of_blocks_have_all_nodes():
+    pytest.importorskip("pandas")
+    pytest.importorskip("xarray")
+    (spectrum,) = estimates("network-like", 20, 2, 2, 1)[1]
+    frame, dataset = spectrum.to_dataframe(), spectrum.to_xarray()
+    assert len(frame) == 2 * 40 and set(frame["index"]) == set(range(40))
+    assert frame["weight"].sum() == pytest.approx(2)
+    assert dataset["beta"].shape == dataset["alpha"].shape == (2, 20, 2, 2)
+    assert dataset["node"].shape == (2, 40)
+
+
+def test_a_stopped_run_to_a_tolerance_ends_as_if_undisturbed(tmp_path):
+    operator = diagonal_operator(CASES["semicircle"]())
+
+    class Stop(Exception):
+        pass
+
+    def callback(step):
+        if step.step == 9:
+            raise Stop
+
+    options = {"tolerance": 5e-3, "block": 2, "draws_at_once": 1, "max_products": 2000}
+    expected = estimate_spectrum(operator, **options)
+    with pytest.raises(Stop):
+        estimate_spectrum(operator, checkpoint=tmp_path, callback=callback, **options)
+    found = estimate_spectrum(operator, checkpoint=tmp_path, **options)
+    assert found.num_draws > 1
+    for name in ("nodes", "weights", "simple"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_it_prints_what_it_is_and_draws_itself(capsys):
+    (spectrum,) = estimates("network-like", 20, 1, 2, 1)[1]
+    assert "2,000, from 1 draw of 2 vectors in a block, of 20 steps" in str(spectrum)
+    assert spectrum.plot().get_lines()
+    estimate_spectrum(diagonal_operator(np.arange(90.0)), 4, 2, block=3, progress=True)
+    assert "24/24" in capsys.readouterr().err
+
+
+def test_a_block_on_a_device_moves_its_start_vectors_alone():
+    values = log_uniform_bulk(300)
+    operator = jax_operator(values)
+    spectrum = estimate_spectrum(operator, 15, 2, block=2)
+    assert operator.num_products == 60
+    expected = estimate_spectrum(diagonal_operator(operator.entries), 15, 2, block=2)
+    assert distance(spectrum, values) == pytest.approx(distance(expected, values), rel=1e-2)
+    assert len(spectrum.outliers) >= 8
+
+
+def test_a_block_of_a_multiple_of_the_identity_is_its_value():
+    for values in (np.full(40, 3.0), np.zeros(40), distinct_eigenvalues(2, 40)):
+        spectrum = estimate_spectrum(diagonal_operator(values), 4, 1, block=2)
+        carrying = spectrum.nodes[spectrum.weights > 1e-12]
+        assert np.abs(carrying[:, np.newaxis] - np.unique(values)).min(axis=1).max() <= 1e-13
+        assert not spectrum.simple.any()
+        assert np.isfinite(spectrum.density().values).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": np.zeros((2, 5, 3))}, r"\(num_draws, order, b, b\) of blocks"),
+        ({"beta": np.zeros((1, 4))}, r"beta must have shape \(1, 4, 2, 2\), got \(1, 4\)"),
+        ({"simple": np.zeros((1, 5), bool)}, r"simple must have shape \(1, 10\)"),
+        ({"size": 9}, "between 1 and 9 / 2, got 5"),
+    ],
+)
+def test_arrays_of_blocks_that_do_not_belong_together_are_an_error(changes, message):
+    run = lanczos(diagonal_operator(np.arange(20.0)), 5, block=2)
+    arrays = {name: getattr(run, name) for name in ("alpha", "beta", "residual_norms")}
+    Spectrum(**arrays, size=20)
+    with pytest.raises(ValueError, match=message):
+        Spectrum(**{**arrays, "size": 20, **changes})
+
+
+def test_a_block_that_is_none_is_named():
+    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
+        estimate_spectrum(diagonal_operator(np.arange(20.0)), block=0)
+    with pytest.raises(ValueError, match=r"order is 15 with blocks of 2.*order <= 10"):
+        estimate_spectrum(diagonal_operator(np.arange(20.0)), 15, block=2)
