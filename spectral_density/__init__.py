@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         curvature_decomposition,
     )
     from spectral_density.analysis.interactions import InteractionMap, interaction_map
+    from spectral_density.analysis.layer_spectra import layer_spectra
     from spectral_density.checkpoint import (
         CheckpointError,
     )
@@ -162,6 +163,7 @@ _HOMES = {
     "lanczos_alg": "compat",
     "lanczos_algorithm": "compat",
     "layer_operators": "curvature",
+    "layer_spectra": "analysis.layer_spectra",
     "log_determinant": "linalg",
     "loss_landscape": "analysis.landscape",
     "low_rank_preconditioner": "linalg",
@@ -244,6 +246,7 @@ __all__ = [
     "lanczos_alg",
     "lanczos_algorithm",
     "layer_operators",
+    "layer_spectra",
     "log_determinant",
     "loss_landscape",
     "low_rank_preconditioner",
