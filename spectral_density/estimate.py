@@ -18,7 +18,7 @@ from spectral_density.linalg.lanczos_options import (
     checked_basis_dtype,
     checked_block,
 )
-from spectral_density.linalg.lockstep import GROUP_BYTES
+from spectral_density.linalg.lockstep import GROUP_BYTES, default_draws_at_once
 from spectral_density.linalg.tridiagonalization import LanczosStep
 from spectral_density.spectrum.accuracy import Ending, eigenvalues_in_kernel
 from spectral_density.spectrum.draws import Draws
@@ -55,6 +55,7 @@ def estimate_spectrum(
     num_draws: int | None = None,
     *,
     block: int | None = None,
+    eigenpairs: int = 0,
     tolerance: float | None = None,
     max_products: int | None = None,
     seed: int = 0,
@@ -95,8 +96,13 @@ def estimate_spectrum(
         block: start vectors of a draw that share one Krylov space (block Lanczos), see `lanczos`. A
             step takes as many products, in one pass over the data. One block shows which
             eigenvalues are simple, where single vectors take two draws, and what it spends on the
-            outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given, or
-            where there are too few eigenvalues for blocks of so many steps.
+            outliers is spent once. None for 2, or 1 where `num_draws` or a tolerance is given,
+            where `draws_at_once` is 1, where there are too few eigenvalues for so many steps, or
+            where the vectors of a block would take more than 2 GiB.
+        eigenpairs: number k of eigenvalues of largest magnitude whose vectors are wanted, too:
+            `Spectrum.eigenpairs` has Ritz pairs from the basis of the first draw, which take no
+            more products, with their residuals; fewer where that has fewer nodes. Of a multiple
+            eigenvalue there are as many copies as a draw has start vectors.
         tolerance: make steps and draws until `Spectrum.accuracy.total` is at most this. With 3e-4
             the outliers of small classifiers were found; with 1e-2 a run ends after 8 steps, and
             none is known.
@@ -139,12 +145,20 @@ def estimate_spectrum(
     linear = as_real_square(operator)
     size = linear.shape[0]
     basis_dtype = checked_basis_dtype(basis_dtype, basis_vectors(linear, basis))
+    num_eigenpairs = integer(eigenpairs, "eigenpairs", 0)
+    if num_eigenpairs and reorthogonalize != "full":
+        raise ValueError(
+            f"eigenpairs is {eigenpairs}, and vectors need the basis that reorthogonalize='full' "
+            "keeps: leave one of them out."
+        )
     chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
     budgeted = chosen and order is None and max_products is not None
-    if block is None:
-        block = (
-            _block_within(size, max_products) if budgeted else _default_block(size, order, chosen)
-        )
+    if block is None and (not chosen or draws_at_once == 1):
+        block = 1
+    elif block is None and budgeted:
+        block = _block_within(size, max_products, basis_dtype)
+    elif block is None:
+        block = _default_block(size, order, basis_dtype)
     block = checked_block(block, size)
     limits = _limits(
         size,
@@ -172,6 +186,7 @@ def estimate_spectrum(
             draws_at_once,
             bar,
             callback,
+            num_eigenpairs=num_eigenpairs,
         )
         if chosen:
             choice = (_add_within if budgeted else _add_by_count)(draws, limits)
@@ -230,24 +245,29 @@ def _limits(
     return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
 
-def _default_block(size: int, order: Any, chosen: bool) -> int:
-    """Return the number of start vectors of a draw where none is given.
+def _default_block(size: int, order: Any, basis_dtype: Any) -> int:
+    """Return the number of start vectors of a draw for so many steps.
 
-    A small matrix has room for its exact spectrum instead, from as many steps as eigenvalues.
+    A small matrix has room for its exact spectrum instead, from as many steps as eigenvalues. Of a
+    large one the vectors of a block would take more memory than single draws in turn need.
     """
     steps = ORDER if order is None else integer(order, "order", 1)
-    return BLOCK if chosen and BLOCK * steps <= size else 1
+    fits = default_draws_at_once(size, steps, basis_dtype=basis_dtype) >= BLOCK
+    return BLOCK if BLOCK * steps <= size and fits else 1
 
 
-def _block_within(size: int, max_products: Any) -> int:
+def _block_within(size: int, max_products: Any, basis_dtype: Any) -> int:
     """Return the number of start vectors of a draw for a budget of products.
 
     Steps limit the distance first, then the few start vectors, and these the sooner the fewer
     eigenvalues there are: of trained networks and model spectra a block of two is nearest up to
     about this many products, or half of it where there are few eigenvalues, and one of four above.
+    Single vectors where those of a block take more memory than single draws in turn need.
     """
-    from_ = _WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2
-    wide = integer(max_products, "max_products", 1) >= from_
+    most = integer(max_products, "max_products", 1)
+    if most * size * np.dtype(basis_dtype).itemsize > GROUP_BYTES:
+        return 1
+    wide = most >= (_WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2)
     return max(min(_WIDE_BLOCK if wide else BLOCK, size // _LEAST_STEPS), 1)
 
 

@@ -86,7 +86,10 @@ def test_the_module_runs_as_the_command():
         ),
         (["run", "m", "--data=d", "--out=o", "--tolerance", "0"], "'0' is not a number above 0"),
         (["run", "m", "--data=d", "--out=o", "--tolerance", "nan"], "not a number above 0"),
-        (["run", "m", "--data=d", "--out=o", "--max-products", "9"], "budget of a --tolerance"),
+        (
+            ["run", "m", "--data=d", "--out=o", "--max-products", "9", "--order", "3"],
+            "decides what --order and --draws do",
+        ),
         (["plot"], "A.npz"),
         (["show"], "A.npz"),
     ],

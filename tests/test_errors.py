@@ -487,6 +487,20 @@ CASES = {
     "`max_products` beside `order` without a tolerance": lambda path: estimate_spectrum(
         SMALL, 3, max_products=9
     ),
+    "`max_products` below the vectors of a block": lambda path: estimate_spectrum(
+        SMALL, tolerance=0.1, block=3, max_products=2
+    ),
+    "`block=0`": lambda path: estimate_spectrum(SMALL, 2, block=0),
+    "`block` above the number of parameters": lambda path: lanczos(SMALL, 1, block=6),
+    "`order` times `block` above the number of parameters": lambda path: estimate_spectrum(
+        SMALL, 3, block=2
+    ),
+    "start vectors of a block that are not independent": lambda path: lanczos(
+        SMALL, 2, block=2, start=np.ones((5, 2))
+    ),
+    "`eigenpairs` without reorthogonalization": lambda path: estimate_spectrum(
+        SMALL, 2, eigenpairs=1, reorthogonalize="none"
+    ),
     '`reorthogonalize="some"`': lambda path: lanczos(SMALL, 2, reorthogonalize="some"),
     '`basis_dtype="float16"`': lambda path: lanczos(SMALL, 2, basis_dtype="float16"),
     "more eigenpairs than there are": lambda path: top_eigenpairs(SMALL, 6),

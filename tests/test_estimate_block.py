@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 from cases import (
+    dense_symmetric,
     diagonal_operator,
     distinct_eigenvalues,
     log_uniform_bulk,
@@ -86,7 +87,7 @@ def test_the_band_covers_the_bulk_as_often_as_it_says(block, seeds):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("block", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_the_trace_is_off_by_its_standard_error(case, block):
     values, spectra = estimates(case, 20, 1, block, 60)
     off = [(one.trace - values.sum()) / one.trace_standard_error for one in spectra]
@@ -181,6 +182,23 @@ def test_a_call_without_numbers_takes_the_draws_that_the_density_takes(size, mad
         assert f"{made[1]} draw" in spectrum.choice and "within a kernel width" in spectrum.choice
 
 
+def test_a_large_matrix_takes_no_more_memory_than_single_draws_in_turn():
+    class Stop(Exception):
+        pass
+
+    def first(step):
+        shapes.append(step.alpha.shape)
+        raise Stop
+
+    # A block of two has 2 x 90 vectors: more than 2 GiB from 1.5 million eigenvalues on. Every step
+    # ends the run, and pages of a basis are taken as they are written.
+    for size, shape in ((1_400_000, (1, 1, 2, 2)), (1_600_000, (1, 1))):
+        shapes = []
+        with pytest.raises(Stop):
+            estimate_spectrum(diagonal_operator(np.ones(size)), callback=first)
+        assert shapes == [shape]
+
+
 def test_the_number_of_draws_leaves_the_height_of_the_density_as_uncertain_as_it_says():
     values = semicircle_with_outliers(2000)
     spectra = [estimate_spectrum(diagonal_operator(values), seed=seed) for seed in range(12)]
@@ -201,7 +219,9 @@ def test_a_call_without_numbers_is_as_accurate_as_ten_draws_for_a_fifth_of_the_p
 
 
 @pytest.mark.parametrize("case", [*CASES, "copies"])
-@pytest.mark.parametrize("max_products", [80, 160, 320])
+@pytest.mark.parametrize(
+    "max_products", [160, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (80, 320))]
+)
 def test_a_budget_is_spent_about_as_well_as_the_best_setting_spends_it(case, max_products):
     copies = np.concatenate([np.repeat([5.0, 9.0, 20.0], 3), np.linspace(-0.2, 0.2, 591)])
     values = copies if case == "copies" else CASES[case]()
@@ -252,6 +272,7 @@ def test_what_is_given_is_not_chosen():
         ({"num_draws": 10}, (90, 10, 1)),
         ({"num_draws": 1, "block": 4}, (90, 1, 4)),
         ({"order": 12}, (12, 2, 2)),
+        ({"order": 12, "draws_at_once": 1}, (12, 3, 1)),
         ({"order": 400}, (400, 10, 1)),
         ({"block": 3, "order": 100}, (100, 3, 3)),
         ({"reorthogonalize": "none", "order": 9}, (9, 10, 1)),
@@ -379,3 +400,47 @@ def test_a_block_that_is_none_is_named():
         estimate_spectrum(diagonal_operator(np.arange(20.0)), block=0)
     with pytest.raises(ValueError, match=r"order is 15 with blocks of 2.*order <= 10"):
         estimate_spectrum(diagonal_operator(np.arange(20.0)), 15, block=2)
+
+
+# Vectors from the same products
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_draws": 2}, {"tolerance": 1e-3}, {"max_products": 90}]
+)
+def test_eigenpairs_come_from_the_basis_without_more_products(options):
+    values, counted = np.sort(log_uniform_bulk(600)), []
+    matrix = dense_symmetric(values)
+
+    def matmat(block):
+        counted.append(block.shape[1])
+        return matrix @ block
+
+    operator = LinearOperator(matrix.shape, matvec=None, matmat=matmat, dtype=float)
+    spectrum = estimate_spectrum(operator, eigenpairs=6, **options)
+    assert sum(counted) == spectrum.order * spectrum.num_vectors
+    pairs = spectrum.eigenpairs
+    np.testing.assert_allclose(pairs.values, values[::-1][:6], rtol=1e-8)
+    assert np.abs(pairs.vectors.T @ pairs.vectors - np.eye(6)).max() <= 1e-10
+    true = np.linalg.norm(matrix @ pairs.vectors - pairs.vectors * pairs.values, axis=0)
+    assert (true <= pairs.residuals + 1e-12).all() and pairs.converged.all()
+    assert estimate_spectrum(matrix, 5, 1).eigenpairs is None
+
+
+def test_eigenpairs_of_a_device_and_of_copies_are_right_and_stay_out_of_files(tmp_path):
+    values = np.concatenate([[9.0, 9.0, 7.0], np.linspace(-1, 1, 297)])
+    for operator, limit in ((diagonal_operator(values), 1e-12), (jax_operator(values), 1e-5)):
+        spectrum = estimate_spectrum(operator, 12, 1, block=2, eigenpairs=3)
+        pairs = spectrum.eigenpairs
+        np.testing.assert_allclose(pairs.values, [9, 9, 7], rtol=limit)
+        off = np.linalg.norm((values[:, np.newaxis] - pairs.values) * pairs.vectors, axis=0)
+        assert (off <= pairs.residuals + 1e-13).all()
+    assert Spectrum.load(spectrum.save(tmp_path / "pairs")).eigenpairs is None
+
+
+def test_eigenpairs_without_a_basis_are_refused():
+    with pytest.raises(ValueError, match=r"eigenpairs is 3.*reorthogonalize='full'"):
+        estimate_spectrum(np.eye(9), 3, eigenpairs=3, reorthogonalize="none")
+    assert (
+        estimate_spectrum(np.diag(np.arange(9.0)), 3, 1, eigenpairs=5).eigenpairs.values.size == 3
+    )

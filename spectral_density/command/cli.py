@@ -89,8 +89,11 @@ def _matrix_request(options: argparse.Namespace) -> MatrixRequest:
 def _run(options: argparse.Namespace) -> int:
     from spectral_density.command.run import RunRequest, run
 
-    if options.max_products is not None and options.tolerance is None:
-        options.misused("argument --max-products: the budget of a --tolerance, which is not there")
+    given = options.order is not None or options.draws is not None
+    if options.max_products is not None and options.tolerance is None and given:
+        options.misused(
+            "argument --max-products: it decides what --order and --draws do; or pass --tolerance"
+        )
     request = RunRequest(
         matrix=_matrix_request(options),
         out=options.out,

@@ -99,8 +99,8 @@ def _add_amount(command: argparse.ArgumentParser) -> None:
         "--max-products",
         type=_count,
         metavar="N",
-        help="the most steps of all draws in total, for --tolerance "
-        "(default: 900, or --order times --draws)",
+        help="the most products with single vectors in total, for --tolerance (default: 900, or "
+        "--order times --draws), or to be spent as well as can be",
     )
 
 

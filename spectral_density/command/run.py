@@ -155,7 +155,7 @@ def _settings(request: RunRequest) -> dict[str, Any]:
         # Runs of before there were blocks do not state it.
         **({} if request.block is None else {"block": request.block}),
         "tolerance": request.tolerance,
-        "max_products": None if fixed else request.most_products,
+        "max_products": request.max_products if fixed else request.most_products,
         "draws_at_once": request.draws_at_once,
         "basis_dtype": request.basis_dtype,
     }
@@ -163,6 +163,8 @@ def _settings(request: RunRequest) -> dict[str, Any]:
 
 def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
     size = operator.shape[0]
+    if request.order is None and request.max_products is not None:
+        return None
     if request.order is None:
         # A small model has no more steps than parameters.
         return min(ORDER, size // (request.block or 1)) if request.tolerance is None else None
@@ -182,6 +184,8 @@ def _plan(request: RunRequest, order: int | None) -> str:
         block = f" of {request.block} vectors" if (request.block or 1) > 1 else ""
         return f"{_counted(request.draws, 'draw')}{block} of {_counted(order, 'step')}"
     bounds = [_counted(request.most_products, "product")]
+    if request.tolerance is None:
+        return f"at most {bounds[0]}, in steps and draws as the distribution shows"
     if order is not None:
         bounds.append(f"{_counted(order, 'step')} a draw")
     if request.draws is not None:

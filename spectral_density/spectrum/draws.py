@@ -12,11 +12,15 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density.checkpoint import workers_of
 from spectral_density.linalg.arguments import as_real_square, product_error
 from spectral_density.linalg.block_quadrature import simple_block_nodes
+from spectral_density.linalg.eigen import Eigenpairs
 from spectral_density.linalg.lanczos_options import basis_vectors
 from spectral_density.linalg.lockstep import groups_begun, lockstep_groups
 from spectral_density.linalg.quadrature import (
+    CONVERGED,
+    WEIGHT_FLOOR,
     gauss_quadrature,
     ritz_overlaps,
+    ritz_residuals,
     simple_candidates,
     simple_nodes,
 )
@@ -42,6 +46,8 @@ class Draws:
         draws_at_once: int | None,
         bar: Any,
         callback: Callable[[LanczosStep], None] | None,
+        *,
+        num_eigenpairs: int = 0,
     ) -> None:
         self.operator = operator
         self.size = as_real_square(operator).shape[0]
@@ -62,6 +68,8 @@ class Draws:
         }
         self._bar = bar
         self._callback = callback
+        self._num_eigenpairs = num_eigenpairs
+        self._eigenpairs: Eigenpairs | None = None
         self._parts: list[Tridiagonalization] = []
         self._first_basis: Rows | None = None
         self._candidates, self._overlaps = np.zeros(0, int), np.zeros((0, 0))
@@ -100,6 +108,7 @@ class Draws:
         self, num_draws: int, order: int, until: Callable[[LanczosStep], bool] | None = None
     ) -> None:
         """Make the next draws in lockstep."""
+        wanted = self._num_eigenpairs if not self._parts else 0
         part = lanczos(
             self.operator,
             order,
@@ -110,11 +119,13 @@ class Draws:
             callback=self._on_step,
             until=until,
             # A block shows by itself which eigenvalues are simple.
-            keep_basis=self.block == 1,
+            keep_basis=self.block == 1 or wanted > 0,
             **self._options,
         )
         if not self._parts and part.bases is not None:
-            self._first_basis = part.bases.parts[0]
+            self._first_basis = part.bases.parts[0] if self.block == 1 else None
+            if wanted:
+                self._eigenpairs = self._ritz_pairs(part, part.bases.parts[0], wanted)
         self._parts.append(replace(part, bases=None))
         self.num_draws += num_draws
         self.num_products += num_draws * part.order * self.block
@@ -173,6 +184,29 @@ class Draws:
             ended_by=ended_by,
             product_error=product_error(self.operator),
             model_state=self.model_state(),
+            eigenpairs=self._eigenpairs,
+        )
+
+    def _ritz_pairs(self, part: Tridiagonalization, basis: Rows, count: int) -> Eigenpairs:
+        """Return the Ritz pairs of largest magnitude of the first draw, from its basis."""
+        rule = gauss_quadrature(part.alpha[0], part.beta[0])
+        carrying = np.flatnonzero(rule.weights > WEIGHT_FLOOR)
+        chosen = carrying[np.argsort(-np.abs(rule.nodes[carrying]), kind="stable")][:count]
+        norm = float(np.abs(rule.nodes).max())
+        rounding = (ROUNDING * self._precision + product_error(self.operator)) * norm
+        residuals = ritz_residuals(rule, part.residual_norms[0])[chosen]
+        weights = () if rule.vectors is None else rule.vectors[:, chosen].T
+        vectors = [basis.vectors.to_host(basis.combine(one)) for one in weights]
+        return Eigenpairs(
+            values=rule.nodes[chosen],
+            vectors=np.array(vectors, dtype=np.float64).T,
+            residuals=residuals + rounding,
+            converged=residuals <= CONVERGED * norm + rounding,
+            complete=False,
+            num_products=part.order * part.num_draws * self.block,
+            which="LM",
+            tolerance=CONVERGED,
+            norm=norm,
         )
 
     def after(self, step: LanczosStep) -> Spectrum:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from spectral_density.linalg.quadrature import (
 )
 from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.statistics import shorter_rules
+
+if TYPE_CHECKING:
+    from spectral_density.linalg.eigen import Eigenpairs
 
 # For their spread to say how far their mean is off.
 _ENOUGH_DRAWS = 4
@@ -41,6 +44,7 @@ class Quadratures:
     product_error: float = 0.0
     model_state: Mapping[str, float] = field(default_factory=dict)
     choice: str = ""
+    eigenpairs: Eigenpairs | None = None
 
     def __post_init__(self) -> None:
         """Convert to arrays, and check that their shapes fit together."""

@@ -71,6 +71,7 @@ class Spectrum(Quadratures):
         ended_by: what ended the run, with `ended_by.message`.
         model_state: where the model stood, by name: loss, gradient_norm and, of a classifier,
             accuracy; empty for what is no model, or where nothing was computed.
+        eigenpairs: the Ritz pairs of largest magnitude, where they were asked for; not in files.
         choice: what of block, steps and draws the run chose by itself, and why; empty for nothing.
 
     References:
@@ -335,9 +336,10 @@ class Spectrum(Quadratures):
     def save(self, path: str | Path) -> Path:
         """Write the spectrum to a compressed npz file and return its path.
 
-        The file holds plain arrays, nodes and weights among them: `numpy.load` opens it.
+        The file holds plain arrays, nodes and weights among them: `numpy.load` opens it. Eigenpairs
+        are not in it: their vectors are as long as the matrix is.
         """
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {name: getattr(self, name) for name in _saved_names()}
         own["ended_by"] = self.ended_by.name
         own["model_state"] = json.dumps(dict(self.model_state))
         return write_file(path, {"nodes": self.nodes, "weights": self.weights, **own})
@@ -350,7 +352,7 @@ class Spectrum(Quadratures):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is something else, is damaged, or of a newer format.
         """
-        return read_file(path, [f.name for f in fields(cls)], cls)
+        return read_file(path, _saved_names(), cls)
 
     def __repr__(self) -> str:
         """Name the size, never the arrays."""
@@ -370,3 +372,8 @@ class Spectrum(Quadratures):
 
         png = png_bytes(self.plot, (3.6, 2.6))
         return card("Spectrum", overview(self), image(png, 330, "eigenvalue density"))
+
+
+def _saved_names() -> list[str]:
+    """Return the names of the fields that a file has."""
+    return [item.name for item in fields(Spectrum) if item.name != "eigenpairs"]

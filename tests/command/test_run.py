@@ -157,6 +157,25 @@ def test_a_tolerance_takes_the_steps_and_draws_that_the_library_takes(command, t
     assert "missed" not in text
 
 
+def test_a_budget_and_a_block_are_spent_as_the_library_spends_them(command, tmp_path):
+    code, text, error = command(
+        "run logits.keras --data d.npz --max-products 12 --out", tmp_path / "a"
+    )
+    assert (code, error) == (0, "")
+    assert "at most 12 products, in steps and draws" in text and "chosen" in text
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["order"] * summary["draws"] * summary["block"] <= 12
+    assert "of 12 products" in summary["choice"]
+    line = "run logits.keras --data d.npz --order 5 --draws 2 --block 3 --out"
+    code, text, _ = command(line, tmp_path / "b")
+    assert code == 0 and "2 draws of 3 vectors of 5 steps" in text
+    spectrum = Spectrum.load(tmp_path / "b" / "spectrum.npz")
+    assert (spectrum.order, spectrum.num_draws, spectrum.block) == (5, 2, 3)
+    other = line.replace("--block 3", "--block 2 --resume")
+    code, text, error = command(other, tmp_path / "b")
+    assert code != 0 and "block is 2 and was 3" in error
+
+
 def test_with_a_tolerance_order_and_draws_are_the_most(command, tmp_path):
     line = "run logits.keras --data d.npz --tolerance 1e-6 --order 9 --draws 3 --out"
     code, text, _ = command(line, tmp_path)
