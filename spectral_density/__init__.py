@@ -17,6 +17,11 @@ if TYPE_CHECKING:
         curvature_decomposition,
     )
     from spectral_density.analysis.interactions import InteractionMap, interaction_map
+    from spectral_density.analysis.sharpness import (
+        CriticalSharpness,
+        CrossingStatus,
+        critical_sharpness,
+    )
     from spectral_density.checkpoint import (
         CheckpointError,
     )
@@ -109,6 +114,8 @@ _HOMES = {
     "BlockCurvature": "analysis.decomposition",
     "CheckpointError": "checkpoint",
     "ConvergenceWarning": "linalg",
+    "CriticalSharpness": "analysis.sharpness",
+    "CrossingStatus": "analysis.sharpness",
     "CurvatureDecomposition": "analysis.decomposition",
     "CurvatureOperator": "curvature",
     "Density": "spectrum",
@@ -150,6 +157,7 @@ _HOMES = {
     "SubmatrixOperator": "curvature",
     "Tridiagonalization": "linalg",
     "approximate_hessian": "compat",
+    "critical_sharpness": "analysis.sharpness",
     "curvature_decomposition": "analysis.decomposition",
     "diagonal": "linalg",
     "effective_dimension": "linalg",
@@ -193,6 +201,8 @@ __all__ = [
     "BlockCurvature",
     "CheckpointError",
     "ConvergenceWarning",
+    "CriticalSharpness",
+    "CrossingStatus",
     "CurvatureDecomposition",
     "CurvatureOperator",
     "Density",
@@ -235,6 +245,7 @@ __all__ = [
     "Tridiagonalization",
     "__version__",
     "approximate_hessian",
+    "critical_sharpness",
     "curvature_decomposition",
     "diagonal",
     "effective_dimension",

@@ -11,23 +11,23 @@ import spectral_density as sd
 # The names in `__all__`, which may get more.
 NAMES = {
     "spectral_density": """
-        Accuracy BlockCurvature CheckpointError ConvergenceWarning CurvatureDecomposition
-        CurvatureOperator Density DiagonalEstimate EigenState Eigenpairs Ending Estimate
-        FiniteDifferenceCheck FisherOperator GaussNewtonOperator GradientStep
-        HessianOperator LanczosStep LossLandscape LowRankPreconditioner MatrixNorms
-        NewtonDecrement NormalizedLayer Nystrom NystromPreconditioner PowerIteration
-        PreconditionedOperator PreflightError PreflightReport QuadraticModelError
-        QuadratureEstimate RandomizedEigh RandomizedSVD RangeBasis Solution SolverStep
-        Spectrum SpectrumCallback SpectrumRecord Status StepStatus SubmatrixOperator
-        Tridiagonalization __version__
-        approximate_hessian curvature_decomposition diagonal effective_dimension
-        eigv_to_density estimate_spectrum finite_difference_check frobenius_norm full_hessian
-        get_hvp_fn gradient_step hvp lanczos lanczos_alg lanczos_algorithm layer_operators
-        log_determinant loss_landscape low_rank_preconditioner newton_decrement
-        normalized_filters nystrom nystrom_preconditioner power_iteration preconditioned preflight
-        quadratic_model_error randomized_eigh randomized_svd range_finder solve stability_threshold
-        top_eigenpairs
-        trace tridiag_to_density tridiag_to_eigv
+        Accuracy BlockCurvature CheckpointError ConvergenceWarning CriticalSharpness
+        CrossingStatus CurvatureDecomposition CurvatureOperator Density DiagonalEstimate
+        EigenState Eigenpairs Ending Estimate FiniteDifferenceCheck FisherOperator
+        GaussNewtonOperator GradientStep HessianOperator LanczosStep LossLandscape
+        LowRankPreconditioner MatrixNorms NewtonDecrement NormalizedLayer Nystrom
+        NystromPreconditioner PowerIteration PreconditionedOperator PreflightError
+        PreflightReport QuadraticModelError QuadratureEstimate RandomizedEigh
+        RandomizedSVD RangeBasis Solution SolverStep Spectrum SpectrumCallback
+        SpectrumRecord Status StepStatus SubmatrixOperator Tridiagonalization
+        __version__ approximate_hessian critical_sharpness curvature_decomposition
+        diagonal effective_dimension eigv_to_density estimate_spectrum
+        finite_difference_check frobenius_norm full_hessian get_hvp_fn gradient_step hvp
+        lanczos lanczos_alg lanczos_algorithm layer_operators log_determinant
+        loss_landscape low_rank_preconditioner newton_decrement normalized_filters
+        nystrom nystrom_preconditioner power_iteration preconditioned preflight
+        quadratic_model_error randomized_eigh randomized_svd range_finder solve
+        stability_threshold top_eigenpairs trace tridiag_to_density tridiag_to_eigv
     """,
     "spectral_density.linalg": """
         ConvergenceWarning DiagonalEstimate EigenState Eigenpairs Estimate LanczosStep
