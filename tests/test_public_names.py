@@ -57,7 +57,7 @@ NAMES = {
     "spectral_density.plotting": """
         plot_density plot_eigenvalues plot_evolution plot_finite_differences plot_layers
         plot_log_density plot_loss_line plot_loss_surface plot_matrix plot_outliers
-        plot_ridge plot_spectra plot_stem
+        plot_ridge plot_spectra plot_stability plot_stem
     """,
 }
 

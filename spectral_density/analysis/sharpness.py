@@ -99,7 +99,7 @@ def critical_sharpness(
     *,
     after_step: bool = True,
     dataset: Any = None,
-    max_multiple: float = 64.0,
+    max_multiple: float = 1000.0,
 ) -> CriticalSharpness:
     """Return the sharpness along the step of an optimizer, from at most seven losses.
 
@@ -290,15 +290,18 @@ def _bracket(line: _Line, most: float) -> CrossingStatus:
 
 def _outward(line: _Line, most: float) -> CrossingStatus:
     """Go to larger multiples until the loss has risen."""
-    before, at = 1.0, min(2.0, most)
+    before, at, beyond = 1.0, min(2.0, most), 1 + _WIDTH / 4
     while line.try_at(at) <= 0:
         if at == most or not line.left:
             return CrossingStatus.NEVER_RISES if line.has_fallen() else CrossingStatus.UNRESOLVED
-        ahead = line.secant(before, at) * (1 + _WIDTH / 4)
-        if not ahead > at:  # it bends the other way, or there is none
-            ahead = _STRIDE / 2 * at
-        # Of the last two losses one is for the end, and one for between.
-        ahead = most if line.left == 2 else min(max(ahead, 2 * at), _STRIDE * at)
+        ahead = line.secant(before, at)
+        is_known = ahead > at  # not where it bends the other way
+        ahead = beyond * ahead if is_known else _STRIDE / 2 * at
+        if is_known and ahead < _STRIDE * at:
+            beyond *= 2  # should this be too near, the next is further out
+        # One of the last losses is for the end.
+        is_last = line.left == (1 if is_known else 2)
+        ahead = most if is_last else min(max(ahead, 2 * at), _STRIDE * at)
         before, at = at, min(ahead, most)
     return CrossingStatus.CROSSING
 

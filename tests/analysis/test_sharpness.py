@@ -43,7 +43,9 @@ def closed_form(step, rate):
 # Quadratics --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("multiple", [0.02, 0.3, 0.97, 1.0, 1.03, 2.0, 2.1, 7.0, 40.0, 63.0])
+@pytest.mark.parametrize(
+    "multiple", [0.02, 0.3, 0.97, 1.0, 1.03, 2.0, 2.1, 7.0, 40.0, 100.0, 900.0]
+)
 def test_along_a_gradient_step_it_is_the_closed_form(multiple):
     operator, variable = quadratic()
     curvature = GRADIENT @ HESSIAN @ GRADIENT / (GRADIENT @ GRADIENT)
@@ -86,7 +88,7 @@ def test_the_weights_are_what_they_were():
 # Other losses, by brute force --------------------------------------------------------------------
 
 # What seven losses do not settle: the bracket says so.
-SLOW = {"logarithm": 0.35, "overflow": 0.2}
+SLOW = {"logarithm": 0.3, "overflow": 0.2}
 
 LOSSES = {
     "quartic": lambda c: (c - 1.7) ** 4 + 0.1 * c,
@@ -112,7 +114,7 @@ class Stub:
         return float(self.function(multiple))
 
 
-def search(function, most=64.0, rounding=1e-15):
+def search(function, most=1000.0, rounding=1e-15):
     stub = Stub(function)
     line = sharpness._Line(stub, rounding)
     status = sharpness._bracket(line, most)
@@ -124,7 +126,7 @@ def search(function, most=64.0, rounding=1e-15):
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_is_the_first_crossing_that_a_fine_search_finds(name):
     function = LOSSES[name]
-    grid = np.geomspace(1e-4, 64, 200_000)
+    grid = np.geomspace(1e-4, 64, 50_000)
     above = np.array([function(c) > function(0.0) for c in grid])
     first = int(np.argmax(above))
     assert above.any()
@@ -147,7 +149,7 @@ def test_it_is_the_first_crossing_that_a_fine_search_finds(name):
         (lambda c: c + c**2, CrossingStatus.RISES_AT_ONCE),
         (np.sqrt, CrossingStatus.RISES_AT_ONCE),
         (lambda c: -c, CrossingStatus.NEVER_RISES),
-        (lambda c: -c + c**2 / 65, CrossingStatus.NEVER_RISES),
+        (lambda c: -c + c**2 / 1001, CrossingStatus.NEVER_RISES),
         (lambda c: 1.0 + 0 * c, CrossingStatus.UNRESOLVED),
         (lambda c: 1.0 + 1e-17 * c**2, CrossingStatus.UNRESOLVED),
     ],

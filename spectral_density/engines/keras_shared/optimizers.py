@@ -96,8 +96,13 @@ class KerasRule(UpdateRule):
             nesterov = getattr(optimizer, "nesterov", False)
             momentum = Momentum.NESTEROV if nesterov else Momentum.HEAVY_BALL
             coefficient = float(optimizer.momentum)
-        rate = float(_to_host(optimizer.learning_rate))
-        return Dynamics(rate, momentum, coefficient, float(optimizer.weight_decay or 0.0))
+        decay = float(optimizer.weight_decay or 0.0)
+        return Dynamics(learning_rate_of(optimizer), momentum, coefficient, decay)
+
+
+def learning_rate_of(optimizer: Any) -> float:
+    """Return the learning rate of the next step of any optimizer of Keras 3 or tf_keras."""
+    return float(_to_host(optimizer.learning_rate))
 
 
 def _to_host(variable: Any) -> np.ndarray:
