@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # The axis ends here where a training is far below the threshold, so that the line is to be seen.
-_LEAST_TOP = 1.2
+_LEAST_TOP = 1.3
+# With more points than this markers hide the line styles.
+_MOST_MARKED = 25
 
 
 def plot_stability(
@@ -23,7 +25,7 @@ def plot_stability(
     xlabel: str = "step",
     **line_options: Any,
 ) -> Axes:
-    """Draw the largest eigenvalue over training as a share of what the learning rate bears.
+    """Draw the sharpness, the largest eigenvalue, over training as a share of its threshold.
 
     The line at 1 is the threshold of full-batch training, which then goes on at it (the edge of
     stability). With mini-batches the share of the full-batch matrix stays below 1, by how much
@@ -51,7 +53,7 @@ def plot_stability(
     for number, (name, (times, ratios, bounds)) in enumerate(curves.items()):
         options = {
             "linestyle": LINE_STYLES[number % len(LINE_STYLES)],
-            "marker": "." if len(times) <= 50 else "",
+            "marker": "." if len(times) <= _MOST_MARKED else "",
             "label": str(name) or None,
             **line_options,
         }
@@ -60,20 +62,19 @@ def plot_stability(
             times, ratios - bounds, ratios + bounds, color=line.get_color(), alpha=0.2, linewidth=0
         )
     ax.axhline(1.0, color="gray", linewidth=1, zorder=1)
+    # Away from the line, where the curves go on.
     ax.text(
-        0.99,
-        1.0,
-        "unstable (full batch)",
-        transform=ax.get_yaxis_transform(),
+        *(0.99, 0.98, "unstable above 1 (full batch)"),
+        transform=ax.transAxes,
         ha="right",
-        va="bottom",
+        va="top",
         color="gray",
         fontsize="small",
     )
-    ax.set_ylim(0, max(_LEAST_TOP, ax.get_ylim()[1]))
+    ax.set_ylim(0, max(_LEAST_TOP, 1.1 * ax.get_ylim()[1]))
     whole_numbers(ax, np.concatenate([times for times, _, _ in curves.values()]))
     ax.set_xlabel(xlabel)
-    ax.set_ylabel("largest eigenvalue / threshold")
+    ax.set_ylabel("sharpness / threshold")
     if any(str(name) for name in curves):
         ax.legend(fontsize="small")
     return ax

@@ -17,7 +17,7 @@ def test_the_ratios_are_drawn_over_steps_with_the_threshold_at_one():
     assert edges.min() == pytest.approx(0.2 - 0.5 / 20)
     assert edges.max() == pytest.approx(0.9 + 0.5 / 20)
     assert ax.get_ylim()[0] == 0
-    assert ax.get_ylim()[1] >= 1.2
+    assert ax.get_ylim()[1] >= 1.3
     assert ax.get_xlabel() == "step"
     assert ax.get_legend() is None
     assert "full batch" in ax.texts[0].get_text()
