@@ -183,6 +183,7 @@ def preconditioned(
         TypeError: if the optimizer or a hyperparameter is unknown.
         ValueError: if the step is not of this form (clipped gradients, Lion, Adafactor, Muon); if
             the optimizer has made no step, or has no state for a variable; or if P is not positive.
+        FloatingPointError: if the state of an optimizer is not finite.
 
     Example:
         >>> seen = sd.preconditioned(hessian, model.optimizer)              # doctest: +SKIP
@@ -205,6 +206,7 @@ def _diagonal_of(rule: UpdateRule, operator: Any) -> np.ndarray:
 
     Raises:
         TypeError: if the operator does not say which variables its rows are.
+        FloatingPointError: if that of an optimizer is not finite.
         ValueError: if it is no positive vector of its length.
     """
     parameters = _parameters_of(operator)
@@ -218,6 +220,13 @@ def _diagonal_of(rule: UpdateRule, operator: Any) -> np.ndarray:
         )
     else:
         found = rule.diagonal(parameters)
+        lost = int(np.sum(~np.isfinite(found)))
+        if lost:
+            raise FloatingPointError(
+                f"P of {rule.name} is not finite in {lost:,} of {size:,} entries: the training "
+                "has diverged, or the variance of a centered method has rounded to below zero, "
+                "which a larger epsilon helps."
+            )
     if np.iscomplexobj(found) or found.dtype.kind not in "fiu":
         raise ValueError(f"P must be real numbers, got dtype {found.dtype}.")
     diagonal = found.astype(np.float64)

@@ -72,8 +72,8 @@ def _of_package(thing: Any, *packages: str) -> bool:
 
 def _is_optax_state(thing: Any) -> bool:
     """Tell states of Optax, and the tuples and dicts that chains of transformations have."""
-    if hasattr(thing, "_fields"):
-        return _of_package(thing, "optax") and "update" not in thing._fields
+    if isinstance(thing, tuple) and type(thing) is not tuple:  # named
+        return _of_package(thing, "optax") and not hasattr(thing, "update")
     parts = thing.values() if type(thing) is dict else thing
     return (
         type(thing) in (tuple, list, dict) and len(thing) > 0 and all(map(_is_optax_state, parts))

@@ -71,9 +71,16 @@ class StabilityProbe:
         self._before = None
 
     def along_step(self, operator: CurvatureOperator) -> CriticalSharpness | None:
-        """Return the critical sharpness of the step just made; None without a copy."""
+        """Return the critical sharpness of the step just made; None without a copy.
+
+        Raises:
+            FloatingPointError: if the step has diverged.
+        """
         if self._before is None:
             return None
         before, rate = self._before
         self._before = None
-        return critical_sharpness(operator, operator.derivatives.state.read() - before, rate)
+        after = operator.derivatives.state.read()
+        if not np.isfinite(after).all():
+            raise FloatingPointError("NaN or infinity is in the weights after the step.")
+        return critical_sharpness(operator, after - before, rate)

@@ -171,3 +171,14 @@ def test_steps_made_together_have_no_critical_sharpness():
     watched = callback(critical_sharpness=True)
     fit(lion, watched, epochs=1)
     assert np.isfinite(watched.records[0].critical_sharpness)
+
+
+def test_a_training_that_diverges_ends_as_it_would_without_a_warning():
+    watched = callback(preconditioned=True, critical_sharpness=True, every_steps=10)
+    fit(network(keras.optimizers.SGD(1e3, momentum=0.9)), watched, epochs=60)
+    assert np.isnan(watched.records[-1].critical_sharpness)
+    model = network(keras.optimizers.Adam(0.1))
+    model.trainable_variables[0].assign(np.full((N, 1), np.nan))
+    watched = callback(preconditioned=True, critical_sharpness=True)
+    fit(model, watched, epochs=1)
+    assert np.isnan(watched.records[-1].ratio)

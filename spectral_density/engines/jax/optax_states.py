@@ -149,7 +149,7 @@ class _Hyperparameters:
 def _methods(state: Any, injected: dict[str, Any]) -> Iterator[Any]:
     """Yield the states of methods in a state, and note the hyperparameters that it holds."""
     name = type(state).__name__
-    if not hasattr(state, "_fields"):
+    if type(state) in (tuple, list, dict):  # of a chain
         for part in state.values() if isinstance(state, dict) else state:
             yield from _methods(part, injected)
     elif name in _AROUND:

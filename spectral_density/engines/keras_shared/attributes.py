@@ -12,6 +12,15 @@ from keras.src.utils.io_utils import print_msg
 # What decides, in `fit`, which function of the weights is minimized.
 _OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
 
+# What optimizers keep for each variable; the last is the variable itself, of Keras 3 alone.
+_OF_OPTIMIZERS = {
+    "velocities": "_velocities",
+    "velocity_hats": "_velocity_hats",
+    "average_gradients": "_average_gradients",
+    "accumulators": "_accumulators",
+    "trainable_variables": "_trainable_variables",
+}
+
 
 def all_layers(model: Any, include_self: bool = True) -> list[Any]:
     """Return a Keras layer or model with all the layers in it, however deep.
@@ -59,10 +68,10 @@ def optimizer_state(optimizer: Any, name: str, variables: Sequence[Any]) -> list
 
     Args:
         optimizer: whose update has been made at least once.
-        name: of what it keeps, such as "velocities".
+        name: of what it keeps, one of `_OF_OPTIMIZERS`.
         variables: those of an operator: of Keras, or the `tf.Variable`s in them.
     """
-    kept = getattr(optimizer, f"_{name}", None) or []
+    kept = getattr(optimizer, _OF_OPTIMIZERS[name], None) or []
     places = _places(optimizer, variables)
     return [None if place is None or place >= len(kept) else kept[place] for place in places]
 
