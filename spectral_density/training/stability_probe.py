@@ -11,6 +11,7 @@ from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preconditioned import preconditioned
 from spectral_density.curvature.stability import stability_threshold
 from spectral_density.engines.keras_shared.optimizers import learning_rate_of
+from spectral_density.linalg.memory import check_memory
 
 NUM_LOSSES = 7
 """Passes over the probe set that a critical sharpness takes at most, none of them a gradient."""
@@ -63,7 +64,13 @@ class StabilityProbe:
         return stability_threshold(model.optimizer) if self.preconditioned else None
 
     def before_step(self, operator: CurvatureOperator, model: Any) -> None:
-        """Keep a copy of the weights, and the learning rate of the step to come."""
+        """Keep a copy of the weights, and the learning rate of the step to come.
+
+        Raises:
+            MemoryError: if there is no room for it.
+        """
+        copied = {"a copy of the weights": 8 * operator.parameters.size}
+        check_memory(copied, "Leave out critical_sharpness=True, or choose fewer by variables=.")
         self._before = operator.derivatives.state.read(), learning_rate_of(model.optimizer)
 
     def forget(self) -> None:

@@ -182,3 +182,11 @@ def test_a_training_that_diverges_ends_as_it_would_without_a_warning():
     watched = callback(preconditioned=True, critical_sharpness=True)
     fit(model, watched, epochs=1)
     assert np.isnan(watched.records[-1].ratio)
+
+
+def test_a_copy_of_the_weights_is_foreseen(monkeypatch):
+    monkeypatch.setattr("spectral_density.linalg.memory.free_memory", lambda: 10)
+    watched = callback(critical_sharpness=True)
+    with pytest.warns(UserWarning, match="a copy of the weights"):
+        fit(network("sgd"), watched, epochs=1)
+    assert np.isnan(watched.records[0].critical_sharpness)
