@@ -16,7 +16,6 @@ from spectral_density.analysis.sharpness import CriticalSharpness
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.keras_shared.attributes import print_message
-from spectral_density.linalg.arguments import number
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training import time_budget
 from spectral_density.training.schedule import Schedule
@@ -28,26 +27,12 @@ from spectral_density.training.spectrum_record import (
     log_values,
     numbers_of,
 )
-from spectral_density.training.stability_probe import NUM_LOSSES, StabilityProbe
-from spectral_density.training.time_budget import TimeBudget
+from spectral_density.training.stability_probe import StabilityProbe
+from spectral_density.training.time_budget import TimeBudget, checked_share
 
 _log = logging.getLogger("spectral_density")
 
 T = TypeVar("T")
-
-# The costs of a first measurement are estimated from the first training step, most of which goes
-# into building its graph. Of networks from two dense layers to a transformer and an LSTM the first
-# pass over the probe set took 0.06 to 0.18 of it with TensorFlow, and 0.17 to 0.37 with JAX; the
-# graph of a product 0.4 to 3.5 and 1.2 to 3.0 of it, and 5 to 20 and 4 to 15 of these passes. On a
-# large probe set the passes dominate, those of a product too.
-_FIRST_PASS_IN_STEPS = 0.4
-_GRAPH_IN_STEPS = 4.0
-_GRAPH_IN_FIRST_PASSES = 20.0
-_PRODUCT_IN_FIRST_PASSES = 4.0
-# Seconds that the first step takes at least: in a second `fit` it builds no graph.
-_LEAST_FIRST_STEP = 0.3
-# The budget holds although the next measurement may take longer than the last.
-_SAFETY = 1.25
 
 
 class SpectrumCallback(keras.callbacks.Callback):
@@ -186,7 +171,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             seed=seed,
         )
         self._density = bool(density)
-        self._budget = _checked_budget(budget)
+        self._budget = checked_share(budget)
         if verbose not in (None, 0, 1, 2):
             raise ValueError(f"verbose must be 0, 1, 2 or None, got {verbose!r}.")
         self._verbose = verbose
@@ -412,25 +397,21 @@ class SpectrumCallback(keras.callbacks.Callback):
             Whether the budget allows a measurement now.
         """
         budget, probe = self._time, self._probe
-        first_step = max(budget.first_step, _LEAST_FIRST_STEP)
         if self.operator is None:
-            if not budget.allows(_FIRST_PASS_IN_STEPS * first_step):
+            if not budget.allows_first_pass():
                 return False
             self._make_operator()
         if self._budget is None or "measurement" in budget.last:
-            return budget.allows(_SAFETY * budget.last.get("measurement", 0.0))
+            return budget.allows_another()
         if "product" not in budget.last:
-            first_pass = budget.last["first pass"]
-            graph = _GRAPH_IN_STEPS * first_step + _PRODUCT_IN_FIRST_PASSES * first_pass
-            if not budget.allows(min(graph, _GRAPH_IN_FIRST_PASSES * first_pass)):
+            if not budget.allows_graph():
                 return False
             with budget.spending("compilation"):
                 probe.multiply_once(self._operator_of_now())
             with budget.spending("product"):
                 probe.multiply_once(self._operator_of_now())
         products = probe.num_block_products(self.operator.shape[0])
-        products += NUM_LOSSES // 3 if self._stability.critical else 0
-        return budget.allows(_SAFETY * products * budget.last["product"])
+        return budget.allows_products(products + self._stability.cost_in_products)
 
     # Messages ------------------------------------------------------------------------------------
 
@@ -453,12 +434,3 @@ class SpectrumCallback(keras.callbacks.Callback):
         if verbose >= level:
             # The progress bar leaves the cursor at the end of its line.
             print_message(f"\n{message}" if level > 1 else message)
-
-
-def _checked_budget(budget: float | None) -> float | None:
-    if budget is None:
-        return None
-    share = number(budget, "budget", above=0.0)
-    if share > 1:
-        raise ValueError(f"budget is a share of the training time, at most 1, got {budget}.")
-    return share

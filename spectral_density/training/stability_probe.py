@@ -13,8 +13,8 @@ from spectral_density.curvature.stability import stability_threshold
 from spectral_density.engines.keras_shared.optimizers import learning_rate_of
 from spectral_density.linalg.memory import check_memory
 
-NUM_LOSSES = 7
-"""Passes over the probe set that a critical sharpness takes at most, none of them a gradient."""
+# A critical sharpness takes seven losses at most, which three products take longer than.
+_LOSSES_IN_PRODUCTS = 3
 
 
 class StabilityProbe:
@@ -36,6 +36,11 @@ class StabilityProbe:
         """What is recorded beside a spectrum, by the names of a `SpectrumRecord`."""
         of_threshold = ("threshold", "ratio") if self.preconditioned else ()
         return (*of_threshold, *(("critical_sharpness",) if self.critical else ()))
+
+    @property
+    def cost_in_products(self) -> int:
+        """What it takes at most beside the spectrum, in products."""
+        return _LOSSES_IN_PRODUCTS if self.critical else 0
 
     def check(self, model: Any) -> None:
         """Raise what is wrong with the model's optimizer, before the first step.
