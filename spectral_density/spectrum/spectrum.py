@@ -304,13 +304,18 @@ class Spectrum(Quadratures):
             ax: matplotlib axes; None for new ones.
             kind: "density" with its band, or "stem" for the unsmoothed nodes and weights.
             **options: see `plotting.plot_density` and `plotting.plot_stem`.
+
+        New axes of a run that chose its steps and draws say so above.
         """
         from spectral_density.plotting import plot_density, plot_stem
 
         kinds = {"density": plot_density, "stem": plot_stem}
         if kind not in kinds:
             raise ValueError(f"kind must be one of {sorted(kinds)}, got {kind!r}.")
-        return kinds[kind](self, ax=ax, **options)
+        drawn = kinds[kind](self, ax=ax, **options)
+        if ax is None and self.choice:
+            drawn.set_title(f"chosen: {self.choice.partition(':')[0]}", fontsize="x-small")
+        return drawn
 
     def to_dataframe(self) -> Any:
         """Return the nodes as a pandas DataFrame, one row for each node of each draw.
