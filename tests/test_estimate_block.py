@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
 from spectrum.network_spectra import network_spectrum
 
-from spectral_density import Spectrum, estimate_spectrum
+from spectral_density import HessianOperator, Spectrum, estimate_spectrum
 from spectral_density.linalg.quadrature import gauss_quadrature, quadrature_bounds
 from spectral_density.linalg.start_vectors import start_block, start_vector
 from spectral_density.linalg.tridiagonalization import lanczos
@@ -564,3 +565,16 @@ def test_the_picture_says_what_was_chosen():
     assert spectrum.plot().get_title() == f"chosen: {spectrum.choice.partition(':')[0]}"
     assert estimate_spectrum(operator, 20, 2).plot().get_title() == ""
     plt.close("all")
+
+
+def test_a_step_of_a_block_is_one_pass_over_the_data():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh")])
+    data = np.random.default_rng(0)
+    batches = [(data.normal(size=(8, 4)), data.normal(size=(8, 3))) for _ in range(3)]
+    hessian = HessianOperator(model, "mse", batches)
+    before = hessian.num_passes
+    spectrum = estimate_spectrum(hessian, 5, 1, block=3, check=False)
+    assert hessian.num_passes - before == 5
+    assert spectrum.is_exact
+    exact = np.linalg.eigvalsh(hessian.to_dense())
+    np.testing.assert_allclose(spectrum.nodes[0], exact, atol=1e-5 * np.abs(exact).max())

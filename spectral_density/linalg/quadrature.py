@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh, eigh_tridiagonal
 
 from spectral_density.linalg.vectors import HostRows, Rows
 
@@ -117,7 +117,10 @@ def _block_quadrature(alpha: np.ndarray, beta: np.ndarray) -> Quadrature:
         )
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise ValueError("alpha and beta must be finite.")
-    nodes, vectors = np.linalg.eigh(block_tridiagonal(alpha, beta))
+    # The QR iteration ("ev"), as for one vector. Divide and conquer, which NumPy has, did not converge
+    # on one of a million such matrices, and of its negative it returned what is no decomposition.
+    matrix = block_tridiagonal(alpha, beta)
+    nodes, vectors = eigh(matrix, driver="ev", overwrite_a=True, check_finite=False)
     first, last = vectors[:width].copy(), vectors[-width:].copy()
     return Quadrature(nodes, np.mean(first**2, axis=0), last, vectors, first)
 

@@ -22,6 +22,12 @@ def test_no_multiple_eigenvalue_is_taken_for_simple_after_any_step(seeds, dtype)
     assert found.recognized >= 0.9 * found.converged
 
 
+def test_a_matrix_on_which_divide_and_conquer_fails_has_its_rule():
+    # numpy.linalg.eigh raised LinAlgError at step 18 of this run.
+    found = verdicts([7970], np.float32)
+    assert found.converged > 0 and found.wrong == []
+
+
 def rules_of(values, order, **options):
     run = lanczos(diagonal_operator(values), order, **options)
     pairs = zip(run.alpha, run.beta, strict=True)
