@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from math import inf, isfinite, log, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -325,16 +325,16 @@ def _inward(line: _Line) -> CrossingStatus:
 def _narrow(line: _Line) -> None:
     """Narrow the bracket: next to where the crossing should be, on the side of the further end.
 
-    Where that has not halved it, in the middle: a loss that falls like a line and rises like a wall
-    is far from its secants (Dekker's safeguard).
+    Where the loss was not near its start there, in the middle: one that falls like a line and rises
+    like a wall is far from its secants (Dekker's safeguard).
     """
-    has_helped = True
+    is_near = True
     while line.left and line.high > (1 + _WIDTH) * line.low:
-        width = log(line.high / line.low)
         between = line.crossing()
         is_near_low = between - line.low < line.high - between
         at = between * (1 + (_WIDTH / 4 if is_near_low else -_WIDTH / 4))
-        if not (has_helped and line.low < at < line.high):
+        if not (is_near and line.low < at < line.high):
             at = line.middle
+        before = min(abs(line.slope(line.low)), abs(line.slope(line.high)))
         line.try_at(at)
-        has_helped = log(line.high / line.low) < width / 2
+        is_near = abs(line.slope(at)) < before / 2
