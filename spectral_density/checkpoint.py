@@ -365,6 +365,22 @@ class _SharedLog(VectorLog):
         return self._workers.on_chief(lambda: function(cast(VectorLog, self._real)))
 
 
+def recorded_problem(
+    path: str | os.PathLike[str], workers: Workers | None = None
+) -> dict[str, Any] | None:
+    """Return the problem of the run in a directory, None where there is none.
+
+    Raises:
+        CheckpointError: if it cannot be read, or was written by another version of the format.
+    """
+
+    def here() -> dict[str, Any] | None:
+        recorded = _read_problem(Path(path))
+        return None if recorded is None else recorded["problem"]
+
+    return here() if workers is None else workers.on_chief(here)
+
+
 def _read_problem(path: Path) -> dict[str, Any] | None:
     """Return the contents of `problem.json` in a directory, None where there is none.
 

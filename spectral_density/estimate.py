@@ -12,6 +12,7 @@ import numpy as np
 
 from spectral_density._arguments import explained
 from spectral_density._progress import progress_bar
+from spectral_density.checkpoint import recorded_problem, workers_of
 from spectral_density.linalg.arguments import as_real_square, integer, number
 from spectral_density.linalg.lanczos_options import (
     basis_vectors,
@@ -36,6 +37,8 @@ BLOCK = 2
 HEIGHT_ERROR = 0.05
 """Relative standard error of the density's height to which a run chooses its number of draws."""
 
+# Products for which all eigenvalues are computed where nothing is asked for.
+_EXACT_PRODUCTS = 600
 # Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
 _FIRST_DRAWS = 2
 # Where a budget of products is spent best on a wider block than `BLOCK`, see `_block_within`.
@@ -153,6 +156,12 @@ def estimate_spectrum(
         )
     chosen = num_draws is None and tolerance is None and reorthogonalize == "full"
     budgeted = chosen and order is None and max_products is not None
+    if block is None and checkpoint is not None:
+        block = _block_of(checkpoint, linear)
+    if chosen and order is None and block in (None, _block_of_all(size)):
+        if _is_small(size, max_products):
+            block = _block_of_all(size)
+            order = size // block
     if block is None and (not chosen or draws_at_once == 1):
         block = 1
     elif block is None and budgeted:
@@ -245,11 +254,31 @@ def _limits(
     return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
 
+def _block_of(checkpoint: str | os.PathLike[str], operator: Any) -> int | None:
+    """Return the number of start vectors of a draw of the run in a checkpoint; None without any."""
+    problem = recorded_problem(checkpoint, workers_of(operator))
+    return None if problem is None else int(problem.get("block", 1))
+
+
+def _block_of_all(size: int) -> int:
+    """Return the number of start vectors by which all eigenvalues are computed, and are simple.
+
+    One block of two takes a product for each; where that does not come out even, two draws do.
+    """
+    return BLOCK if size % BLOCK == 0 else 1
+
+
+def _is_small(size: int, max_products: Any) -> bool:
+    """Tell whether a matrix has so few eigenvalues that all of them are computed."""
+    most = None if max_products is None else integer(max_products, "max_products", 1)
+    products = size * _FIRST_DRAWS // _block_of_all(size)
+    return products <= (_EXACT_PRODUCTS if most is None else most)
+
+
 def _default_block(size: int, order: Any, basis_dtype: Any) -> int:
     """Return the number of start vectors of a draw for so many steps.
 
-    A small matrix has room for its exact spectrum instead, from as many steps as eigenvalues. Of a
-    large one the vectors of a block would take more memory than single draws in turn need.
+    Of a large matrix the vectors of a block would take more memory than single draws in turn need.
     """
     steps = ORDER if order is None else integer(order, "order", 1)
     fits = default_draws_at_once(size, steps, basis_dtype=basis_dtype) >= BLOCK
@@ -265,6 +294,8 @@ def _block_within(size: int, max_products: Any, basis_dtype: Any) -> int:
     Single vectors where those of a block take more memory than single draws in turn need.
     """
     most = integer(max_products, "max_products", 1)
+    if most < BLOCK:
+        return 1
     if most * size * np.dtype(basis_dtype).itemsize > GROUP_BYTES:
         return 1
     wide = most >= (_WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2)
@@ -274,8 +305,10 @@ def _block_within(size: int, max_products: Any, basis_dtype: Any) -> int:
 def _add_within(draws: Draws, limits: _Limits) -> str:
     """Spend a budget of products on steps and draws, and return why so."""
     block, most = draws.block, limits.num_products
-    first = ceil(_FIRST_DRAWS / block)
-    order = max(min(limits.order, most // (first * block)), 1)
+    wanted = min(ceil(_FIRST_DRAWS / block), most // block)
+    first = draws.next_group(min(limits.order, most // (wanted * block)), wanted)
+    _check_affordable(first, most // block, block)
+    order = min(limits.order, most // (first * block))
     due = {order >> halvings for halvings in range(1, order.bit_length())}
 
     def enough(step: LanczosStep) -> bool:
@@ -287,12 +320,15 @@ def _add_within(draws: Draws, limits: _Limits) -> str:
         with_draws = accuracy.draws * sqrt(first / (most // (step.step * block)))
         return accuracy.order <= _SETTLED * with_draws
 
-    draws.add(draws.next_group(order, first), order, enough)
+    draws.add(first, order, None if order == draws.size else enough)
     made = draws.spectrum(Ending.PLAN)
     room = most // (draws.order * block)
-    draws.find_simple(room)
+    draws.find_simple(max(room, draws.num_draws))
     while draws.num_draws < room and not made.is_exact:
-        draws.add(draws.next_group(draws.order, room - draws.num_draws), draws.order)
+        more = draws.next_group(draws.order, room - draws.num_draws)
+        if draws.num_draws + more > room:
+            break
+        draws.add(more, draws.order)
     accuracy = draws.spectrum(Ending.PLAN).accuracy
     return (
         f"{_made(draws)}, of {most} products: in shares of the range, steps leave some "
@@ -302,7 +338,8 @@ def _add_within(draws: Draws, limits: _Limits) -> str:
 
 def _made(draws: Draws) -> str:
     """Return how many draws, steps and vectors there are, as text."""
-    text = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {draws.order} steps"
+    steps = f"{draws.order} step{'s' if draws.order > 1 else ''}"
+    text = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {steps}"
     return text if draws.block == 1 else f"{text} and {draws.block} vectors"
 
 
@@ -312,7 +349,7 @@ def _add_by_count(draws: Draws, limits: _Limits) -> str:
     fewest, most = ceil(_FIRST_DRAWS / block), max(NUM_DRAWS // block, 1)
     draws.expect(fewest * order * block)
     draws.add(draws.next_group(order, fewest), order)
-    draws.find_simple(most)
+    draws.find_simple(max(most, draws.num_draws))
     spectrum = draws.spectrum(Ending.PLAN)
     count = inf
     if not spectrum.is_exact:
@@ -331,10 +368,12 @@ def _add_by_count(draws: Draws, limits: _Limits) -> str:
     vectors = draws.num_draws * block
     if not isfinite(count):
         return f"{_made(draws)}: all eigenvalues are known by their values"
+    error = 100 * sqrt(2 / (count * vectors))
+    capped = " (more draws are made by num_draws only)" if error > 100 * HEIGHT_ERROR else ""
     return (
         f"{_made(draws)}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, "
-        f"so that {vectors} start vectors leave a standard error of "
-        f"{100 * sqrt(2 / (count * vectors)):.2g} % in the height of the density"
+        f"so that {vectors} start vectors leave a standard error of {error:.2g} % in the height of "
+        f"the density{capped}"
     )
 
 
@@ -343,12 +382,7 @@ def _add_to_tolerance(draws: Draws, limits: _Limits, tolerance: float) -> Ending
     block = draws.block
     affordable = min(limits.num_draws, limits.num_products // block)
     first = draws.next_group(limits.order, min(ceil(_FIRST_DRAWS / block), affordable))
-    if first > affordable:
-        raise ValueError(
-            f"the checkpoint advances {first} draws together, more than num_draws or max_products "
-            f"allows: raise num_draws to {first} and max_products to {first * block} at least, or "
-            "use another directory."
-        )
+    _check_affordable(first, affordable, block)
     order = min(limits.order, limits.num_products // (first * block))
     settled = False
 
@@ -385,6 +419,16 @@ def _add_to_tolerance(draws: Draws, limits: _Limits, tolerance: float) -> Ending
         if draws.num_draws + max(more, 1) > most:
             return Ending.DRAWS if most == limits.num_draws else Ending.BUDGET
         draws.add(more, draws.order)
+
+
+def _check_affordable(first: int, affordable: int, block: int) -> None:
+    """Raise where a checkpoint advances more draws together than a run may make."""
+    if first > affordable:
+        raise ValueError(
+            f"the checkpoint advances {first} draws together, more than num_draws or max_products "
+            f"allows: raise num_draws to {first} and max_products to {first * block} at least, or "
+            "use another directory."
+        )
 
 
 def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -> int:

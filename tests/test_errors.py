@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import keras
 import mismatches
 import numpy as np
+import optimizer_errors
 import pytest
 import tensorflow as tf
 from cases import diagonal_operator
@@ -579,7 +580,8 @@ CASES = {
 }
 
 
-CASES |= {what: lambda path, case=case: case() for what, case in mismatches.CASES.items()}
+for cases in (mismatches.CASES, optimizer_errors.CASES):
+    CASES |= {what: lambda path, case=case: case() for what, case in cases.items()}
 
 
 def test_every_row_of_the_page_has_a_case_and_every_case_a_row():

@@ -3,6 +3,7 @@
 from functools import cache
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from cases import (
@@ -19,6 +20,8 @@ from scipy.stats import wasserstein_distance
 from spectrum.network_spectra import network_spectrum
 
 from spectral_density import HessianOperator, Spectrum, estimate_spectrum
+from spectral_density.linalg.quadrature import gauss_quadrature, quadrature_bounds
+from spectral_density.linalg.start_vectors import start_block, start_vector
 from spectral_density.linalg.tridiagonalization import lanczos
 from spectral_density.spectrum.accuracy import Ending
 
@@ -445,6 +448,123 @@ def test_eigenpairs_without_a_basis_are_refused():
     assert (
         estimate_spectrum(np.diag(np.arange(9.0)), 3, 1, eigenpairs=5).eigenpairs.values.size == 3
     )
+
+
+# What a review found -----------------------------------------------------------------------------
+
+
+def counting(values):
+    calls = []
+
+    def matmat(block):
+        block = block.reshape(len(values), -1)
+        calls.append(block.shape[1])
+        return values[:, np.newaxis] * block
+
+    size = len(values)
+    operator = LinearOperator(
+        (size, size), matvec=lambda v: matmat(v)[:, 0], matmat=matmat, dtype=np.float64
+    )
+    return operator, calls
+
+
+def network_like(seed):
+    rng = np.random.default_rng(seed)
+    negative, positive = -(10 ** rng.uniform(-4, -1, 80)), 10 ** rng.uniform(-4, 0.5, 520)
+    return np.sort(np.concatenate([negative, positive]))
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_bounds_of_counts_hold_beside_as_many_nodes_as_a_block_has_vectors(block):
+    for seed in range(10):
+        operator, _ = counting(network_like(seed))
+        spectrum = estimate_spectrum(operator, 48 // block, 1, block=block, seed=seed)
+        above = spectrum.count_above(0.0)
+        assert above.lower <= 520 <= above.upper
+        lower, upper = spectrum.negative_mass_bounds
+        assert lower - 0.05 <= 80 / 600 <= upper + 0.05
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_quadrature_bounds_hold_for_blocks(block):
+    values = np.linspace(-1, 1, 300)
+    for seed in range(10):
+        run = lanczos(np.diag(values), 12, block=block, seed=seed)
+        rule = gauss_quadrature(run.alpha[0], run.beta[0])
+        if block == 1:
+            vectors = start_vector(300, seed, 0)[np.newaxis]
+        else:
+            vectors = start_block(300, seed, 0, block)
+        true = np.cumsum((vectors**2).mean(axis=0))
+        estimate = np.array([rule.weights[rule.nodes <= x].sum() for x in values])
+        bounds = quadrature_bounds(rule, (-1, 1))
+        assert np.abs(true - estimate).max() <= bounds.ks + 1e-12
+        assert np.abs(true - estimate)[:-1] @ np.diff(values) <= bounds.wasserstein + 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 400])
+@pytest.mark.parametrize("budget", [1, 2, 3, 7, 30])
+def test_a_budget_is_never_exceeded(size, budget):
+    operator, calls = counting(np.random.default_rng(0).normal(size=size))
+    estimate_spectrum(operator, max_products=budget)
+    assert sum(calls) <= budget
+
+
+def test_a_budget_counts_what_a_checkpoint_began(tmp_path):
+    operator, _ = counting(np.random.default_rng(0).normal(size=700))
+    estimate_spectrum(operator, 5, 8, block=2, draws_at_once=8, checkpoint=tmp_path)
+    spectrum = estimate_spectrum(operator, max_products=40, checkpoint=tmp_path)
+    assert spectrum.order * spectrum.num_vectors <= 40
+    with pytest.raises(ValueError, match="advances 8 draws together"):
+        estimate_spectrum(operator, max_products=10, checkpoint=tmp_path)
+
+
+def test_a_checkpoint_is_gone_on_with_in_its_own_blocks(tmp_path):
+    operator, _ = counting(np.random.default_rng(0).normal(size=700))
+    estimate_spectrum(operator, max_products=60, checkpoint=tmp_path / "two")
+    wide = estimate_spectrum(operator, max_products=180, checkpoint=tmp_path / "two")
+    assert wide.block == 2
+    assert wide.order * wide.num_vectors <= 180
+    estimate_spectrum(operator, 20, 12, checkpoint=tmp_path / "one")
+    single = estimate_spectrum(operator, 30, checkpoint=tmp_path / "one")
+    assert (single.block, single.num_draws) == (1, 12)
+    assert single.simple.any() == estimate_spectrum(operator, 30, 12).simple.any()
+
+
+def test_of_a_small_matrix_all_eigenvalues_are_computed():
+    for size, products in ((91, 182), (103, 206), (300, 300), (600, 600)):
+        values = np.sort(np.random.default_rng(1).normal(size=size))
+        operator, calls = counting(values)
+        spectrum = estimate_spectrum(operator)
+        np.testing.assert_allclose(spectrum.nodes[0], values, atol=1e-10)
+        assert spectrum.is_exact
+        assert sum(calls) == products
+        assert np.all(spectrum.simple)
+    assert estimate_spectrum(operator, max_products=600).is_exact
+    assert not estimate_spectrum(operator, max_products=598).is_exact
+
+
+def test_a_basis_in_float32_states_what_it_knows():
+    values = np.concatenate([np.linspace(-1, 1, 395), np.arange(5.0, 10.0)])
+    run = {"order": 30, "num_draws": 2, "basis_dtype": "float32", "eigenpairs": 3}
+    for block in (1, 2):
+        operator, calls = counting(values)
+        spectrum = estimate_spectrum(operator, block=block, **run)
+        pairs = spectrum.eigenpairs
+        true = values[:, np.newaxis] * pairs.vectors - pairs.vectors * pairs.values
+        assert np.all(np.linalg.norm(true, axis=0) <= pairs.residuals)
+        assert pairs.num_products == sum(calls)
+        assert abs(spectrum.extreme_eigenvalues.largest - 9.0) <= (
+            spectrum.extreme_eigenvalues.largest_bound
+        )
+
+
+def test_the_picture_says_what_was_chosen():
+    operator, _ = counting(np.random.default_rng(0).normal(size=700))
+    spectrum = estimate_spectrum(operator, order=20)
+    assert spectrum.plot().get_title() == f"chosen: {spectrum.choice.partition(':')[0]}"
+    assert estimate_spectrum(operator, 20, 2).plot().get_title() == ""
+    plt.close("all")
 
 
 def test_a_step_of_a_block_is_one_pass_over_the_data():

@@ -46,7 +46,14 @@ mock.__enter__()
 """
 
 
-SELDOM = ("autoencoder", "hessian_basics", "jax", "randomized_svd", "weight_initialization")
+SELDOM = (
+    "autoencoder",
+    "edge_of_stability",
+    "hessian_basics",
+    "jax",
+    "randomized_svd",
+    "weight_initialization",
+)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

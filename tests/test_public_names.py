@@ -11,21 +11,23 @@ import spectral_density as sd
 # The names in `__all__`, which may get more.
 NAMES = {
     "spectral_density": """
-        Accuracy BlockCurvature CheckpointError ConvergenceWarning CurvatureDecomposition
-        CurvatureOperator Density DiagonalEstimate EigenState Eigenpairs Ending Estimate
-        FiniteDifferenceCheck FisherOperator GaussNewtonOperator GradientStep
-        HessianOperator LanczosStep LossLandscape LowRankPreconditioner MatrixNorms
-        NewtonDecrement NormalizedLayer Nystrom NystromPreconditioner PowerIteration
-        PreflightError PreflightReport QuadraticModelError QuadratureEstimate RandomizedEigh
+        Accuracy BlockCurvature CheckpointError ConvergenceWarning CriticalSharpness
+        CrossingStatus CurvatureDecomposition CurvatureOperator Density DiagonalEstimate
+        EigenState Eigenpairs Ending Estimate FiniteDifferenceCheck FisherOperator
+        GaussNewtonOperator GradientStep HessianOperator LanczosStep LossLandscape
+        LowRankPreconditioner MatrixNorms NewtonDecrement NormalizedLayer Nystrom
+        NystromPreconditioner PowerIteration PreconditionedOperator PreflightError
+        PreflightReport QuadraticModelError QuadratureEstimate RandomizedEigh
         RandomizedSVD RangeBasis Solution SolverStep Spectrum SpectrumCallback
-        SpectrumRecord Status StepStatus SubmatrixOperator Tridiagonalization __version__
-        approximate_hessian curvature_decomposition diagonal effective_dimension
-        eigv_to_density estimate_spectrum finite_difference_check frobenius_norm full_hessian
-        get_hvp_fn gradient_step hvp lanczos lanczos_alg lanczos_algorithm layer_operators
-        log_determinant loss_landscape low_rank_preconditioner newton_decrement
-        normalized_filters nystrom nystrom_preconditioner power_iteration preflight
-        quadratic_model_error randomized_eigh randomized_svd range_finder solve top_eigenpairs
-        trace tridiag_to_density tridiag_to_eigv
+        SpectrumRecord Status StepStatus SubmatrixOperator Tridiagonalization
+        __version__ approximate_hessian critical_sharpness curvature_decomposition
+        diagonal effective_dimension eigv_to_density estimate_spectrum
+        finite_difference_check frobenius_norm full_hessian get_hvp_fn gradient_step hvp
+        lanczos lanczos_alg lanczos_algorithm layer_operators log_determinant
+        loss_landscape low_rank_preconditioner newton_decrement normalized_filters
+        nystrom nystrom_preconditioner power_iteration preconditioned preflight
+        quadratic_model_error randomized_eigh randomized_svd range_finder solve
+        stability_threshold top_eigenpairs trace tridiag_to_density tridiag_to_eigv
     """,
     "spectral_density.linalg": """
         ConvergenceWarning DiagonalEstimate EigenState Eigenpairs Estimate LanczosStep
@@ -41,9 +43,10 @@ NAMES = {
     "spectral_density.curvature": """
         CurvatureOperator FiniteDifferenceCheck FisherOperator GaussNewtonOperator
         GradientStep HessianOperator LossLandscape NewtonDecrement NormalizedLayer
-        Parameters PreflightError PreflightReport QuadraticModelError StepStatus
-        SubmatrixOperator finite_difference_check gradient_step layer_operators
-        loss_landscape newton_decrement normalized_filters preflight quadratic_model_error
+        Parameters PreconditionedOperator PreflightError PreflightReport QuadraticModelError
+        StepStatus SubmatrixOperator finite_difference_check gradient_step layer_operators
+        loss_landscape newton_decrement normalized_filters preconditioned preflight
+        quadratic_model_error stability_threshold
     """,
     "spectral_density.training": """
         ArmijoBacktracking BestWeights FixedStep Globalization LevenbergMarquardt
@@ -54,7 +57,7 @@ NAMES = {
     "spectral_density.plotting": """
         plot_density plot_eigenvalues plot_evolution plot_finite_differences plot_layers
         plot_log_density plot_loss_line plot_loss_surface plot_matrix plot_outliers
-        plot_ridge plot_spectra plot_stem
+        plot_ridge plot_spectra plot_stability plot_stem
     """,
 }
 

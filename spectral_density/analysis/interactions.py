@@ -93,8 +93,8 @@ class InteractionMap:
 
 def interaction_map(
     operator: Any,
-    partition: Mapping[str, Any] | None = None,
     /,
+    partition: Mapping[str, Any] | None = None,
     *,
     num_samples: int = 10,
     seed: int = 0,
@@ -131,7 +131,7 @@ def interaction_map(
     size = linear.shape[0]
     num_samples = integer(num_samples, "num_samples", 2)
     seed = integer(seed, "seed", 0)
-    parts = _parts(operator, linear, partition)
+    parts = disjoint_parts(operator, linear, partition)
     count = len(parts)
     check_memory(
         {"vectors": 8 * size * count, "products": 8 * size * count},
@@ -156,7 +156,7 @@ def interaction_map(
     return _estimated(parts, samples, scale, num_products=total, seed=seed)
 
 
-def _parts(
+def disjoint_parts(
     operator: Any, linear: Any, partition: Mapping[str, Any] | None
 ) -> dict[str, np.ndarray]:
     """Return the indices of each part, checked."""

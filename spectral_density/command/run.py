@@ -167,7 +167,8 @@ def _order(request: RunRequest, operator: CurvatureOperator) -> int | None:
         return None
     if request.order is None:
         # A small model has no more steps than parameters.
-        return min(ORDER, size // (request.block or 1)) if request.tolerance is None else None
+        most = max(size // (request.block or 1), 1)
+        return min(ORDER, most) if request.tolerance is None else None
     if request.order > size:
         raise ValueError(
             f"--order is {request.order}, and a matrix of {size:,} parameters has no more than "

@@ -9,7 +9,9 @@ from spectral_density.curvature.fisher import FisherOperator
 from spectral_density.curvature.gauss_newton import GaussNewtonOperator
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
+from spectral_density.curvature.preconditioned import PreconditionedOperator, preconditioned
 from spectral_density.curvature.preflight import PreflightError, PreflightReport, preflight
+from spectral_density.curvature.stability import stability_threshold
 from spectral_density.curvature.submatrix import SubmatrixOperator, layer_operators
 from spectral_density.engines.layout import Parameters
 
@@ -61,6 +63,7 @@ __all__ = [
     "NewtonDecrement",
     "NormalizedLayer",
     "Parameters",
+    "PreconditionedOperator",
     "PreflightError",
     "PreflightReport",
     "QuadraticModelError",
@@ -72,8 +75,10 @@ __all__ = [
     "loss_landscape",
     "newton_decrement",
     "normalized_filters",
+    "preconditioned",
     "preflight",
     "quadratic_model_error",
+    "stability_threshold",
 ]
 
 

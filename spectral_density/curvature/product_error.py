@@ -13,21 +13,26 @@ from spectral_density.linalg.arguments import stream
 _KEY = 7052
 
 
-def measured_product_error(sweep: Sweep) -> float:
+def measured_product_error(sweep: Sweep, scales: np.ndarray | float = 1.0) -> float:
     """Return how far products are from those at full precision, relative to these, by norm.
 
     For a random vector and the first batch, which takes a product at either precision. It estimates
     ||E||_F / ||A||_F, where products are those of A + E. Two digits, rounded up: what repeats but
     for the last bits is the same number.
+
+    Args:
+        sweep: over the dataset.
+        scales: of rows and columns, (num_params,): then it is that of S E S and S A S.
     """
     derivatives = sweep.derivatives
     parameters = derivatives.parameters
     vector = stream(0, _KEY).normal(size=(1, parameters.size))
-    rows = derivatives.tensors.to_rows(vector / np.linalg.norm(vector), parameters.dtype)
+    scaled = vector * scales
+    rows = derivatives.tensors.to_rows(scaled / np.linalg.norm(scaled), parameters.dtype)
     at = next(sweep.inputs())
     with derivatives.state.unchanged():
-        found = sweep.matrix.of_batch(at, rows, sweep.local)
-        exact = sweep.matrix.exact.of_batch(at, rows, sweep.local)
+        found = scales * sweep.matrix.of_batch(at, rows, sweep.local)
+        exact = scales * sweep.matrix.exact.of_batch(at, rows, sweep.local)
     gap, size = float(np.linalg.norm(found - exact)), float(np.linalg.norm(exact))
     return _two_digits(gap / size) if size and gap else 0.0
 

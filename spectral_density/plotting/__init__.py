@@ -16,6 +16,7 @@ from spectral_density.plotting.densities import (
 from spectral_density.plotting.interactions import plot_interactions
 from spectral_density.plotting.landscapes import plot_loss_line, plot_loss_surface
 from spectral_density.plotting.matrices import plot_matrix
+from spectral_density.plotting.stability import plot_stability
 from spectral_density.plotting.training import plot_eigenvalues, plot_evolution, plot_ridge
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "plot_outliers",
     "plot_ridge",
     "plot_spectra",
+    "plot_stability",
     "plot_stem",
 ]

@@ -57,7 +57,9 @@ class Draws:
         self.block: int = options["block"]
         self._options = options
         vectors = basis_vectors(as_real_square(operator), options["basis"])
-        self._precision = rounding_of(operator, vectors)
+        # Of Ritz values: that of the products, or of the basis where it is less precise.
+        of_basis = float(np.finfo(options["basis_dtype"]).eps)
+        self._precision = max(rounding_of(operator, vectors), of_basis)
         self._grouping = {
             "draws_at_once": draws_at_once,
             "reorthogonalize": options["reorthogonalize"],
@@ -184,8 +186,13 @@ class Draws:
             ended_by=ended_by,
             product_error=product_error(self.operator),
             model_state=self.model_state(),
-            eigenpairs=self._eigenpairs,
+            eigenpairs=self._pairs(),
         )
+
+    def _pairs(self) -> Eigenpairs | None:
+        """Return the Ritz pairs, with all products of the run."""
+        pairs = self._eigenpairs
+        return None if pairs is None else replace(pairs, num_products=self.num_products)
 
     def _ritz_pairs(self, part: Tridiagonalization, basis: Rows, count: int) -> Eigenpairs:
         """Return the Ritz pairs of largest magnitude of the first draw, from its basis."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial.distance import jensenshannon
 
 from spectral_density.linalg.quadrature import deflated_weights
 from spectral_density.spectrum import export, extremes
@@ -141,6 +142,30 @@ class Spectrum(Quadratures):
             deflate: use the known weight 1/n of simple eigenvalues.
         """
         return wasserstein(self.nodes, self._weights(deflate), other.nodes, other._weights(deflate))
+
+    def jensen_shannon_distance(
+        self, other: Spectrum, *, sigma: float | None = None, deflate: bool = True
+    ) -> float:
+        """Return the Jensen-Shannon distance between the densities of two spectra, 0 to 1.
+
+        It is the root of the divergence in bits: 0 for the same shape, 1 for densities that have
+        nothing in common. Unlike `distance` it depends on the kernel: state the width with it.
+
+        Args:
+            other: the other spectrum.
+            sigma: width of the kernel, the same for both; None for the larger `default_sigma`.
+            deflate: use the known weight 1/n of simple eigenvalues.
+
+        References:
+            Endres, Schindelin (2003), IEEE Trans. Inf. Theory 49:1858 (that it is a distance).
+            Zhang et al. (2024), arXiv 2402.16788 (between the spectra of layers).
+        """
+        sigma = max(self.default_sigma, other.default_sigma) if sigma is None else float(sigma)
+        check_kernel_width(sigma)
+        lows, highs = zip(*(support(s.nodes, s.weights) for s in (self, other)), strict=True)
+        grid = default_grid(min(lows), max(highs), sigma)
+        left, right = (s.density(grid, sigma, deflate).values for s in (self, other))
+        return float(jensenshannon(left, right, base=2))
 
     # Counts --------------------------------------------------------------------------------------
 
@@ -279,13 +304,18 @@ class Spectrum(Quadratures):
             ax: matplotlib axes; None for new ones.
             kind: "density" with its band, or "stem" for the unsmoothed nodes and weights.
             **options: see `plotting.plot_density` and `plotting.plot_stem`.
+
+        New axes of a run that chose its steps and draws say so above.
         """
         from spectral_density.plotting import plot_density, plot_stem
 
         kinds = {"density": plot_density, "stem": plot_stem}
         if kind not in kinds:
             raise ValueError(f"kind must be one of {sorted(kinds)}, got {kind!r}.")
-        return kinds[kind](self, ax=ax, **options)
+        drawn = kinds[kind](self, ax=ax, **options)
+        if ax is None and self.choice:
+            drawn.set_title(f"chosen: {self.choice.partition(':')[0]}", fontsize="x-small")
+        return drawn
 
     def to_dataframe(self) -> Any:
         """Return the nodes as a pandas DataFrame, one row for each node of each draw.

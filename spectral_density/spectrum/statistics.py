@@ -67,7 +67,7 @@ def count_between(spectrum: Spectrum, low: float, high: float) -> SpectrumStatis
     rules = list(zip(nodes, weights, residuals, strict=True))
     share = float(np.mean([_mass_below(*rule, high) - _mass_below(*rule, low) for rule in rules]))
     share = min(max(share, 0.0), 1.0)
-    least, most = _mass_bounds(rules, low, high)
+    least, most = _mass_bounds(rules, spectrum.block, low, high)
     sampled = _beta_limits(share, left, spectrum.num_vectors)
     value = _rounded(inside + left * share)
     if most - least > _UNRESOLVED:
@@ -177,10 +177,11 @@ def negative_mass_bounds(spectrum: Spectrum) -> tuple[float, float]:
         carries = weights > WEIGHT_FLOOR
         nodes, weights, residuals = nodes[carries], weights[carries], residuals[carries]
         count = int(np.sum(nodes < -zero))
-        # Of the negative nodes only the last can be unsure, of the others only the first; and all
-        # that products at full precision might move across.
+        # Of the negative nodes only the last can be unsure, of the others only the first (of a
+        # block as many as it has vectors); and all that products at full precision might move
+        # across.
         unsure = np.abs(nodes) < spectrum.rounding - zero
-        beside = slice(max(count - 1, 0), count + 1)
+        beside = slice(max(count - spectrum.block, 0), count + spectrum.block)
         unsure[beside] |= (residuals > np.maximum(np.abs(nodes), zero))[beside]
         doubtful = np.where(unsure, weights, 0.0)
         below = weights[:count].sum()
@@ -228,26 +229,28 @@ def _smooth_below(rule: Quadrature, x: float) -> float:
 
 
 def _mass_bounds(
-    rules: list[tuple[np.ndarray, np.ndarray, np.ndarray]], low: float, high: float
+    rules: list[tuple[np.ndarray, np.ndarray, np.ndarray]], block: int, low: float, high: float
 ) -> tuple[float, float]:
     """Return the means over draws of bounds of the mass between two points."""
-    lowest, highest = zip(*(_bounds_below(*rule, low) for rule in rules), strict=True)
-    least, most = zip(*(_bounds_below(*rule, high) for rule in rules), strict=True)
+    lowest, highest = zip(*(_bounds_below(*rule, low, block) for rule in rules), strict=True)
+    least, most = zip(*(_bounds_below(*rule, high, block) for rule in rules), strict=True)
     lower = float(np.mean(np.maximum(np.subtract(least, highest), 0.0)))
     return lower, float(np.mean(np.subtract(most, lowest)))
 
 
 def _bounds_below(
-    nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, x: float
+    nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, x: float, block: int
 ) -> tuple[float, float]:
-    """Return bounds of the mass up to x: less the node below where it may be above, and reverse."""
+    """Return bounds of the mass up to x: less the node below where it may be above, and reverse.
+
+    Of a block of b start vectors the b nodes on either side.
+    """
     after = int(np.searchsorted(nodes, x, side="right"))
-    lower = upper = float(weights[:after].sum())
-    if after > 0 and nodes[after - 1] + residuals[after - 1] >= x:
-        lower -= float(weights[after - 1])
-    if after < len(nodes) and nodes[after] - residuals[after] <= x:
-        upper += float(weights[after])
-    return lower, upper
+    mass = float(weights[:after].sum())
+    below, above = slice(max(after - block, 0), after), slice(after, after + block)
+    falling = weights[below][nodes[below] + residuals[below] >= x]
+    rising = weights[above][nodes[above] - residuals[above] <= x]
+    return mass - float(falling.sum()), mass + float(rising.sum())
 
 
 def _beta_limits(share: float, size: int, num_draws: int) -> tuple[float, float]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from math import nan
 from typing import Any, TypeVar
 
 import keras
 
 from spectral_density._arguments import explained
 from spectral_density._warnings import warn
+from spectral_density.analysis.sharpness import CriticalSharpness
 from spectral_density.curvature.hessian import HessianOperator
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.engines.keras_shared.attributes import print_message
-from spectral_density.linalg.arguments import integer, number
 from spectral_density.spectrum.spectrum import Spectrum
 from spectral_density.training import time_budget
+from spectral_density.training.schedule import Schedule
 from spectral_density.training.spectrum_probe import SpectrumProbe
 from spectral_density.training.spectrum_record import (
     RecordFiles,
@@ -26,54 +27,12 @@ from spectral_density.training.spectrum_record import (
     log_values,
     numbers_of,
 )
-from spectral_density.training.time_budget import TimeBudget
+from spectral_density.training.stability_probe import StabilityProbe
+from spectral_density.training.time_budget import TimeBudget, checked_share
 
 _log = logging.getLogger("spectral_density")
 
 T = TypeVar("T")
-
-# The costs of a first measurement are estimated from the first training step, most of which goes
-# into building its graph. Of networks from two dense layers to a transformer and an LSTM the first
-# pass over the probe set took 0.06 to 0.18 of it with TensorFlow, and 0.17 to 0.37 with JAX; the
-# graph of a product 0.4 to 3.5 and 1.2 to 3.0 of it, and 5 to 20 and 4 to 15 of these passes. On a
-# large probe set the passes dominate, those of a product too.
-_FIRST_PASS_IN_STEPS = 0.4
-_GRAPH_IN_STEPS = 4.0
-_GRAPH_IN_FIRST_PASSES = 20.0
-_PRODUCT_IN_FIRST_PASSES = 4.0
-# Seconds that the first step takes at least: in a second `fit` it builds no graph.
-_LEAST_FIRST_STEP = 0.3
-# The budget holds although the next measurement may take longer than the last.
-_SAFETY = 1.25
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """When to measure: after every n-th epoch or every n-th step, 0 for never."""
-
-    epochs: int
-    steps: int
-
-    @classmethod
-    def checked(cls, every_epochs: int | None, every_steps: int | None) -> _Schedule:
-        """Return the schedule of two arguments, of which one at most is given.
-
-        Raises:
-            ValueError: if both are given, or one is less than 1.
-        """
-        if every_epochs is not None and every_steps is not None:
-            raise ValueError("pass every_epochs or every_steps, not both.")
-        if every_steps is not None:
-            return cls(0, integer(every_steps, "every_steps", 1))
-        return cls(1 if every_epochs is None else integer(every_epochs, "every_epochs", 1), 0)
-
-    def is_due_after_epoch(self, epoch: int) -> bool:
-        """Tell whether to measure after an epoch, counted from 0."""
-        return bool(self.epochs) and (epoch + 1) % self.epochs == 0
-
-    def is_due_between(self, before: int, now: int) -> bool:
-        """Tell whether to measure after the steps from one number of steps to another."""
-        return bool(self.steps) and now // self.steps > before // self.steps
 
 
 class SpectrumCallback(keras.callbacks.Callback):
@@ -93,6 +52,12 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     `History`, the CSV file and TensorBoard have `hessian_eigenvalue_2` to `hessian_eigenvalue_k`,
     in descending order, and `hessian_trace_standard_error`, too.
+
+    With `preconditioned=True` the eigenvalues are those of the matrix as the optimizer sees it, and
+    there are `preconditioned_hessian_threshold`, beyond which the largest is unstable, and
+    `preconditioned_hessian_ratio` of both; with `critical_sharpness=True`
+    `hessian_critical_sharpness`. The threshold is that of full-batch training: with mini-batches
+    the ratio of the full-batch matrix stays below 1.
 
     They are NaN for an epoch without measurement. With `every_steps` an epoch has its last. All
     measurements, with the bounds of their errors, are in `records`.
@@ -122,6 +87,7 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     References:
         Ghorbani, Krishnan, Xiao (2019), arXiv 1901.10159.
+        Cohen et al. (2022), arXiv 2207.14484 (`preconditioned`).
     """
 
     @explained
@@ -141,6 +107,8 @@ class SpectrumCallback(keras.callbacks.Callback):
         operator: Callable[..., CurvatureOperator] = HessianOperator,
         variables: Any = None,
         class_weight: Mapping[int, float] | None = None,
+        preconditioned: bool = False,
+        critical_sharpness: bool = False,
         name: str | None = None,
         csv_path: str | os.PathLike[str] | None = None,
         tensorboard_dir: str | os.PathLike[str] | None = None,
@@ -166,8 +134,13 @@ class SpectrumCallback(keras.callbacks.Callback):
             variables: which trainable variables, see `HessianOperator`.
             class_weight: weights of the classes in the probe set, the same as those of `fit`, which
                 are not known here otherwise; the operator is called with `class_weight=` then.
+            preconditioned: measure P^-1/2 A P^-1/2, the matrix as the model's optimizer sees it,
+                and hold its largest eigenvalue against the threshold of stability at the learning
+                rate of the next step: see `preconditioned` and `stability_threshold`.
+            critical_sharpness: measure the critical sharpness of the last step, on the probe set:
+                at most seven more losses, and a copy of the weights. See `critical_sharpness`.
             name: what stands before the names in `logs`; None for "hessian", "gauss_newton", ...
-                after the operator.
+                after the operator, with "preconditioned_" before it where that is asked for.
             csv_path: a file with one row for each measurement, written as they are made. A file
                 that exists is overwritten by the first `fit`, and continued by others.
             tensorboard_dir: a directory for event files with scalars and, with `density`, figures;
@@ -184,7 +157,7 @@ class SpectrumCallback(keras.callbacks.Callback):
             ModuleNotFoundError: if `tensorboard_dir` is remote, and there is no TensorFlow.
         """
         super().__init__()
-        self._schedule = _Schedule.checked(every_epochs, every_steps)
+        self._schedule = Schedule.checked(every_epochs, every_steps)
         self._at_start = bool(at_start)
         self._probe = SpectrumProbe(
             dataset,
@@ -198,16 +171,20 @@ class SpectrumCallback(keras.callbacks.Callback):
             seed=seed,
         )
         self._density = bool(density)
-        self._budget = _checked_budget(budget)
+        self._budget = checked_share(budget)
         if verbose not in (None, 0, 1, 2):
             raise ValueError(f"verbose must be 0, 1, 2 or None, got {verbose!r}.")
         self._verbose = verbose
-        self.name = name if name is not None else self._probe.name
-        self._files = RecordFiles(self.name, csv_path, tensorboard_dir)
+        self._stability = StabilityProbe(preconditioned, critical_sharpness)
+        if name is None:
+            name = ("preconditioned_" if preconditioned else "") + self._probe.name
+        self.name = name
+        self._files = RecordFiles(self.name, csv_path, tensorboard_dir, self._stability.names)
         self.records: list[SpectrumRecord] = []
         self.operator: Any = None
         self.num_skipped = 0
         self._epoch = self._step = self._epoch_start = 0
+        self._steps_of_epoch: int | None = None  # of the last, where `fit` does not tell
         self._new_record: SpectrumRecord | None = None  # of the current epoch
         self._time = TimeBudget(self._budget)
         self._training = False  # whether the first step has begun
@@ -234,6 +211,8 @@ class SpectrumCallback(keras.callbacks.Callback):
         self.num_skipped = 0
         self._training = False
         self._warned.clear()
+        self._stability.forget()
+        self._stability.check(self.model)
         if not self.model.built:
             self._probe.check_loss(self.model)
         elif self._budget is None:
@@ -253,7 +232,9 @@ class SpectrumCallback(keras.callbacks.Callback):
         self._new_record = None
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record when the first step begins, for the cost of building a graph."""
+        """Record when a step begins, and keep the weights where it is to be looked along."""
+        if self._stability.critical and self._is_due_after(batch):
+            self._attempt(self._keep_weights)
         self._time.step_begins()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -266,10 +247,11 @@ class SpectrumCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure after every n-th epoch, and add the values to the logs."""
+        self._steps_of_epoch = self._step - self._epoch_start
         if self._schedule.is_due_after_epoch(epoch):
             self._attempt(self._measure_within_budget)
         if logs is not None:
-            logs.update(log_values(self._new_record, self.name))
+            logs.update(log_values(self._new_record, self.name, self._stability.names))
         further = further_values(self._new_record, self.name, self._probe.num_eigenvalues)
         # The logs would put all of them on the line of the progress bar.
         history = getattr(getattr(self.model, "history", None), "history", None)
@@ -344,18 +326,47 @@ class SpectrumCallback(keras.callbacks.Callback):
             return
         with self._time.spending("measurement"):
             start = time_budget.clock()
-            spectrum = self._attempt(lambda: self._probe.measure(self._operator_of_now()))
-            record = self._keep(spectrum, start)
+            spectrum = self._attempt(self._measure)
+            threshold = self._attempt(lambda: self._stability.threshold(self.model))
+            critical = self._attempt(lambda: self._stability.along_step(self._operator_of_now()))
+            record = self._keep(spectrum, start, threshold, critical)
         self._print(2, f"SpectrumCallback: {record}")
 
-    def _keep(self, spectrum: Spectrum | None, start: float) -> SpectrumRecord:
+    def _measure(self) -> Spectrum:
+        return self._probe.measure(self._stability.matrix(self._operator_of_now(), self.model))
+
+    def _is_due_after(self, batch: int) -> bool:
+        """Tell whether a measurement comes right after this step of the epoch."""
+        step = self._epoch_start + batch
+        if self._schedule.is_due_between(step, step + 1):
+            return True
+        last = (self.params or {}).get("steps") or self._steps_of_epoch
+        return batch + 1 == last and self._schedule.is_due_after_epoch(self._epoch - 1)
+
+    def _keep_weights(self) -> None:
+        # Within a budget there may be no operator yet.
+        if self.operator is not None:
+            with self._time.spending("weights"):
+                self._stability.before_step(self._operator_of_now(), self.model)
+
+    def _keep(
+        self,
+        spectrum: Spectrum | None,
+        start: float,
+        threshold: float | None = None,
+        critical: CriticalSharpness | None = None,
+    ) -> SpectrumRecord:
         """Record a measurement that began at `start`, NaN without a spectrum, and write it."""
+        if threshold is None and self._stability.preconditioned:
+            threshold = nan
         record = SpectrumRecord(
             self._epoch,
             self._step,
             *numbers_of(spectrum, self._probe.num_eigenvalues),
             seconds=time_budget.clock() - start,
             spectrum=spectrum if self._density else None,
+            threshold=threshold,
+            critical=critical,
         )
         self._new_record = record
         self.records.append(record)
@@ -386,24 +397,21 @@ class SpectrumCallback(keras.callbacks.Callback):
             Whether the budget allows a measurement now.
         """
         budget, probe = self._time, self._probe
-        first_step = max(budget.first_step, _LEAST_FIRST_STEP)
         if self.operator is None:
-            if not budget.allows(_FIRST_PASS_IN_STEPS * first_step):
+            if not budget.allows_first_pass():
                 return False
             self._make_operator()
         if self._budget is None or "measurement" in budget.last:
-            return budget.allows(_SAFETY * budget.last.get("measurement", 0.0))
+            return budget.allows_another()
         if "product" not in budget.last:
-            first_pass = budget.last["first pass"]
-            graph = _GRAPH_IN_STEPS * first_step + _PRODUCT_IN_FIRST_PASSES * first_pass
-            if not budget.allows(min(graph, _GRAPH_IN_FIRST_PASSES * first_pass)):
+            if not budget.allows_graph():
                 return False
             with budget.spending("compilation"):
                 probe.multiply_once(self._operator_of_now())
             with budget.spending("product"):
                 probe.multiply_once(self._operator_of_now())
         products = probe.num_block_products(self.operator.shape[0])
-        return budget.allows(_SAFETY * products * budget.last["product"])
+        return budget.allows_products(products + self._stability.cost_in_products)
 
     # Messages ------------------------------------------------------------------------------------
 
@@ -426,12 +434,3 @@ class SpectrumCallback(keras.callbacks.Callback):
         if verbose >= level:
             # The progress bar leaves the cursor at the end of its line.
             print_message(f"\n{message}" if level > 1 else message)
-
-
-def _checked_budget(budget: float | None) -> float | None:
-    if budget is None:
-        return None
-    share = number(budget, "budget", above=0.0)
-    if share > 1:
-        raise ValueError(f"budget is a share of the training time, at most 1, got {budget}.")
-    return share

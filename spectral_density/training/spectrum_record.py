@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spectral_density._repr import repr_with_shapes
+from spectral_density.analysis.sharpness import CriticalSharpness
 from spectral_density.linalg.estimates import with_error
 from spectral_density.linalg.quadrature import WEIGHT_FLOOR
 from spectral_density.spectrum.spectrum import Spectrum
@@ -33,16 +35,34 @@ class SpectrumRecord:
     trace_standard_error: float
     seconds: float  # that it took
     spectrum: Spectrum | None  # with density=True
+    threshold: float | None = None  # of the largest, with preconditioned=True
+    critical: CriticalSharpness | None = None  # of the last step, with critical_sharpness=True
 
     __repr__ = repr_with_shapes
+
+    @property
+    def ratio(self) -> float:
+        """The largest eigenvalue over the threshold; NaN where none was asked for."""
+        return float(self.eigenvalues[0]) / self.threshold if self.threshold else np.nan
+
+    @property
+    def critical_sharpness(self) -> float:
+        """The critical sharpness along the last step, NaN where there is none."""
+        return np.nan if self.critical is None else self.critical.value
 
     def __str__(self) -> str:
         """Return the numbers in a line."""
         largest = ", ".join(f"{value:.4g}" for value in self.eigenvalues)
-        return (
-            f"step {self.step}: largest eigenvalues {largest}; smallest {self.smallest:.4g}; trace "
-            f"{with_error(self.trace, self.trace_standard_error)} ({self.seconds:.2g} s)"
-        )
+        parts = [
+            f"largest eigenvalues {largest}",
+            f"smallest {self.smallest:.4g}",
+            f"trace {with_error(self.trace, self.trace_standard_error)}",
+        ]
+        if self.threshold is not None:
+            parts.append(f"{self.ratio:.3g} of the threshold {self.threshold:.4g}")
+        if self.critical is not None:
+            parts.append(f"critical sharpness {self.critical_sharpness:.4g}")
+        return f"step {self.step}: {'; '.join(parts)} ({self.seconds:.2g} s)"
 
 
 def numbers_of(
@@ -85,10 +105,17 @@ def _largest(spectrum: Spectrum, k: int) -> tuple[np.ndarray, np.ndarray]:
     return values, bounds
 
 
-def log_values(record: SpectrumRecord | None, name: str) -> dict[str, float]:
+def log_values(
+    record: SpectrumRecord | None, name: str, stability: Iterable[str] = ()
+) -> dict[str, float]:
     """Return the numbers for the logs of Keras, by `name` and what they are; NaN for no record.
 
     They are few: all that is in the logs is on the line of the progress bar.
+
+    Args:
+        record: the measurement.
+        name: of the matrix.
+        stability: which of a record's "threshold", "ratio" and "critical_sharpness" are wanted.
     """
     first, smallest, trace = np.nan, np.nan, np.nan
     if record is not None:
@@ -97,6 +124,7 @@ def log_values(record: SpectrumRecord | None, name: str) -> dict[str, float]:
         f"{name}_eigenvalue_1": first,
         f"{name}_eigenvalue_min": smallest,
         f"{name}_trace": trace,
+        **{f"{name}_{what}": float(getattr(record, what, np.nan)) for what in stability},
     }
 
 
@@ -118,8 +146,11 @@ class RecordFiles:
         name: str,
         csv_path: str | os.PathLike[str] | None,
         tensorboard_dir: str | os.PathLike[str] | None,
+        stability: Iterable[str] = (),
     ):
         """Take the name of the matrix, and the paths, None for no file; nothing is written yet.
+
+        What of `stability` is written beside the spectrum is as for `log_values`.
 
         Raises:
             ModuleNotFoundError: see `event_file.check_directory`.
@@ -127,6 +158,7 @@ class RecordFiles:
         if tensorboard_dir is not None:
             check_directory(tensorboard_dir)
         self._name = name
+        self._stability = tuple(stability)
         self._csv_path = None if csv_path is None else Path(csv_path)
         self._csv_started = False
         self._tensorboard_dir = None if tensorboard_dir is None else os.fspath(tensorboard_dir)
@@ -147,7 +179,7 @@ class RecordFiles:
             self._events.flush()
 
     def _write_events(self, events: EventFile, record: SpectrumRecord) -> None:
-        values = log_values(record, self._name)
+        values = log_values(record, self._name, self._stability)
         values |= further_values(record, self._name, len(record.eigenvalues))
         for name, value in values.items():
             events.scalar(f"spectrum/{name}", value, record.step)
@@ -166,6 +198,8 @@ class RecordFiles:
         row["eigenvalue_min_bound"] = record.smallest_bound
         row["trace"] = record.trace
         row["trace_standard_error"] = record.trace_standard_error
+        for what in self._stability:
+            row[what] = float(getattr(record, what))
         row["seconds"] = record.seconds
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if self._csv_started else "w", newline="") as file:

@@ -38,3 +38,17 @@ def finite_differences():
         gradient_errors=steps**2 + 1e-15 / steps,
         product_errors=0.3 * steps**2 + 1e-12 / steps,
     )
+
+
+def stability_records(ratios, threshold=20.0):
+    """Records of a callback, as far as a plot reads them."""
+    return [
+        SimpleNamespace(
+            step=10 * number,
+            epoch=number,
+            threshold=threshold,
+            ratio=ratio,
+            bounds=np.array([0.5]),
+        )
+        for number, ratio in enumerate(ratios)
+    ]

@@ -4,7 +4,12 @@ import sys
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from plotting.pictures import column_axes, finite_differences, landscape
+from plotting.pictures import (
+    column_axes,
+    finite_differences,
+    landscape,
+    stability_records,
+)
 
 from spectral_density import plotting
 from spectral_density.plotting import (
@@ -19,6 +24,7 @@ from spectral_density.plotting import (
     plot_outliers,
     plot_ridge,
     plot_spectra,
+    plot_stability,
     plot_stem,
 )
 
@@ -42,6 +48,7 @@ def every_picture(spectrum, spectra):
         ),
         "line": lambda ax: plot_loss_line(landscape(1), ax),
         "surface": lambda ax: plot_loss_surface(landscape(2), ax),
+        "stability": lambda ax: plot_stability(stability_records([0.3, 0.8, 1.0]), ax),
         "finite differences": lambda ax: plot_finite_differences(finite_differences(), ax),
     }
     return pictures

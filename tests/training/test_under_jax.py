@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import tensorflow as tf
+from engines.jax.processes import passes
 
 pytestmark = pytest.mark.slow
 
@@ -151,3 +152,13 @@ def test_a_keras_model_is_minimized_in_its_variables(found):
     assert found["minimum"][1] <= 1e-5
     np.testing.assert_allclose(found["minimizer"].ravel(), true.x[:18], atol=1e-4)
     assert found["params"]  # None: the variables hold it
+
+
+def test_the_stability_of_a_training_is_recorded_alike():
+    some = "closed_form or without_the_callback"
+    passes(Path(__file__).with_name("test_stability_probe.py"), "-k", some, KERAS_BACKEND="jax")
+
+
+@pytest.mark.exhaustive
+def test_all_of_the_stability_of_a_training_is_recorded_alike():
+    passes(Path(__file__).with_name("test_stability_probe.py"), KERAS_BACKEND="jax")

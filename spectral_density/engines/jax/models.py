@@ -89,7 +89,7 @@ class PytreeModel(BoundModel):
             ValueError: if there are no floating-point leaves, or leaves that are not are chosen.
         """
         paths, self._structure = jax.tree_util.tree_flatten_with_path(params)
-        self._names = [_path(keys) for keys, _ in paths]
+        self._names = [path_of(keys) for keys, _ in paths]
         self._arrays = [
             _checked(name, leaf) for name, (_, leaf) in zip(self._names, paths, strict=True)
         ]
@@ -139,7 +139,7 @@ def _first(pair: tuple[int, Any]) -> int:
     return pair[0]
 
 
-def _path(keys: Sequence[Any]) -> str:
+def path_of(keys: Sequence[Any]) -> str:
     """Return a path such as `dense_1/kernel`."""
     return "/".join(_key(key) for key in keys) or "params"
 

@@ -6,10 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 from keras.src.utils.io_utils import print_msg
 
 # What decides, in `fit`, which function of the weights is minimized.
 _OF_TRAINING = ("train_step", "make_train_function", "compute_loss", "_compute_loss")
+
+# What optimizers keep for each variable; the last is the variable itself, of Keras 3 alone.
+_OF_OPTIMIZERS = {
+    "velocities": "_velocities",
+    "velocity_hats": "_velocity_hats",
+    "average_gradients": "_average_gradients",
+    "accumulators": "_accumulators",
+    "trainable_variables": "_trainable_variables",
+}
 
 
 def all_layers(model: Any, include_self: bool = True) -> list[Any]:
@@ -51,6 +61,30 @@ def loss_tracker(model: Any) -> Any:
 def loss_arguments(loss: Any) -> dict[str, Any]:
     """Return the keyword arguments that a Keras loss calls its function with."""
     return getattr(loss, "_fn_kwargs", None) or {}
+
+
+def optimizer_state(optimizer: Any, name: str, variables: Sequence[Any]) -> list[Any]:
+    """Return what an optimizer of Keras 3 or tf_keras keeps for each variable, None for nothing.
+
+    Args:
+        optimizer: whose update has been made at least once.
+        name: of what it keeps, one of `_OF_OPTIMIZERS`.
+        variables: those of an operator: of Keras, or the `tf.Variable`s in them.
+    """
+    kept = getattr(optimizer, _OF_OPTIMIZERS[name], None) or []
+    places = _places(optimizer, variables)
+    return [None if place is None or place >= len(kept) else kept[place] for place in places]
+
+
+def _places(optimizer: Any, variables: Sequence[Any]) -> list[int | None]:
+    if hasattr(optimizer, "_index_dict"):  # of tf_keras
+        return [optimizer._index_dict.get(optimizer._var_key(v)) for v in variables]
+    places: dict[int, int] = {}
+    for place, variable in enumerate(optimizer._trainable_variables):
+        places[id(variable)] = place
+        if isinstance(variable, keras.Variable):
+            places[id(variable.value)] = place
+    return [places.get(id(variable)) for variable in variables]
 
 
 def is_of_keras(thing: Any, part: str = "") -> bool:

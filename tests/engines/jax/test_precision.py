@@ -15,6 +15,7 @@ from spectral_density import (
     GaussNewtonOperator,
     HessianOperator,
     estimate_spectrum,
+    preconditioned,
     top_eigenpairs,
 )
 from spectral_density.curvature import SubmatrixOperator
@@ -218,3 +219,15 @@ def test_sums_and_blocks_of_operators_have_the_distance_of_their_parts():
     full, low = made(HessianOperator), made(GaussNewtonOperator, "tensorfloat32")
     assert product_error(full - low) == product_error(2 * low) == low.product_error
     assert SubmatrixOperator(low, slice(0, 9)).product_error == low.product_error
+
+
+def test_between_the_roots_of_a_preconditioner_it_is_measured_with_these():
+    lower, exact = new(HessianOperator, "bfloat16"), new(HessianOperator)
+    diagonal = np.exp(3 * RNG.normal(size=72))
+    found = preconditioned(lower, diagonal)
+    dense = preconditioned(exact, diagonal).to_dense()
+    off = np.linalg.norm(found.to_dense() - dense) / np.linalg.norm(dense)
+    # One random vector in place of all of them.
+    assert found.product_error == pytest.approx(off, rel=1.0)
+    assert found.product_error != lower.product_error
+    assert preconditioned(exact, diagonal).product_error == 0.0

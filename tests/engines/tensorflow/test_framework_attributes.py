@@ -120,9 +120,25 @@ def colocated_attributes():
     return operation_of("Sin", colocated, tf.constant(1.0)).node_def.attr
 
 
+def optimizer(package, name="Adam", **options):
+    """An optimizer that has state for a variable."""
+    found = getattr(package.optimizers, name)(0.1, **options)
+    found.build([keras.Variable(1.0) if package is keras else tf.Variable(1.0)])
+    return found
+
+
 # Names --------------------------------------------------------------------------------------------
 
 of_keras, of_tf_keras, of_tf = (partial(Private, package) for package in SEEN)
+
+
+def of_optimizers(private, **options):
+    """A private name of an optimizer of Keras 3, and of one of tf_keras."""
+    return [
+        of("_" + private, partial(optimizer, package, **options), "optimizer_state")
+        for of, package in ((of_keras, keras), (of_tf_keras, tf_keras))
+    ]
+
 
 NAMES = [
     of_keras("_flatten_layers", functional, "all_layers"),
@@ -156,6 +172,13 @@ NAMES = [
     of_tf_keras("_eager_losses", tf_keras.layers.Layer, "losses_held"),
     of_keras("_clear_losses", layers.Layer, "CLEARED_LOSSES"),
     of_tf_keras("_clear_losses", tf_keras.layers.Layer, "CLEARED_LOSSES"),
+    *of_optimizers("velocities"),
+    *of_optimizers("velocity_hats", amsgrad=True),
+    *of_optimizers("average_gradients", name="RMSprop", centered=True),
+    *of_optimizers("accumulators", name="Adagrad"),
+    of_keras("_trainable_variables", lambda: optimizer(keras), "optimizer_state"),
+    of_tf_keras("_index_dict", lambda: optimizer(tf_keras), "optimizer_state"),
+    of_tf_keras("_var_key", lambda: optimizer(tf_keras), "optimizer_state"),
     of_keras("get_keras_mask", keras_source("backend"), "mask_of"),
     of_keras("set_keras_mask", keras_source("backend"), "set_mask"),
     of_keras("print_msg", keras_source("utils.io_utils"), "print_message"),
@@ -444,6 +467,28 @@ def test_losses_that_a_layer_holds_are_restored(package):
 
 
 # Data, strategies and the console -----------------------------------------------------------------
+
+
+@BOTH
+def test_the_state_of_an_optimizer_is_known_by_variable(package):
+    first, second, strange = (
+        [keras.Variable(float(i)) for i in range(3)]
+        if package is keras
+        else [tf.Variable(float(i)) for i in range(3)]
+    )
+    found = package.optimizers.Adagrad(0.1)
+    found.build([first, second])
+    accumulators = found._accumulators
+    kept = shared.optimizer_state(found, "accumulators", [second, strange, first])
+    assert kept[0] is accumulators[1]
+    assert kept[1] is None
+    assert kept[2] is accumulators[0]
+    assert shared.optimizer_state(found, "velocities", [first]) == [None]
+    if package is keras:
+        # Operators of TensorFlow have the variable within.
+        assert shared.optimizer_state(found, "accumulators", [second.value])[0] is accumulators[1]
+        (owner,) = shared.optimizer_state(found, "trainable_variables", [second.value])
+        assert owner is second
 
 
 def test_stages_of_a_pipeline_tell_their_order():
