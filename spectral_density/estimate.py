@@ -158,10 +158,9 @@ def estimate_spectrum(
     budgeted = chosen and order is None and max_products is not None
     if block is None and checkpoint is not None:
         block = _block_of(checkpoint, linear)
-    if chosen and order is None and block in (None, _block_of_all(size)):
-        if _is_small(size, max_products):
-            block = _block_of_all(size)
-            order = size // block
+    of_all = _block_of_all(size)
+    if chosen and order is None and block in (None, of_all) and _is_small(size, max_products):
+        block, order = of_all, size // of_all
     if block is None and (not chosen or draws_at_once == 1):
         block = 1
     elif block is None and budgeted:
@@ -320,7 +319,7 @@ def _add_within(draws: Draws, limits: _Limits) -> str:
         with_draws = accuracy.draws * sqrt(first / (most // (step.step * block)))
         return accuracy.order <= _SETTLED * with_draws
 
-    draws.add(first, order, None if order == draws.size else enough)
+    draws.add(first, order, None if order * block == draws.size else enough)
     made = draws.spectrum(Ending.PLAN)
     room = most // (draws.order * block)
     draws.find_simple(max(room, draws.num_draws))

@@ -117,8 +117,9 @@ def _block_quadrature(alpha: np.ndarray, beta: np.ndarray) -> Quadrature:
         )
     if not (np.isfinite(alpha).all() and np.isfinite(beta).all()):
         raise ValueError("alpha and beta must be finite.")
-    # The QR iteration ("ev"), as for one vector. Divide and conquer, NumPy's, did not converge on
-    # one of a million such matrices, and of its negative it returned what is no decomposition.
+    # The QR iteration ("ev"), as for one vector. Divide and conquer, which NumPy has, did not
+    # converge on one of a million such matrices, and of its negative it returned what is no
+    # decomposition.
     matrix = block_tridiagonal(alpha, beta)
     nodes, vectors = eigh(matrix, driver="ev", overwrite_a=True, check_finite=False)
     first, last = vectors[:width].copy(), vectors[-width:].copy()
