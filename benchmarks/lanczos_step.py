@@ -1,9 +1,11 @@
 """What does one Lanczos step cost, in passes of plain compiled gradients over the same batches?
 
-    python benchmarks/lanczos_step.py [mlp] [cnn] [--rounds 5]
+    python benchmarks/lanczos_step.py [mlp] [cnn] [blocks] [--rounds 5]
 
 Each round times the plain gradients and the Lanczos runs in turn; the table has medians of the
-rounds. "Outside products" is orthogonalization and bookkeeping, averaged over all steps.
+rounds. "Outside products" is orthogonalization and bookkeeping, averaged over all steps. At the end
+stands what a block of b start vectors costs beside its products, as a product does nothing here: a
+diagonal matrix of the same size.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -143,9 +146,30 @@ def measure(name: str, network: Any, order: int, widths: list[int], rounds: int)
         )
 
 
+def measure_blocks(size: int, products: int, blocks: tuple[int, ...], rounds: int) -> None:
+    """Print the seconds outside products for each product, for blocks of several widths."""
+    diagonal = np.linspace(-1, 1, size)
+
+    def multiply(block: np.ndarray) -> np.ndarray:
+        return diagonal.reshape(-1, *[1] * (block.ndim - 1)) * block
+
+    matrix = LinearOperator((size, size), matvec=multiply, matmat=multiply, dtype=np.float64)
+    matrix.product_dtype = np.dtype(np.float64)
+    spent: dict[int, list[float]] = {block: [] for block in blocks}
+    for _ in range(rounds):
+        for block in blocks:
+            timed = Timed(matrix)
+            run = partial(sd.lanczos, timed, products // block, block=block, keep_basis=False)
+            spent[block].append((seconds(run) - timed.seconds) / products)
+    figures = ", ".join(
+        f"b = {block}: {1e3 * statistics.median(times):.2f} ms" for block, times in spent.items()
+    )
+    print(f"outside products for each of {products} products, {size:,} parameters: {figures}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", default=["mlp", "cnn"])
+    parser.add_argument("networks", nargs="*", default=["mlp", "cnn", "blocks"])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print(
@@ -157,6 +181,9 @@ def main() -> None:
         measure("MLP 784-128-64-10", mlp(), 90, [1, 8], options.rounds)
     if "cnn" in options.networks:
         measure("CIFAR CNN", cnn(), 8, [1], options.rounds)
+    if "blocks" in options.networks:
+        measure_blocks(109_386, 88, (1, 2, 4), options.rounds)
+        measure_blocks(3_548_810, 40, (1, 2, 4), options.rounds)
 
 
 if __name__ == "__main__":
