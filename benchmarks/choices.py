@@ -1,6 +1,6 @@
 """How near is a spectrum to the exact one, by block, draws and steps, at equal products?
 
-    python benchmarks/choices.py [--quick] [--seeds 11] [FILE.npy ...]
+    python benchmarks/choices.py [--quick] [--seeds 11] [--networks] [FILE.npy ...]
 
 The truth is every eigenvalue of a matrix: of trained networks (that of `accuracy.py` where it has
 been computed, three small ones of the tests, and files of eigenvalues), and of model spectra with
@@ -20,6 +20,8 @@ import platform
 from pathlib import Path
 
 import numpy as np
+from peers.known_spectra import NAMES, eigenvalues_of
+from peers.reference import reference
 from peers.runner import CACHE, figure, progress, table
 from scipy.sparse.linalg import LinearOperator
 from scipy.stats import wasserstein_distance
@@ -118,8 +120,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", metavar="FILE.npy", help="more eigenvalues")
     parser.add_argument("--seeds", type=int, default=11)
+    parser.add_argument(
+        "--networks",
+        action="store_true",
+        help="compute the eigenvalues of three networks of 10,000 to 15,000 parameters, once",
+    )
     parser.add_argument("--quick", action="store_true", help="two seeds, few products")
     options = parser.parse_args()
+    if options.networks:
+        reference()
+        for name in NAMES:
+            eigenvalues_of(name)
     products = PRODUCTS[:2] if options.quick else PRODUCTS
     seeds = 2 if options.quick else options.seeds
     ways = [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite, sqrt
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +20,16 @@ from spectral_density.linalg.lanczos_options import (
 )
 from spectral_density.linalg.lockstep import GROUP_BYTES, default_draws_at_once
 from spectral_density.linalg.tridiagonalization import LanczosStep
-from spectral_density.spectrum.accuracy import Ending, eigenvalues_in_kernel
+from spectral_density.spectrum.accuracy import Ending
 from spectral_density.spectrum.draws import Draws
+from spectral_density.spectrum.plans import (
+    FIRST_DRAWS,
+    LEAST_STEPS,
+    Limits,
+    add_by_count,
+    add_to_tolerance,
+    add_within,
+)
 from spectral_density.spectrum.spectrum import Spectrum
 
 ORDER = 90
@@ -34,20 +41,10 @@ NUM_DRAWS = 10
 BLOCK = 2
 """Start vectors of a block where that is chosen."""
 
-HEIGHT_ERROR = 0.05
-"""Relative standard error of the density's height to which a run chooses its number of draws."""
-
 # Products for which all eigenvalues are computed where nothing is asked for.
 _EXACT_PRODUCTS = 600
-# Two draws, the fewest that show which eigenvalues are simple, decide how many steps there are.
-_FIRST_DRAWS = 2
 # Where a budget of products is spent best on a wider block than `BLOCK`, see `_block_within`.
 _WIDE_BLOCK, _WIDE_BLOCK_FROM, _MANY_EIGENVALUES = 4, 128, 1000
-# Of what start vectors leave: where steps leave less than this, draws are worth more than steps. By
-# measurement on networks and on spectra with clusters.
-_SETTLED = 0.25
-# With fewer steps than this nothing can be said about the effect of more.
-_LEAST_STEPS = 8
 
 
 @explained
@@ -197,22 +194,12 @@ def estimate_spectrum(
             num_eigenpairs=num_eigenpairs,
         )
         if chosen:
-            choice = (_add_within if budgeted else _add_by_count)(draws, limits)
+            choice = (add_within if budgeted else add_by_count)(draws, limits)
             return replace(draws.spectrum(Ending.PLAN), choice=choice)
         if limits.tolerance is None:
             draws.add_all(limits.num_draws, limits.order)
             return draws.spectrum(Ending.PLAN)
-        return draws.spectrum(_add_to_tolerance(draws, limits, limits.tolerance))
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """The most steps of a draw, draws, and products with single vectors, and the tolerance."""
-
-    order: int
-    num_draws: int
-    num_products: int
-    tolerance: float | None
+        return draws.spectrum(add_to_tolerance(draws, limits, limits.tolerance))
 
 
 def _limits(
@@ -224,7 +211,7 @@ def _limits(
     tolerance: Any,
     max_products: Any,
     budgeted: bool,
-) -> _Limits:
+) -> Limits:
     """Return the limits of a run, checked, with defaults for those that are None.
 
     Raises:
@@ -239,7 +226,7 @@ def _limits(
                 "max_products decides the steps and draws of a run: leave order, num_draws and "
                 "reorthogonalize out, or pass tolerance= too."
             )
-        return _Limits(steps, draws, steps * draws * block, None)
+        return Limits(steps, draws, steps * draws * block, None)
     if tolerance is not None:
         tolerance = number(tolerance, "tolerance", above=0.0)
     products = steps * draws * block if max_products is None else max_products
@@ -250,7 +237,7 @@ def _limits(
             f"raise it, or use a smaller block."
         )
     # Where no number of draws is given, the budget alone bounds them: one more than it has.
-    return _Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
+    return Limits(steps, products + 1 if num_draws is None else draws, products, tolerance)
 
 
 def _block_of(checkpoint: str | os.PathLike[str], operator: Any) -> int | None:
@@ -270,7 +257,7 @@ def _block_of_all(size: int) -> int:
 def _is_small(size: int, max_products: Any) -> bool:
     """Tell whether a matrix has so few eigenvalues that all of them are computed."""
     most = None if max_products is None else integer(max_products, "max_products", 1)
-    products = size * _FIRST_DRAWS // _block_of_all(size)
+    products = size * FIRST_DRAWS // _block_of_all(size)
     return products <= (_EXACT_PRODUCTS if most is None else most)
 
 
@@ -298,136 +285,7 @@ def _block_within(size: int, max_products: Any, basis_dtype: Any) -> int:
     if most * size * np.dtype(basis_dtype).itemsize > GROUP_BYTES:
         return 1
     wide = most >= (_WIDE_BLOCK_FROM if size >= _MANY_EIGENVALUES else _WIDE_BLOCK_FROM // 2)
-    return max(min(_WIDE_BLOCK if wide else BLOCK, size // _LEAST_STEPS), 1)
-
-
-def _add_within(draws: Draws, limits: _Limits) -> str:
-    """Spend a budget of products on steps and draws, and return why so."""
-    block, most = draws.block, limits.num_products
-    wanted = min(ceil(_FIRST_DRAWS / block), most // block)
-    first = draws.next_group(min(limits.order, most // (wanted * block)), wanted)
-    _check_affordable(first, most // block, block)
-    order = min(limits.order, most // (first * block))
-    due = {order >> halvings for halvings in range(1, order.bit_length())}
-
-    def enough(step: LanczosStep) -> bool:
-        if step.step not in due or step.step < _LEAST_STEPS:
-            return False
-        accuracy = draws.after(step).accuracy
-        # What all draws of so many steps would leave. It is a limit that nearly all seeds stay
-        # below, by far, and more steps lower it, too, where they show more simple eigenvalues.
-        with_draws = accuracy.draws * sqrt(first / (most // (step.step * block)))
-        return accuracy.order <= _SETTLED * with_draws
-
-    draws.add(first, order, None if order * block == draws.size else enough)
-    made = draws.spectrum(Ending.PLAN)
-    room = most // (draws.order * block)
-    draws.find_simple(max(room, draws.num_draws))
-    while draws.num_draws < room and not made.is_exact:
-        more = draws.next_group(draws.order, room - draws.num_draws)
-        if draws.num_draws + more > room:
-            break
-        draws.add(more, draws.order)
-    accuracy = draws.spectrum(Ending.PLAN).accuracy
-    return (
-        f"{_made(draws)}, of {most} products: in shares of the range, steps leave some "
-        f"{accuracy.order:.1e} uncertain and start vectors {accuracy.draws:.1e}"
-    )
-
-
-def _made(draws: Draws) -> str:
-    """Return how many draws, steps and vectors there are, as text."""
-    steps = f"{draws.order} step{'s' if draws.order > 1 else ''}"
-    text = f"{draws.num_draws} draw{'s' if draws.num_draws > 1 else ''} of {steps}"
-    return text if draws.block == 1 else f"{text} and {draws.block} vectors"
-
-
-def _add_by_count(draws: Draws, limits: _Limits) -> str:
-    """Make draws until the density is known well enough, and return why there are so many."""
-    block, order = draws.block, limits.order
-    fewest, most = ceil(_FIRST_DRAWS / block), max(NUM_DRAWS // block, 1)
-    draws.expect(fewest * order * block)
-    draws.add(draws.next_group(order, fewest), order)
-    draws.find_simple(max(most, draws.num_draws))
-    spectrum = draws.spectrum(Ending.PLAN)
-    count = inf
-    if not spectrum.is_exact:
-        count = eigenvalues_in_kernel(
-            spectrum.nodes,
-            spectrum.deflated_weights,
-            spectrum.simple,
-            spectrum.size,
-            spectrum.default_sigma,
-        )
-    # The height errs by sqrt(2 / (count * vectors)) of itself.
-    wanted = min(max(ceil(2 / (HEIGHT_ERROR**2 * count * block)), fewest), most)
-    draws.expect(max(wanted, draws.num_draws) * order * block)
-    while draws.num_draws < wanted:
-        draws.add(draws.next_group(order, wanted - draws.num_draws), order)
-    vectors = draws.num_draws * block
-    if not isfinite(count):
-        return f"{_made(draws)}: all eigenvalues are known by their values"
-    error = 100 * sqrt(2 / (count * vectors))
-    capped = " (more draws are made by num_draws only)" if error > 100 * HEIGHT_ERROR else ""
-    return (
-        f"{_made(draws)}: some {float(f'{count:.2g}'):,.0f} eigenvalues are within a kernel width, "
-        f"so that {vectors} start vectors leave a standard error of {error:.2g} % in the height of "
-        f"the density{capped}"
-    )
-
-
-def _add_to_tolerance(draws: Draws, limits: _Limits, tolerance: float) -> Ending:
-    """Make steps until the distribution has settled, then draws until the band is narrow."""
-    block = draws.block
-    affordable = min(limits.num_draws, limits.num_products // block)
-    first = draws.next_group(limits.order, min(ceil(_FIRST_DRAWS / block), affordable))
-    _check_affordable(first, affordable, block)
-    order = min(limits.order, limits.num_products // (first * block))
-    settled = False
-
-    def has_settled(step: LanczosStep) -> bool:
-        nonlocal settled
-        # At intervals of an eighth of the steps: the accuracy takes longer than a step of a small
-        # matrix.
-        due = step.step >= _LEAST_STEPS and not step.step % (step.step // 8)
-        if due or step.step == order:
-            now = Spectrum(step.alpha, step.beta, step.residual_norms, draws.size).accuracy
-            settled = now.order + min(now.draws, tolerance / 2) <= tolerance
-        return settled
-
-    draws.add(first, order, has_settled)
-    most = min(limits.num_draws, limits.num_products // (draws.order * block))
-    while True:
-        accuracy = draws.spectrum(Ending.PLAN).accuracy
-        room = tolerance - accuracy.order - accuracy.products
-        # Where the steps were too few, a band of half the tolerance has to do.
-        target = room if settled and room > 0 else max(room, tolerance / 2)
-        share = min(max(accuracy.draws / target, 1.0), 1e9)
-        wanted = max(ceil(draws.num_draws * share**2), draws.num_draws + 1)
-        if draws.find_simple(min(2 * wanted, most)):
-            continue
-        if accuracy.total <= tolerance:
-            return Ending.TOLERANCE
-        if accuracy.products and accuracy.order + accuracy.draws <= tolerance:
-            return Ending.PRECISION
-        if accuracy.draws <= target:
-            return Ending.ORDER if order == limits.order else Ending.BUDGET
-        # Two draws, or a block, show which eigenvalues are simple, and then fewer may do.
-        wanted = min(wanted, most) if draws.num_draws * block > 1 else min(2, most)
-        more = draws.next_group(draws.order, wanted - draws.num_draws)
-        if draws.num_draws + max(more, 1) > most:
-            return Ending.DRAWS if most == limits.num_draws else Ending.BUDGET
-        draws.add(more, draws.order)
-
-
-def _check_affordable(first: int, affordable: int, block: int) -> None:
-    """Raise where a checkpoint advances more draws together than a run may make."""
-    if first > affordable:
-        raise ValueError(
-            f"the checkpoint advances {first} draws together, more than num_draws or max_products "
-            f"allows: raise num_draws to {first} and max_products to {first * block} at least, or "
-            "use another directory."
-        )
+    return max(min(_WIDE_BLOCK if wide else BLOCK, size // LEAST_STEPS), 1)
 
 
 def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -> int:
@@ -435,5 +293,5 @@ def _most_steps(size: int, block: int, reorthogonalize: str, basis_dtype: Any) -
     if reorthogonalize == "none":
         return size // block
     row_bytes = np.dtype(basis_dtype).itemsize * size
-    vectors = max(_FIRST_DRAWS, block)
+    vectors = max(FIRST_DRAWS, block)
     return min(size // block, max(ORDER, GROUP_BYTES // (vectors * row_bytes)))
