@@ -249,9 +249,10 @@ def _block_of(checkpoint: str | os.PathLike[str], operator: Any) -> int | None:
 def _block_of_all(size: int) -> int:
     """Return the number of start vectors by which all eigenvalues are computed, and are simple.
 
-    One block of two takes a product for each; where that does not come out even, two draws do.
+    One block of two takes a product for each; where that does not come out even, and where the
+    steps of a draw are enough anyway, two draws do.
     """
-    return BLOCK if size % BLOCK == 0 else 1
+    return BLOCK if size > ORDER and size % BLOCK == 0 else 1
 
 
 def _is_small(size: int, max_products: Any) -> bool:
