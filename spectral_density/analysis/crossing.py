@@ -8,6 +8,8 @@ from math import inf, isfinite, log, nan, sqrt
 
 # Losses after the one at the start: seven passes in all, 2.5 gradients where one is three passes.
 _MOST = 6
+# How far beyond where the crossing is expected the last loss is.
+_LAST = 1.5
 # The ends of the bracket are that close in the end, as a share of the multiple.
 _WIDTH = 0.02
 # There is a number where the ends are this close: it is off by a factor of 2 at most, then.
@@ -28,8 +30,8 @@ class CrossingStatus(Enum):
         "overshoots."
     )
     NEVER_RISES = (
-        "The loss is below where it began up to the largest multiple that was tried: raise "
-        "max_multiple, or the learning rate."
+        "The loss is below where it began up to the largest multiple that was tried, max_multiple "
+        "or where seven losses ended: raise max_multiple, or the learning rate."
     )
     UNRESOLVED = (
         "The loss is within rounding of where it began all around the crossing, or all along the "
@@ -175,14 +177,19 @@ def _outward(line: Line, most: float, before: float) -> CrossingStatus:
             return CrossingStatus.NEVER_RISES if found < 0 else CrossingStatus.UNRESOLVED
         ahead = line.secant(before, at)
         is_known = found < 0 and ahead > at  # not where it bends the other way
-        ahead = beyond * ahead if is_known else _STRIDE / (2 if line.low else 1) * at
-        if found == 0 and line.low:
+        if is_known and line.left == 1:
+            ahead = _LAST * ahead  # for the end of the bracket
+        elif is_known:
+            ahead *= beyond
+            if ahead < _STRIDE * at:
+                beyond *= 2  # should this be too near, the next is further out
+            ahead = min(max(ahead, 2 * at), _STRIDE * at)
+        elif found == 0 and line.low:
             ahead = 2 * at  # the crossing is near
-        if is_known and ahead < _STRIDE * at:
-            beyond *= 2  # should this be too near, the next is further out
-        # One of the last losses is for the end.
-        is_last = line.left == (1 if is_known else 2)
-        ahead = most if is_last else min(max(ahead, 2 * at), _STRIDE * at)
+        elif line.left == 2:  # one of the last losses is for the end
+            ahead = most
+        else:
+            ahead = _STRIDE / (2 if line.low else 1) * at
         before, at = at, min(ahead, most)
 
 
@@ -238,6 +245,15 @@ def _narrow(line: Line) -> None:
                 at = other
             else:
                 at = line.middle
+        if line.left == 1 and not line.is_narrow:
+            at = _last_of(line, between)
         if line.try_at(at) == 0:
             return
         has_helped = has_helped and log(line.high / line.low) < 0.55 * width
+
+
+def _last_of(line: Line, between: float) -> float:
+    """Return the multiple whose loss leaves a bracket narrow enough for a number, as may be."""
+    if line.high <= _WIDEST**2 * line.low:
+        return line.middle
+    return line.low * _WIDEST if between < line.middle else line.high / _WIDEST
