@@ -52,6 +52,15 @@ def of_optax(name="weight", **hyperparameters):
     return sd.preconditioned(operator, state(jnp.asarray(1), moments, moments), **hyperparameters)
 
 
+def of_another_optax(name, hyperparameters, **fields):
+    state = namedtuple(name, fields)
+    state.__module__ = "optax.transforms"
+    params = {"weight": jnp.ones(3)}
+    operator = sd.HessianOperator.from_function(lambda p: jnp.sum(p["weight"] ** 2), params)
+    sd.preconditioned(operator, state(**fields), eps=0.1)
+    return sd.stability_threshold(state(**fields), **hyperparameters)
+
+
 CASES = {
     "`Adam(clipnorm=1.0)`, or `clipvalue`, `global_clipnorm`": lambda: sd.stability_threshold(
         optimizers.Adam(0.1, clipnorm=1.0)
@@ -76,5 +85,17 @@ CASES = {
         2 * hessian(network()), optimizers.SGD(0.1)
     ),
     "a state of Optax without its hyperparameters": lambda: of_optax(b2=0.9, eps=1e-8),
+    "a state of Optax with momentum": lambda: of_another_optax(
+        "TraceState", {"learning_rate": 0.1, "momentum": 0.9}, trace={"weight": jnp.ones(3)}
+    ),
+    "a state of Optax's adagrad with zeros": lambda: of_another_optax(
+        "ScaleByRssState", {}, sum_of_squares={"weight": jnp.arange(3.0)}
+    ),
+    "a coefficient of 1, a learning rate below zero": lambda: sd.stability_threshold(
+        optimizers.Adam(0.1, beta_1=1.0)
+    ),
+    "a weight decay that is unstable alone": lambda: sd.stability_threshold(
+        optimizers.SGD(0.1, weight_decay=30.0)
+    ),
     "a state of Optax for other parameters": lambda: of_optax("other", b1=0.9, b2=0.9, eps=1e-8),
 }

@@ -119,7 +119,12 @@ class PreconditionedOperator(SymmetricOperator):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def gradient(self) -> np.ndarray:
-        """Return P^-1/2 g, the gradient in the coordinates P^1/2 w, (num_params,), float64."""
+        """Return P^-1/2 g, the gradient in the coordinates P^1/2 w, (num_params,), float64.
+
+        Raises:
+            ValueError: if the optimizer has made a step since.
+        """
+        self._check_step()
         return self._scales * self.operator.gradient()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -169,11 +174,15 @@ def preconditioned(
             with P by hand any operator, array or sparse matrix.
         optimizer: what has trained the model, at the step whose weights it has: `model.optimizer`
             of Keras 3 (any backend) or tf_keras; a state of Optax, as the last update returned it
-            (which does not tell clipped gradients, nor `adamax`, `nadam` and `lamb` from `adam`);
-            or P by hand, a positive vector (num_params,) or one array for each variable.
+            (what keeps no state of its own cannot be told from one: clipped or normalized
+            gradients, `sign_sgd` and `fromage` from `sgd`, and `adamax`, `nadam`, `radam`, `yogi`
+            and `lamb` from `adam`; nor whether `adagrad`, or `rmsprop` with an `initial_scale`, has
+            made a step); or P by hand, a positive vector (num_params,) or one array for each
+            variable.
         **hyperparameters: of a state of Optax, which does not hold them, by Optax's names: `b1`,
             `b2`, `eps`; `eps_root`, `eps_in_sqrt` and `decay` (with bias correction) where they are
-            not Optax's defaults. A state made by `optax.inject_hyperparams` has them.
+            not Optax's defaults. A state made by `optax.inject_hyperparams` has the numbers, not
+            the switches: of it `eps_in_sqrt` of `rmsprop` and `nesterov` of `adam` have to be said.
 
     Returns:
         PreconditionedOperator, which `estimate_spectrum`, `top_eigenpairs`, `trace` and all others
@@ -224,10 +233,12 @@ def _diagonal_of(rule: UpdateRule, operator: Any) -> np.ndarray:
         if lost:
             raise FloatingPointError(
                 f"P of {rule.name} is not finite in {lost:,} of {size:,} entries: the training "
-                "has diverged, or the variance of a centered method has rounded to below zero, "
-                "which a larger epsilon helps."
+                "has diverged; or the decay of the squares rounds to 1 (0.999 does in bfloat16), "
+                "with which steps are zero; or the variance of a centered method has rounded to "
+                "below zero, which a larger epsilon helps."
             )
-    if np.iscomplexobj(found) or found.dtype.kind not in "fiu":
+    # NumPy has no kind for the half precision of other packages.
+    if found.dtype.kind not in "fiu" and found.dtype.name != "bfloat16":
         raise ValueError(f"P must be real numbers, got dtype {found.dtype}.")
     diagonal = found.astype(np.float64)
     if diagonal.shape != (size,):

@@ -22,15 +22,18 @@ def stability_threshold(optimizer: Any, /, **hyperparameters: Any) -> float:
     | Nesterov | (2 + 2b) / ((1 + 2b) eta) |
     | average (Adam) | (2 + 2b) / ((1 - b) eta) |
 
-    b is the coefficient of the momentum, and 2 is 2 - eta wd with a decoupled weight decay wd (of
-    all variables: where some are left out, the threshold is higher by wd at most). The loss of a
-    network bends less steeply further out: training then goes on *at* the threshold, the edge of
-    stability. With mini-batches it stays below.
+    b is the coefficient of the momentum, and 2 is 2 - eta wd with a decoupled weight decay wd of
+    all variables. Variables that are left out of it bear more: by wd of gradients, (1 + b) wd of
+    the heavy ball, (1 + b) / (1 - b) wd of AdamW, and where some are the threshold is between. The
+    loss of a network bends less steeply further out: training then goes on *at* the threshold, the
+    edge of stability. With mini-batches it stays below.
 
     Args:
         optimizer: see `preconditioned`; the learning rate of a schedule is that of the next step.
-        **hyperparameters: of a state of Optax, by Optax's names: `learning_rate`, and `momentum` or
-            `b1` where there is momentum; those that the state holds need not be passed.
+        **hyperparameters: of a state of Optax, by Optax's names: `learning_rate`, `momentum` and
+            `nesterov` or `b1` where there is momentum, `weight_decay` (that of `adamw` is 1e-4 by
+            default, and here 0). Numbers that the state holds need not be passed; the learning rate
+            of a schedule in it is that of the last update: pass that of the next.
 
     Returns:
         Threshold, in units of 1 / learning rate; infinity at a learning rate of zero.
@@ -38,7 +41,8 @@ def stability_threshold(optimizer: Any, /, **hyperparameters: Any) -> float:
     Raises:
         TypeError: if the optimizer is unknown, or a hyperparameter is.
         ValueError: if its step has no threshold (clipped gradients, Lion, Adafactor, Muon), or a
-            hyperparameter is missing.
+            hyperparameter is missing or out of its range: a coefficient of 1, a learning rate below
+            zero, a weight decay that is unstable alone.
 
     References:
         Cohen, Kaur, Li, Kolter, Talwalkar (2021), arXiv 2103.00065 (momentum: appendix B).

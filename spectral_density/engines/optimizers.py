@@ -74,7 +74,9 @@ def _is_optax_state(thing: Any) -> bool:
     """Tell states of Optax, and the tuples and dicts that chains of transformations have."""
     if isinstance(thing, tuple) and type(thing) is not tuple:  # named
         return _of_package(thing, "optax") and not hasattr(thing, "update")
-    parts = thing.values() if type(thing) is dict else thing
+    parts = thing.values() if isinstance(thing, dict) else thing
     return (
-        type(thing) in (tuple, list, dict) and len(thing) > 0 and all(map(_is_optax_state, parts))
+        isinstance(thing, (tuple, list, dict))
+        and len(thing) > 0
+        and all(map(_is_optax_state, parts))
     )

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,24 @@ class Dynamics:
     momentum: Momentum = Momentum.NONE
     coefficient: float = 0.0  # b
     weight_decay: float = 0.0  # wd, decoupled: not a part of the loss
+
+    def __post_init__(self) -> None:
+        """Raise where steps of the whole gradient are stable at no curvature.
+
+        Raises:
+            ValueError: naming the number.
+        """
+        eta, decay = self.learning_rate, self.weight_decay
+        if not (isfinite(eta) and eta >= 0):
+            raise ValueError(f"learning_rate must be finite and not negative, got {eta:g}.")
+        refuse_no_average("the coefficient of the momentum", self.coefficient)
+        if not (isfinite(decay) and decay >= 0):
+            raise ValueError(f"weight_decay must be finite and not negative, got {decay:g}.")
+        if eta * decay >= 2:
+            raise ValueError(
+                f"learning_rate times weight_decay must be less than 2, got {eta:g} * {decay:g}: "
+                "the decay alone is unstable, without any curvature."
+            )
 
 
 class UpdateRule(ABC):
@@ -92,6 +111,16 @@ class ConstantRule(UpdateRule):
             "P alone has no learning rate, and so no threshold: 2 / learning_rate without "
             "momentum. Pass an optimizer."
         )
+
+
+def refuse_no_average(name: str, coefficient: float) -> None:
+    """Raise if a coefficient b of sums b m + g, or averages b m + (1 - b) g, is none.
+
+    Raises:
+        ValueError: if it is not in [0, 1).
+    """
+    if not 0 <= coefficient < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {coefficient:g}.")
 
 
 def refuse_hyperparameters(names: Mapping[str, Any], owner: str) -> None:

@@ -138,7 +138,9 @@ class SpectrumCallback(keras.callbacks.Callback):
                 and hold its largest eigenvalue against the threshold of stability at the learning
                 rate of the next step: see `preconditioned` and `stability_threshold`.
             critical_sharpness: measure the critical sharpness of the last step, on the probe set:
-                at most seven more losses, and a copy of the weights. See `critical_sharpness`.
+                at most seven more losses, and a copy of the weights. Of the first epoch of a `fit`
+                that does not know its number of steps there is none, unless with `every_steps`.
+                See `critical_sharpness`.
             name: what stands before the names in `logs`; None for "hessian", "gauss_newton", ...
                 after the operator, with "preconditioned_" before it where that is asked for.
             csv_path: a file with one row for each measurement, written as they are made. A file
@@ -184,7 +186,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         self.operator: Any = None
         self.num_skipped = 0
         self._epoch = self._step = self._epoch_start = 0
-        self._steps_of_epoch: int | None = None  # of the last, where `fit` does not tell
+        self._steps_of_epoch: int | None = None  # of the last in this `fit`, which may not tell
         self._new_record: SpectrumRecord | None = None  # of the current epoch
         self._time = TimeBudget(self._budget)
         self._training = False  # whether the first step has begun
@@ -206,7 +208,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         """Make the operator anew: another `fit` may have another loss or other frozen layers."""
         self._time = TimeBudget(self._budget)
         self.operator = None
-        self._new_record = None
+        self._new_record = self._steps_of_epoch = None
         self._num_before = len(self.records)
         self.num_skipped = 0
         self._training = False
@@ -328,7 +330,9 @@ class SpectrumCallback(keras.callbacks.Callback):
             start = time_budget.clock()
             spectrum = self._attempt(self._measure)
             threshold = self._attempt(lambda: self._stability.threshold(self.model))
-            critical = self._attempt(lambda: self._stability.along_step(self._operator_of_now()))
+            critical = self._attempt(
+                lambda: self._stability.along_step(self._operator_of_now(), self._step)
+            )
             record = self._keep(spectrum, start, threshold, critical)
         self._print(2, f"SpectrumCallback: {record}")
 
@@ -347,7 +351,7 @@ class SpectrumCallback(keras.callbacks.Callback):
         # Within a budget there may be no operator yet.
         if self.operator is not None:
             with self._time.spending("weights"):
-                self._stability.before_step(self._operator_of_now(), self.model)
+                self._stability.before_step(self._operator_of_now(), self.model, self._step)
 
     def _keep(
         self,

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from spectral_density.analysis.sharpness import CriticalSharpness, critical_sharpness
+from spectral_density.analysis.crossing import CrossingStatus
+from spectral_density.analysis.sharpness import (
+    CriticalSharpness,
+    critical_sharpness,
+    without_value,
+)
 from spectral_density.curvature.operator import CurvatureOperator
 from spectral_density.curvature.preconditioned import preconditioned
 from spectral_density.curvature.stability import stability_threshold
@@ -29,7 +34,8 @@ class StabilityProbe:
         """Take what is asked for."""
         self.preconditioned = bool(preconditioned)
         self.critical = bool(critical)
-        self._before: tuple[np.ndarray, float] | None = None  # weights and learning rate
+        # Weights, learning rate, and how many steps were made.
+        self._before: tuple[np.ndarray, float, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,11 +57,11 @@ class StabilityProbe:
         """
         if self.preconditioned:
             stability_threshold(model.optimizer)
-        together = getattr(model, "steps_per_execution", 1)
-        if self.critical and int(together) > 1:
+        together = _steps_together(model) if self.critical else 1
+        if together != 1:
             raise ValueError(
                 f"critical_sharpness=True looks along single steps, and the model makes "
-                f"{int(together)} together: compile it with steps_per_execution=1."
+                f"{together} together: compile it with steps_per_execution=1."
             )
 
     def matrix(self, operator: CurvatureOperator, model: Any) -> Any:
@@ -68,31 +74,47 @@ class StabilityProbe:
         """Return the threshold at the learning rate of the next step; None if not asked for."""
         return stability_threshold(model.optimizer) if self.preconditioned else None
 
-    def before_step(self, operator: CurvatureOperator, model: Any) -> None:
-        """Keep a copy of the weights, and the learning rate of the step to come.
+    def before_step(self, operator: CurvatureOperator, model: Any, num_steps: int) -> None:
+        """Keep a copy of the weights after so many steps, and the learning rate of the next.
 
         Raises:
             MemoryError: if there is no room for it.
         """
         copied = {"a copy of the weights": 8 * operator.parameters.size}
         check_memory(copied, "Leave out critical_sharpness=True, or choose fewer by variables=.")
-        self._before = operator.derivatives.state.read(), learning_rate_of(model.optimizer)
+        rate = learning_rate_of(model.optimizer)
+        self._before = operator.derivatives.state.read(), rate, num_steps
 
     def forget(self) -> None:
         """Let go of the copy."""
         self._before = None
 
-    def along_step(self, operator: CurvatureOperator) -> CriticalSharpness | None:
-        """Return the critical sharpness of the step just made; None without a copy.
+    def along_step(self, operator: CurvatureOperator, num_steps: int) -> CriticalSharpness | None:
+        """Return the critical sharpness of the last of so many steps; None without a copy.
+
+        Without a number, and with the status that says so, where more than one step was made since
+        the copy, or the step or its learning rate is zero.
 
         Raises:
             FloatingPointError: if the step has diverged.
         """
         if self._before is None:
             return None
-        before, rate = self._before
+        before, rate, step_of_copy = self._before
         self._before = None
+        if num_steps != step_of_copy + 1:
+            return without_value(operator, rate, CrossingStatus.UNKNOWN_STEP)
         after = operator.derivatives.state.read()
         if not np.isfinite(after).all():
             raise FloatingPointError("NaN or infinity is in the weights after the step.")
-        return critical_sharpness(operator, after - before, rate)
+        step = after - before
+        if not (rate and step.any()):
+            return without_value(operator, rate, CrossingStatus.ZERO_STEP)
+        return critical_sharpness(operator, step, rate)
+
+
+def _steps_together(model: Any) -> int | str:
+    """Return how many steps a model makes in one call, or "auto"."""
+    together = getattr(model, "steps_per_execution", 1)
+    is_auto = isinstance(together, str) or getattr(model, "autotune_steps_per_execution", False)
+    return "auto" if is_auto else int(together)

@@ -9,8 +9,7 @@ from models import classification, mlp, split
 from scipy.optimize import brentq
 
 import spectral_density as sd
-from spectral_density.analysis import sharpness
-from spectral_density.analysis.sharpness import CrossingStatus
+from spectral_density.analysis.crossing import CrossingStatus, Line, search_crossing
 
 RNG = np.random.default_rng(0)
 N = 5
@@ -89,6 +88,7 @@ def test_the_weights_are_what_they_were():
 
 # What seven losses do not settle: the bracket says so.
 SLOW = {"logarithm": 0.3, "overflow": 0.2}
+WIDE = ("logarithm",)
 
 LOSSES = {
     "quartic": lambda c: (c - 1.7) ** 4 + 0.1 * c,
@@ -116,11 +116,8 @@ class Stub:
 
 def search(function, most=1000.0, rounding=1e-15):
     stub = Stub(function)
-    line = sharpness._Line(stub, rounding)
-    status = sharpness._bracket(line, most)
-    if status is CrossingStatus.CROSSING:
-        sharpness._narrow(line)
-    return status, line, stub
+    line = Line(stub, rounding)
+    return search_crossing(line, most), line, stub
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -137,7 +134,9 @@ def test_it_is_the_first_crossing_that_a_fine_search_finds(name):
         else brentq(lambda c: function(c) - function(0.0), grid[first - 1], grid[first])
     )
     status, line, stub = search(function)
-    assert status is CrossingStatus.CROSSING
+    is_wide = name in WIDE
+    assert status is (CrossingStatus.NOT_NARROWED if is_wide else CrossingStatus.CROSSING)
+    assert (line.high > 2 * line.low) == is_wide
     assert len(stub.tried) <= 7
     assert line.low <= true <= line.high
     assert line.crossing() == pytest.approx(true, rel=SLOW.get(name, 0.06))
@@ -160,17 +159,77 @@ def test_where_there_is_no_crossing_the_status_says_so(function, status):
     assert len(stub.tried) <= 7
 
 
+SINGLE = np.finfo(np.float32).eps
+
+
+def in_single_precision(multiple, fall, start=5.0):
+    """A parabola in float32 that is back at its start at a multiple, and falls by a share of it."""
+    scale = np.float32(4 * fall * start / multiple**2)
+
+    def loss(c):
+        c = np.float32(c)
+        return np.float32(start) + scale * (c * c - np.float32(multiple) * c)
+
+    return loss
+
+
+@pytest.mark.parametrize("fall", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+def test_the_bracket_has_the_crossing_however_small_the_fall_is(fall):
+    found = set()
+    for multiple in np.geomspace(0.01, 300, 150):
+        status, line, stub = search(in_single_precision(multiple, fall), rounding=8 * SINGLE)
+        assert len(stub.tried) <= 7
+        assert line.low <= multiple * (1 + 1e-6), multiple
+        assert line.high >= multiple * (1 - 1e-6), multiple
+        if status is CrossingStatus.CROSSING:
+            assert 0 < line.high <= 2 * line.low
+            assert line.crossing() == pytest.approx(multiple, rel=max(1e-5, 1e-7 / fall))
+        found.add(status)
+    if fall > 1e-4:
+        assert found == {CrossingStatus.CROSSING}
+    if fall < 1e-5:
+        assert CrossingStatus.UNRESOLVED in found
+
+
+def test_what_rounding_hides_is_no_number_and_has_a_bracket():
+    jnp = pytest.importorskip("jax.numpy")
+    single = jnp.float32
+
+    def loss(w):
+        return single(5.0) + single(1e-5) * (w[0] ** 2 - single(1.4) * w[0])
+
+    operator = sd.HessianOperator.from_function(loss, jnp.zeros(1, single))
+    found = sd.critical_sharpness(operator, np.ones(1), 0.1, after_step=False)
+    assert found.status is CrossingStatus.UNRESOLVED
+    assert not found.converged
+    assert np.isnan([found.value, found.multiple]).all()
+    assert found.bracket[0] <= 1.4 <= found.bracket[1]
+    assert "bracket 0 to" in str(found)
+
+
+def test_of_some_variables_it_says_that_the_others_stay():
+    x, y = classification()
+    operator = sd.HessianOperator(mlp("float64"), SPARSE, split((x, y)), variables=["logits"])
+    step = -0.3 * operator.gradient()
+    found = sd.critical_sharpness(operator, step, 0.3, after_step=False)
+    assert found.num_moved == operator.shape[0]
+    assert f"{found.num_moved} parameters moved" in str(found)
+    assert found.losses[0] == operator.loss()
+
+
 def test_a_result_without_a_number_says_why():
     operator, _ = quadratic()
     uphill = sd.critical_sharpness(operator, 0.1 * GRADIENT, 0.1, after_step=False)
     assert uphill.status is CrossingStatus.RISES_AT_ONCE
-    assert np.isnan([uphill.value, uphill.multiple, *uphill.bracket]).all()
+    assert np.isnan([uphill.value, uphill.multiple]).all()
+    assert uphill.bracket[0] == 0.0  # nowhere below
     assert not uphill.converged
     assert "no critical sharpness" in str(uphill)
     assert "rises from the start" in str(uphill)
     nothing = sd.critical_sharpness(operator, np.zeros(N), 0.1)
     assert nothing.status is CrossingStatus.ZERO_STEP
     assert np.isnan(nothing.value)
+    assert str(nothing) == f"no critical sharpness: {CrossingStatus.ZERO_STEP.message}"
     short = sd.critical_sharpness(
         operator, -1e-3 * GRADIENT, 1e-3, after_step=False, max_multiple=3
     )
@@ -232,6 +291,10 @@ def test_of_a_network_it_is_what_a_line_search_finds_on_the_data_named():
     [
         (np.ones(3), {}, ValueError, re.escape("shape (5,), or is one array")),
         (np.full(N, np.nan), {}, ValueError, "NaN or infinity"),
+        ({"w": np.ones(N)}, {}, TypeError, r"a dict of dtype object: .* jax.tree.leaves\(step\)"),
+        ([{"w": np.ones(N)}], {}, TypeError, "a dict of dtype object"),
+        (np.ones(N) * 1j, {}, TypeError, "a ndarray of dtype complex128"),
+        ("uphill", {}, TypeError, "a str of dtype"),
         (np.ones(N), {"learning_rate": 0.0}, ValueError, "learning_rate must be greater than 0"),
         (np.ones(N), {"max_multiple": 1.0}, ValueError, "max_multiple must be greater than 1"),
     ],

@@ -10,6 +10,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import spectral_density as sd
+from spectral_density.curvature.preconditioned import PreconditionedOperator
+from spectral_density.engines.update_rule import ConstantRule
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 N = 12
@@ -210,6 +212,20 @@ def test_a_checkpoint_of_the_matrix_without_p_is_another(tmp_path):
         sd.estimate_spectrum(
             sd.preconditioned(hessian, np.ones(hessian.shape[0])), 2, 1, checkpoint=tmp_path
         )
+
+
+def test_after_another_step_the_gradient_is_refused_as_products_are():
+    hessian = small()
+
+    class Rule(ConstantRule):
+        num_steps = 3
+
+    found = PreconditionedOperator(hessian, Rule(np.ones(hessian.shape[0])))
+    found.gradient()
+    Rule.num_steps = 4
+    for use in (found.gradient, lambda: found @ np.ones(found.shape[0])):
+        with pytest.raises(ValueError, match=r"P is that of step 3, and .* is at step 4"):
+            use()
 
 
 def test_parts_of_a_sum_are_preconditioned_one_by_one():

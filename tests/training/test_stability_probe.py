@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import spectral_density as sd
 
@@ -86,6 +87,20 @@ def test_the_threshold_is_that_of_the_next_step():
     assert [r.threshold for r in watched.records] == pytest.approx([20, 20, 40, 40])
 
 
+def test_under_tf_keras_the_rates_are_those_of_the_schedule():
+    tf_keras = pytest.importorskip("tf_keras")
+    schedule = tf_keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.05, 0.005])
+    model = tf_keras.Sequential([tf_keras.Input((N,)), tf_keras.layers.Dense(1, use_bias=False)])
+    model.compile(tf_keras.optimizers.SGD(schedule), "mse")
+    watched = callback(preconditioned=True, critical_sharpness=True, every_steps=1)
+    fit(model, watched, batch_size=4, epochs=1)
+    # A boundary belongs to what is before it: steps 0 to 2 are made with 0.05.
+    thresholds = [record.threshold for record in watched.records]
+    assert thresholds == pytest.approx([40, 40, 400, 400])
+    rates = [record.critical.learning_rate for record in watched.records]
+    assert rates == pytest.approx([0.05, 0.05, 0.05, 0.005])
+
+
 def test_the_critical_sharpness_is_the_closed_form_of_the_step_just_made():
     for options in ({}, {"every_steps": 2, "batch_size": 4}):
         size = options.pop("batch_size", 16)
@@ -130,19 +145,55 @@ def test_the_training_is_what_it_is_without_the_callback():
         np.testing.assert_array_equal(np.asarray(mine.value), np.asarray(true.value))
 
 
+def of_lengths(*lengths, batch=4):
+    """A dataset whose epochs have so many steps, which it does not say beforehand."""
+    left = list(lengths)
+
+    def batches():
+        for number in range(left.pop(0)):
+            start = number * batch % 16
+            yield X[start : start + batch], Y[start : start + batch]
+
+    kinds = [tf.TensorSpec((None, width), tf.float32) for width in (N, 1)]
+    return tf.data.Dataset.from_generator(batches, output_signature=tuple(kinds))
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-def test_of_an_unknown_number_of_steps_the_first_epoch_has_no_critical_sharpness():
-    watched = callback(critical_sharpness=True)
-    model = network("sgd")
+def test_of_an_unknown_number_of_steps_only_the_last_step_has_a_critical_sharpness():
+    watched, everything = callback(critical_sharpness=True), Everything()
+    model = network(keras.optimizers.SGD(0.02))
+    callbacks = [everything, watched]
+    model.fit(of_lengths(3, 3, 6, 2), epochs=4, verbose=0, shuffle=False, callbacks=callbacks)
+    first, second, longer, shorter = (record.critical for record in watched.records)
+    assert first is None
+    assert shorter is None
+    assert second.status is sd.CrossingStatus.CROSSING
+    before, after = everything.weights[5:7]
+    step = (after - before).astype(np.float64)
+    gradient = 2 * X.T @ (X @ before - Y.ravel()) / 16
+    sharpness = -(step @ HESSIAN @ step) / (0.02 * gradient @ step)
+    assert second.value == pytest.approx(sharpness, rel=2e-2)
+    assert longer.status is sd.CrossingStatus.UNKNOWN_STEP  # two since the weights were kept
+    assert "more than one was made" in str(longer)
+    assert np.isnan(watched.records[2].critical_sharpness)
+    # Another `fit` is another number of steps.
+    model.fit(of_lengths(5), epochs=1, verbose=0, shuffle=False, callbacks=[watched])
+    assert watched.records[-1].critical is None
 
-    def of_generator():
-        yield from [(X, Y)] * 2
 
-    for _ in range(2):
-        model.fit(of_generator(), epochs=1, verbose=0, shuffle=False, callbacks=[watched])
-    found = [record.critical_sharpness for record in watched.records]
-    assert np.isnan(found[0])
-    assert np.isfinite(found[1])
+def test_a_warm_up_from_zero_has_no_number_and_no_warning():
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 0.04)
+    for momentum in (0.0, 0.9):
+        watched = callback(preconditioned=True, critical_sharpness=True, every_steps=1)
+        model = network(keras.optimizers.SGD(schedule, momentum=momentum))
+        fit(model, watched)  # warnings are errors
+        first, second, _ = watched.records
+        assert first.critical.status is sd.CrossingStatus.ZERO_STEP
+        assert np.isnan(first.critical_sharpness)
+        assert np.isfinite(second.critical_sharpness)
+        assert first.critical.data == "16 examples in 1 batch"
+        assert "learning rate, is zero" in str(first.critical)
+        assert "critical sharpness nan" in str(first)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +214,15 @@ def test_what_cannot_be_measured_is_raised_before_the_first_step(
     np.testing.assert_array_equal(np.asarray(model.trainable_variables[0].value), before)
 
 
-def test_steps_made_together_have_no_critical_sharpness():
-    model = network("sgd", steps_per_execution=4)
-    with pytest.raises(ValueError, match="makes 4 together"):
+@pytest.mark.parametrize("together", [4, "auto"])
+def test_steps_made_together_have_no_critical_sharpness(together):
+    model = network("sgd", steps_per_execution=together)
+    with pytest.raises(ValueError, match=f"makes {together} together"):
         fit(model, callback(critical_sharpness=True), batch_size=4)
-    lion = network(keras.optimizers.Lion(0.01))  # whose step needs no P here
+
+
+def test_of_an_optimizer_without_p_there_is_a_critical_sharpness():
+    lion = network(keras.optimizers.Lion(0.01))
     watched = callback(critical_sharpness=True)
     fit(lion, watched, epochs=1)
     assert np.isfinite(watched.records[0].critical_sharpness)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,16 +16,18 @@ from spectral_density.engines.update_rule import (
     Dynamics,
     Momentum,
     UpdateRule,
+    refuse_no_average,
 )
 
-# What Optax's functions take where nothing is passed; what is not here has to be passed.
+# What is taken where nothing is passed; what is not here has to be passed.
 _DEFAULTS = {
-    "weight_decay": 0.0,
+    "weight_decay": 0.0,  # of adam, whose state is that of adamw, which has 1e-4
     "eps_root": 0.0,
     "nesterov": False,
     "eps_in_sqrt": True,
 }
-_NAMES = ("learning_rate", "b1", "b2", "decay", "momentum", "eps", *_DEFAULTS)
+_AVERAGES = ("b1", "b2", "decay", "momentum")
+_NAMES = ("learning_rate", *_AVERAGES, "eps", *_DEFAULTS)
 
 # States beside that of a method which leave the step what it is.
 _NEUTRAL = ("EmptyState", "ScaleByScheduleState")
@@ -42,9 +45,10 @@ class OptaxRule(UpdateRule):
     """The update that a state of Optax belongs to: sgd, rmsprop, adam, adamw, amsgrad, adagrad.
 
     A state holds sums of gradients and no hyperparameters, unless it was made by
-    `optax.inject_hyperparams`: those that matter have to be passed. A state does not tell whether
-    gradients are clipped, nor `adamax`, `nadam` and `lamb` from `adam`: of these the result is that
-    of `adam`.
+    `optax.inject_hyperparams`, and then numbers without the switches: those that matter have to be
+    passed. What has no state of its own cannot be told from a state: clipped or normalized
+    gradients, `sign_sgd` and `fromage` from `sgd`, and `adamax`, `nadam`, `radam`, `yogi` and
+    `lamb`, whose state is that of `adam`.
     """
 
     def __init__(self, state: Any, hyperparameters: Mapping[str, Any]):
@@ -54,9 +58,10 @@ class OptaxRule(UpdateRule):
             TypeError: if a hyperparameter is unknown, or no number.
             ValueError: if the state is of an optimizer whose step is not -eta P^-1 m.
         """
-        injected: dict[str, Any] = {}
-        found = list(_methods(state, injected))
-        self._hyperparameters = _Hyperparameters({**injected, **hyperparameters})
+        around = _Around()
+        found = list(_methods(state, around))
+        self._around = around
+        self._hyperparameters = _Hyperparameters({**around.injected, **hyperparameters})
         kinds = [type(part).__name__ for part in found]
         momenta = [part for part in found if type(part).__name__ == "TraceState"]
         adaptive = [part for part in found if type(part).__name__ != "TraceState"]
@@ -76,6 +81,8 @@ class OptaxRule(UpdateRule):
         self._method = _METHODS[type(self._state).__name__] if adaptive else _SGD
         self._has_trace = bool(momenta)
         self.name = self._method.name
+        if around.is_injected and type(self._state).__name__ == "ScaleByAdamState":
+            self._hyperparameters.require("nesterov", "nadam from adam")
         if self._method.is_average and (momenta or self._hyperparameters["nesterov"]):
             raise ValueError(
                 f"the state of {self.name} with momentum of its own, or nesterov=True: the weights "
@@ -89,11 +96,15 @@ class OptaxRule(UpdateRule):
             return np.ones(parameters.size)
         # Of a tuple without such a field it is a method.
         step = int(state.count) if "count" in state._fields else None
-        if step == 0 or (step is None and not _any(getattr(state, self._method.moment))):
+        is_fresh = 0 in (step, *self._around.counts)
+        if is_fresh or (step is None and not _any(getattr(state, self._method.moment))):
             raise ValueError(
                 f"the state of {self.name} has seen no gradient, and its P is that of a step: pass "
                 "the state that an update returned."
             )
+
+        if self._around.is_injected and self._method.has_eps_in_sqrt:
+            self._hyperparameters.require("eps_in_sqrt", "sqrt(v + eps) from sqrt(v) + eps")
 
         def arrays(field: str) -> list[np.ndarray]:
             return _in_order(getattr(state, field), parameters, self.name)
@@ -107,6 +118,7 @@ class OptaxRule(UpdateRule):
         if self._method.is_average:
             momentum, coefficient = Momentum.AVERAGE, values.number("b1")
         elif self._has_trace:
+            values.require("nesterov", "Nesterov's momentum from the heavy ball")
             momentum = Momentum.NESTEROV if values["nesterov"] else Momentum.HEAVY_BALL
             coefficient = values.number("momentum")
         return Dynamics(
@@ -132,7 +144,7 @@ class _Hyperparameters:
         """Return a number.
 
         Raises:
-            ValueError: if it is not known.
+            ValueError: if it is not known, or no coefficient of an average.
             TypeError: if it is a schedule, or no number.
         """
         value = self[name]
@@ -143,22 +155,54 @@ class _Hyperparameters:
             )
         if callable(value):
             raise TypeError(f"{name} is a schedule: pass its value at the step, {name}=f(step).")
-        return float(value)
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind in "bcOSU":
+            raise TypeError(f"{name} must be a real number, got {value!r}.")
+        found = float(array.reshape(()))
+        if name in _AVERAGES:
+            refuse_no_average(name, found)
+        return found
+
+    def require(self, name: str, what: str) -> None:
+        """Raise if a switch was not passed.
+
+        Raises:
+            ValueError: saying what a state does not tell.
+        """
+        if name not in self._values:
+            raise ValueError(
+                f"a state of Optax does not tell {what}, nor does that of inject_hyperparams: pass "
+                f"{name}=True or {name}=False, as the optimizer has it."
+            )
 
 
-def _methods(state: Any, injected: dict[str, Any]) -> Iterator[Any]:
-    """Yield the states of methods in a state, and note the hyperparameters that it holds."""
+@dataclass
+class _Around:
+    """What the states around that of a method hold."""
+
+    injected: dict[str, Any] = field(default_factory=dict)  # hyperparameters, by name
+    is_injected: bool = False
+    counts: list[int] = field(default_factory=list)  # of updates, where they are counted
+
+
+def _methods(state: Any, around: _Around) -> Iterator[Any]:
+    """Yield the states of methods in a state, and note what is around them."""
     name = type(state).__name__
-    if type(state) in (tuple, list, dict):  # of a chain
-        for part in state.values() if isinstance(state, dict) else state:
-            yield from _methods(part, injected)
-    elif name in _AROUND:
-        for key, value in getattr(state, "hyperparams", {}).items():
-            if key in _NAMES:
-                injected[key] = value
-        for field in _INNER.intersection(state._fields):
-            yield from _methods(getattr(state, field), injected)
-    elif name not in _NEUTRAL:
+    if isinstance(state, dict):  # of a named chain
+        for part in state.values():
+            yield from _methods(part, around)
+    elif type(state) in (tuple, list):  # of a chain
+        for part in state:
+            yield from _methods(part, around)
+    elif name in (*_AROUND, *_NEUTRAL):
+        counts = {"count", "gradient_step"}.intersection(state._fields)
+        around.counts += [int(getattr(state, count)) for count in counts]
+        injected = getattr(state, "hyperparams", {})
+        around.is_injected |= "hyperparams" in state._fields
+        around.injected |= {key: value for key, value in injected.items() if key in _NAMES}
+        for inner in _INNER.intersection(state._fields):
+            yield from _methods(getattr(state, inner), around)
+    else:
         yield state
 
 
@@ -174,7 +218,13 @@ def _in_order(tree: Any, parameters: Parameters, name: str) -> list[np.ndarray]:
     """
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {path_of(keys): np.asarray(leaf) for keys, leaf in paths}
+    times = Counter(path_of(keys) for keys, _ in paths)
     for path, shape in zip(parameters.names, parameters.shapes, strict=True):
+        if times[path] > 1:
+            raise ValueError(
+                f"{times[path]} leaves of the state of {name} have the path {path!r}: rename a key "
+                "of the parameters that has a slash."
+            )
         found = leaves.get(path)
         if found is None or found.shape != shape:
             has = "nothing" if found is None else f"an array of shape {found.shape}"
@@ -198,14 +248,15 @@ def _wide(arrays: list[np.ndarray]) -> list[np.ndarray]:
 def _bias_correction(coefficient: float, step: int, dtype: np.dtype) -> float:
     """Return 1 - coefficient^step, rounded as it is by JAX in this dtype."""
     kind = dtype.type
-    return float(kind(1) - np.power(kind(coefficient), kind(step)))
+    return float(kind(1) - np.power(kind(coefficient), kind(step)))  # 0 where it rounds to 1
 
 
 def _corrected(moments: list[np.ndarray], decay: float, step: int | None) -> list[np.ndarray]:
     """Return moments, over their bias correction where steps are counted, float64."""
     if step is None:
         return _wide(moments)
-    return [m.astype(np.float64) / _bias_correction(decay, step, m.dtype) for m in moments]
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused with what is not finite
+        return [m.astype(np.float64) / _bias_correction(decay, step, m.dtype) for m in moments]
 
 
 def _root(squares: list[np.ndarray], values: _Hyperparameters) -> list[np.ndarray]:
@@ -257,7 +308,20 @@ def _deviation(values: _Hyperparameters, step: int | None, arrays: _Arrays) -> l
 
 
 def _sum(values: _Hyperparameters, step: int | None, arrays: _Arrays) -> list[np.ndarray]:
-    return [np.sqrt(total + values.number("eps")) for total in _wide(arrays("sum_of_squares"))]
+    """Return sqrt(sum + eps).
+
+    Raises:
+        ValueError: where a sum is zero, for which Optax makes no step.
+    """
+    totals = _wide(arrays("sum_of_squares"))
+    count = sum(int(np.sum(total == 0)) for total in totals)
+    if count:
+        raise ValueError(
+            f"the sums of squares of adagrad have {count:,} zeros, where Optax makes no step, and "
+            "P is infinite: choose other variables with variables=, or a positive "
+            "initial_accumulator_value."
+        )
+    return [np.sqrt(total + values.number("eps")) for total in totals]
 
 
 @dataclass(frozen=True)
@@ -266,15 +330,16 @@ class _Method:
     diagonal: _Diagonal | None
     moment: str = ""  # the field that gradients make positive
     is_average: bool = False
+    has_eps_in_sqrt: bool = False
 
 
 _SGD = _Method("sgd", None)
 _METHODS = {
     "ScaleByAdamState": _Method("adam", _adam, "nu", is_average=True),
     "ScaleByAmsgradState": _Method("amsgrad", _amsgrad, "nu_max", is_average=True),
-    "ScaleByRmsState": _Method("rmsprop", _rms, "nu"),
-    "ScaleByRmsWithCountState": _Method("rmsprop", _rms, "nu"),
-    "ScaleByRStdDevState": _Method("rmsprop", _deviation, "nu"),
-    "ScaleByRStdDevWithCountState": _Method("rmsprop", _deviation, "nu"),
+    "ScaleByRmsState": _Method("rmsprop", _rms, "nu", has_eps_in_sqrt=True),
+    "ScaleByRmsWithCountState": _Method("rmsprop", _rms, "nu", has_eps_in_sqrt=True),
+    "ScaleByRStdDevState": _Method("rmsprop", _deviation, "nu", has_eps_in_sqrt=True),
+    "ScaleByRStdDevWithCountState": _Method("rmsprop", _deviation, "nu", has_eps_in_sqrt=True),
     "ScaleByRssState": _Method("adagrad", _sum, "sum_of_squares"),
 }

@@ -76,6 +76,30 @@ def optimizer_state(optimizer: Any, name: str, variables: Sequence[Any]) -> list
     return [None if place is None or place >= len(kept) else kept[place] for place in places]
 
 
+def trains(optimizer: Any, variables: Sequence[Any]) -> list[bool]:
+    """Tell which variables an optimizer of Keras 3 or tf_keras was built for; all, before that.
+
+    Args:
+        optimizer: any.
+        variables: those of an operator: of Keras, or the `tf.Variable`s in them.
+    """
+    is_built = hasattr(optimizer, "_index_dict") or getattr(optimizer, "built", False)
+    if not is_built:
+        return [True] * len(variables)
+    return [place is not None for place in _places(optimizer, variables)]
+
+
+def learning_rate_schedule(optimizer: Any) -> Any | None:
+    """Return the schedule of an optimizer of tf_keras, None for a number.
+
+    Its `learning_rate` is that of the last step, the schedule itself of the legacy optimizers.
+    """
+    rate = getattr(optimizer, "_learning_rate", None)
+    if rate is None:
+        rate = optimizer.learning_rate
+    return rate if callable(rate) else None
+
+
 def _places(optimizer: Any, variables: Sequence[Any]) -> list[int | None]:
     if hasattr(optimizer, "_index_dict"):  # of tf_keras
         return [optimizer._index_dict.get(optimizer._var_key(v)) for v in variables]

@@ -11,13 +11,16 @@ import numpy as np
 from spectral_density.engines.keras_shared.attributes import (
     is_of_keras,
     is_of_tf_keras,
+    learning_rate_schedule,
     optimizer_state,
+    trains,
 )
 from spectral_density.engines.layout import Parameters
 from spectral_density.engines.update_rule import (
     Dynamics,
     Momentum,
     UpdateRule,
+    refuse_no_average,
 )
 
 _REASONS = {
@@ -45,8 +48,7 @@ class KerasRule(UpdateRule):
             TypeError: if its class is not known.
             ValueError: if its step is not -eta P^-1 m.
         """
-        if type(optimizer).__name__.startswith("LossScaleOptimizer"):
-            optimizer = optimizer.inner_optimizer
+        optimizer = _inner(optimizer)
         kind = type(optimizer)
         self.name = kind.__name__
         legacy = "legacy" in kind.__module__
@@ -75,6 +77,8 @@ class KerasRule(UpdateRule):
     def diagonal(self, parameters: Parameters) -> np.ndarray:
         """See `UpdateRule`."""
         diagonal = _DIAGONALS[self.name]
+        state = _State(self._optimizer, self.name, parameters)
+        state.check()
         if diagonal is None:
             return np.ones(parameters.size)
         step = self.num_steps
@@ -83,8 +87,9 @@ class KerasRule(UpdateRule):
                 f"{self.name} has made no step, and its P is that of a step: train the model first "
                 "(for a callback: at_start=False)."
             )
-        state = _State(self._optimizer, self.name, parameters)
-        return parameters.flatten(diagonal(self._optimizer, step, state.arrays))
+        # What is not finite is refused with its number.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return parameters.flatten(diagonal(self._optimizer, step, state))
 
     def dynamics(self) -> Dynamics:
         """See `UpdateRule`."""
@@ -102,13 +107,28 @@ class KerasRule(UpdateRule):
 
 def learning_rate_of(optimizer: Any) -> float:
     """Return the learning rate of the next step of any optimizer of Keras 3 or tf_keras."""
+    optimizer = _inner(optimizer)
+    schedule = None
+    if any(map(is_of_tf_keras, type(optimizer).__mro__)):  # whose `learning_rate` is the last
+        schedule = learning_rate_schedule(optimizer)
+    if schedule is not None:
+        return float(_to_host(schedule(optimizer.iterations)))
     return float(_to_host(optimizer.learning_rate))
 
 
+def _inner(optimizer: Any) -> Any:
+    """Return what a `LossScaleOptimizer` is around."""
+    is_around = type(optimizer).__name__.startswith("LossScaleOptimizer")
+    return optimizer.inner_optimizer if is_around else optimizer
+
+
 def _to_host(variable: Any) -> np.ndarray:
-    """Return the value of a variable or tensor of Keras's backend."""
+    """Return the value of a variable or tensor of Keras's backend; bfloat16 as float32."""
     # What Keras offers for it, NumPy 2 warns of.
-    return np.asarray(keras.ops.convert_to_tensor(variable))
+    tensor = keras.ops.convert_to_tensor(variable)
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+        tensor = keras.ops.cast(tensor, "float32")
+    return np.asarray(tensor)
 
 
 def _refuse_options(optimizer: Any, name: str) -> None:
@@ -139,75 +159,87 @@ class _State:
         self._name = name
         self._parameters = parameters
 
-    def arrays(self, slots: str) -> list[np.ndarray]:
-        """Return what is kept for each variable as an array of its own dtype.
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtype of each variable, which its state has, too."""
+        return [keras.backend.standardize_dtype(v.dtype) for v in self._parameters.variables]
+
+    def check(self) -> None:
+        """Raise what makes the steps of a variable others.
 
         Raises:
-            ValueError: if there is nothing for a variable.
+            ValueError: if it is constrained, or unknown to an optimizer that is built.
         """
         variables = self._parameters.variables
-        found = optimizer_state(self._optimizer, slots, variables)
         # Operators of TensorFlow have the `tf.Variable`, and Keras 3 the constraint.
         owners = optimizer_state(self._optimizer, "trainable_variables", variables)
-        for name, variable, owner, kept in zip(
-            self._parameters.names, variables, owners, found, strict=True
-        ):
-            if kept is None:
-                raise ValueError(
-                    f"{self._name} has no state for {name!r}: it trains another model, or "
-                    "was built before the layer was made trainable. Pass the optimizer that has "
-                    "trained the operator's variables."
-                )
+        known = trains(self._optimizer, variables)
+        names = self._parameters.names
+        for name, variable, owner, is_known in zip(names, variables, owners, known, strict=True):
+            if not is_known:
+                raise ValueError(self._unknown(name))
             if getattr(variable if owner is None else owner, "constraint", None) is not None:
                 raise ValueError(
                     f"{name!r} has a constraint, which is applied after each step: steps "
                     "are not -learning_rate * m / P. Choose other variables with variables=."
                 )
-        return [_to_host(kept) for kept in found]
+
+    def arrays(self, slots: str) -> list[np.ndarray]:
+        """Return what is kept for each variable, float64.
+
+        Raises:
+            ValueError: if there is nothing for a variable.
+        """
+        found = optimizer_state(self._optimizer, slots, self._parameters.variables)
+        for name, kept in zip(self._parameters.names, found, strict=True):
+            if kept is None:
+                raise ValueError(self._unknown(name))
+        return [_to_host(kept).astype(np.float64) for kept in found]
+
+    def _unknown(self, name: str) -> str:
+        return (
+            f"{self._name} has no state for {name!r}: it trains another model, or "
+            "was built before the layer was made trainable. Pass the optimizer that has "
+            "trained the operator's variables."
+        )
 
 
-def _bias_correction(coefficient: float, step: int, dtype: np.dtype) -> float:
+def _bias_correction(coefficient: float, name: str, step: int, dtype: str) -> float:
     """Return 1 - coefficient^step in Keras's own operations, which round the coefficient, too."""
-    power = keras.ops.power(
-        keras.ops.cast(coefficient, dtype.name), keras.ops.cast(step, dtype.name)
-    )
+    refuse_no_average(name, float(coefficient))
+    power = keras.ops.power(keras.ops.cast(coefficient, dtype), keras.ops.cast(step, dtype))
     return float(_to_host(1 - power))
 
 
 # P of each method, in float64 but for the bias corrections.
 
-_Arrays = Callable[[str], list[np.ndarray]]
 
-
-def _adam(optimizer: Any, step: int, arrays: _Arrays) -> list[np.ndarray]:
+def _adam(optimizer: Any, step: int, state: _State) -> list[np.ndarray]:
     """Return (1 - b1^t) / sqrt(1 - b2^t) (sqrt(v) + epsilon)."""
+    squares = state.arrays("velocity_hats" if optimizer.amsgrad else "velocities")
     diagonals = []
-    for square in arrays("velocity_hats" if optimizer.amsgrad else "velocities"):
-        first = _bias_correction(optimizer.beta_1, step, square.dtype)
-        second = _bias_correction(optimizer.beta_2, step, square.dtype)
-        root = np.sqrt(square.astype(np.float64)) + optimizer.epsilon
-        diagonals.append(first / np.sqrt(second) * root)
+    for square, dtype in zip(squares, state.dtypes, strict=True):
+        first = _bias_correction(optimizer.beta_1, "beta_1", step, dtype)
+        second = _bias_correction(optimizer.beta_2, "beta_2", step, dtype)
+        diagonals.append(first / np.sqrt(second) * (np.sqrt(square) + optimizer.epsilon))
     return diagonals
 
 
-def _rmsprop(optimizer: Any, step: int, arrays: _Arrays) -> list[np.ndarray]:
+def _rmsprop(optimizer: Any, step: int, state: _State) -> list[np.ndarray]:
     """Return sqrt(v + epsilon), or sqrt(v - mean^2 + epsilon)."""
-    squares = [square.astype(np.float64) for square in arrays("velocities")]
+    squares = state.arrays("velocities")
     if optimizer.centered:
-        means = [mean.astype(np.float64) for mean in arrays("average_gradients")]
+        means = state.arrays("average_gradients")
         squares = [square - mean**2 for square, mean in zip(squares, means, strict=True)]
-    with np.errstate(invalid="ignore"):  # what is negative is refused with what is zero
-        return [np.sqrt(square + optimizer.epsilon) for square in squares]
+    return [np.sqrt(square + optimizer.epsilon) for square in squares]
 
 
-def _adagrad(optimizer: Any, step: int, arrays: _Arrays) -> list[np.ndarray]:
+def _adagrad(optimizer: Any, step: int, state: _State) -> list[np.ndarray]:
     """Return sqrt(sum + epsilon)."""
-    return [
-        np.sqrt(total.astype(np.float64) + optimizer.epsilon) for total in arrays("accumulators")
-    ]
+    return [np.sqrt(total + optimizer.epsilon) for total in state.arrays("accumulators")]
 
 
-_DIAGONALS: dict[str, Callable[[Any, int, _Arrays], list[np.ndarray]] | None] = {
+_DIAGONALS: dict[str, Callable[[Any, int, _State], list[np.ndarray]] | None] = {
     "SGD": None,
     "RMSprop": _rmsprop,
     "Adam": _adam,

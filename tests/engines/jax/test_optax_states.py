@@ -76,6 +76,8 @@ def made(name, rate=0.5):
     for seed in range(2, 6):
         _, state = transformation.update(gradients(seed), state, params())
     passed = {k: v for k, v in options.items() if k not in BY_STATE}
+    if "momentum" in passed:
+        passed.setdefault("nesterov", False)
     return transformation, state, passed | {"learning_rate": rate}
 
 
@@ -161,18 +163,75 @@ def test_steps_are_stable_below_the_threshold_and_unstable_above(name):
     assert growth(1.01 * threshold) > 1.6
 
 
-def test_injected_hyperparameters_need_not_be_passed():
-    optax = pytest.importorskip("optax")
-    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.5})
-    transformation = optax.inject_hyperparams(optax.adam)(schedule, b1=0.8, eps=0.1)
+def after_updates(transformation):
     state = transformation.init(params())
     for seed in range(2, 6):
         _, state = transformation.update(gradients(seed), state, params())
-    assert sd.stability_threshold(state) == pytest.approx(3.6 / 0.2 / 0.25)
-    found = sd.preconditioned(operator(), state)
+    return state
+
+
+def test_injected_numbers_need_not_be_passed():
+    optax = pytest.importorskip("optax")
+    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.5})
+    transformation = optax.inject_hyperparams(optax.adam)(schedule, b1=0.8, eps=0.1)
+    state = after_updates(transformation)
+    assert sd.stability_threshold(state, nesterov=False) == pytest.approx(3.6 / 0.2 / 0.25)
+    found = sd.preconditioned(operator(), state, nesterov=False)
     inner = sd.preconditioned(operator(), state.inner_state, b1=0.8, b2=0.999, eps=0.1)
     np.testing.assert_allclose(found.diagonal, inner.diagonal, rtol=1e-5)
-    assert sd.stability_threshold(state, learning_rate=1.0) == pytest.approx(18.0)
+    found = sd.stability_threshold(state, learning_rate=1.0, nesterov=False)
+    assert found == pytest.approx(18.0)
+
+
+def test_injected_switches_have_to_be_passed():
+    optax = pytest.importorskip("optax")
+    momentum = optax.inject_hyperparams(optax.sgd)(0.1, momentum=0.9, nesterov=True)
+    state = after_updates(momentum)
+    with pytest.raises(ValueError, match=r"not tell Nesterov's .*: pass nesterov=True or nesterov"):
+        sd.stability_threshold(state)
+    assert sd.stability_threshold(state, nesterov=True) == pytest.approx(38 / 2.8)
+    state = after_updates(optax.inject_hyperparams(optax.adam)(0.1))
+    for call in (sd.stability_threshold, lambda s: sd.preconditioned(operator(), s)):
+        with pytest.raises(ValueError, match=r"not tell nadam from adam.* pass nesterov=True"):
+            call(state)
+    with pytest.raises(ValueError, match="adam with momentum of its own, or nesterov=True"):
+        sd.stability_threshold(state, nesterov=True)
+    for centered in (True, False):
+        method = optax.inject_hyperparams(optax.rmsprop, static_args=("centered",))
+        state = after_updates(method(0.1, eps=0.3, centered=centered, eps_in_sqrt=False))
+        with pytest.raises(ValueError, match="pass eps_in_sqrt=True or eps_in_sqrt=False"):
+            sd.preconditioned(operator(), state)
+        found = sd.preconditioned(operator(), state, eps_in_sqrt=False).diagonal
+        inner = sd.preconditioned(operator(), state.inner_state, eps=0.3, eps_in_sqrt=False)
+        np.testing.assert_allclose(found, inner.diagonal, rtol=1e-6)
+    # What has neither switch needs neither.
+    state = after_updates(optax.inject_hyperparams(optax.amsgrad)(0.1))
+    assert sd.stability_threshold(state) == pytest.approx(380)
+    state = after_updates(optax.inject_hyperparams(optax.sgd)(0.1))
+    assert sd.stability_threshold(state) == pytest.approx(20)
+
+
+def test_states_that_have_made_no_step_are_refused_where_updates_are_counted():
+    optax = pytest.importorskip("optax")
+    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.5})
+    for transformation in (
+        optax.inject_hyperparams(optax.adagrad)(0.1),
+        optax.adagrad(schedule),
+        optax.MultiSteps(optax.adagrad(0.1), 2),
+        optax.adam(0.1),
+        optax.rmsprop(0.1),
+    ):
+        state = transformation.init(params())
+        with pytest.raises(ValueError, match="has seen no gradient"):
+            sd.preconditioned(operator(), state, eps=0.1, b1=0.9, b2=0.9, eps_in_sqrt=True)
+
+
+def test_a_named_chain_is_a_chain():
+    optax = pytest.importorskip("optax")
+    chain = optax.named_chain(("method", optax.adagrad(0.1)), ("scale", optax.scale(1.0)))
+    state = after_updates(chain)
+    assert sd.stability_threshold(state, learning_rate=0.1) == pytest.approx(20)
+    assert sd.preconditioned(operator(), state, eps=0.1).diagonal.shape == (8,)
 
 
 def test_several_steps_together_are_the_inner_optimizer():
@@ -217,6 +276,26 @@ def adam_state(count=3, tree=None):
         fake("ScaleByAdamState", count=jnp.asarray(count), mu=tree, nu=tree),
         fake("EmptyState"),
     )
+
+
+def half_zero():
+    return {"layer": {"bias": jnp.zeros(2), "kernel": jnp.ones((3, 2))}}
+
+
+def test_paths_that_are_the_same_are_refused():
+    tree = {"a": {"b": jnp.ones(2)}, "a/b": 2 * jnp.ones(2), "c": jnp.ones(1)}
+
+    def total(p):
+        return jnp.sum(p["a"]["b"] ** 2) + jnp.sum(p["a/b"] ** 2) + jnp.sum(p["c"] ** 2)
+
+    whole = sd.HessianOperator.from_function(total, tree)
+    with pytest.raises(ValueError, match=r"2 leaves of the state of adam have the path 'a/b'"):
+        sd.preconditioned(whole, adam_state(tree=tree), b1=0.9, b2=0.99, eps=0.1)
+
+
+def test_p_in_half_precision_is_taken():
+    found = sd.preconditioned(operator(), jnp.full(8, 1.5, jnp.bfloat16))
+    np.testing.assert_array_equal(found.diagonal, 1.5)
 
 
 def test_the_state_of_adam_gives_the_formula():
@@ -266,6 +345,27 @@ def test_the_state_of_adam_gives_the_formula():
             ValueError,
             "rmsprop has seen no gradient",
         ),
+        (
+            (fake("ScaleByRssState", sum_of_squares=half_zero()), fake("EmptyState")),
+            {"eps": 0.1},
+            ValueError,
+            "sums of squares of adagrad have 2 zeros, where Optax makes no step",
+        ),
+        (
+            fake("InjectHyperparamsState", count=2, hyperparams={}, inner_state=adam_state()),
+            {"b1": 0.9, "b2": 0.99, "eps": 0.1},
+            ValueError,
+            "pass nesterov=True or nesterov=False",
+        ),
+        (
+            fake("InjectHyperparamsState", count=0, hyperparams={}, inner_state=adam_state()),
+            {"b1": 0.9, "b2": 0.99, "eps": 0.1, "nesterov": False},
+            ValueError,
+            "adam has seen no gradient",
+        ),
+        (adam_state(), {"b1": 1.0, "b2": 0.9, "eps": 0.1}, ValueError, "b1 must be .* less than 1"),
+        (adam_state(), {"b1": 0.9, "b2": 2.0, "eps": 0.1}, ValueError, "b2 must be .* got 2"),
+        (adam_state(), {"b1": "0.9", "b2": 0.9, "eps": 1}, TypeError, "b1 must be a real number"),
         (SimpleNamespace(opt_state=adam_state()), {}, TypeError, "as opt_state: pass that"),
     ],
 )
@@ -279,5 +379,12 @@ def test_a_threshold_needs_learning_rate_and_momentum():
         sd.stability_threshold(adam_state(), learning_rate=0.1)
     momentum = (fake("TraceState", trace=params()), fake("EmptyState"))
     with pytest.raises(ValueError, match="does not hold momentum"):
-        sd.stability_threshold(momentum, learning_rate=0.1)
-    assert sd.stability_threshold(momentum, learning_rate=0.1, momentum=0.5) == pytest.approx(30)
+        sd.stability_threshold(momentum, learning_rate=0.1, nesterov=False)
+    passed = {"learning_rate": 0.1, "momentum": 0.5}
+    with pytest.raises(ValueError, match=r"not tell Nesterov's momentum.* pass nesterov=True or"):
+        sd.stability_threshold(momentum, **passed)
+    assert sd.stability_threshold(momentum, **passed, nesterov=False) == pytest.approx(30)
+    assert sd.stability_threshold(momentum, **passed, nesterov=True) == pytest.approx(15)
+    for rate in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="learning_rate must be finite and not negative"):
+            sd.stability_threshold(momentum, **passed | {"learning_rate": rate}, nesterov=True)

@@ -154,7 +154,8 @@ def test_steps_are_stable_below_the_threshold_and_unstable_above(name):
             optimizer.learning_rate = rate
             return values[-1] - ratio * sd.stability_threshold(optimizer)
 
-        rate = brentq(beyond, 1e-4, 1e4, rtol=1e-8)
+        most = 1.9 / (optimizer.weight_decay or 1e-4)  # more than that decay alone is unstable
+        rate = brentq(beyond, 1e-4, most, rtol=1e-8)
         for variable, value in zip(optimizer.variables, state, strict=True):
             variable.assign(value)
         optimizer.learning_rate = rate
@@ -294,6 +295,70 @@ def test_a_constraint_is_refused():
     optimizer = optimizers.Adam(0.1)
     apply(optimizer, model, np.ones(N))
     with pytest.raises(ValueError, match="kernel' has a constraint"):
+        sd.preconditioned(operator_of(model), optimizer)
+
+
+def test_gradient_descent_is_checked_as_adam_is():
+    model, other = linear_model(), linear_model()
+    for options in ({}, {"momentum": 0.9}):
+        optimizer = optimizers.SGD(0.1, **options)
+        apply(optimizer, model, np.ones(N))
+        assert sd.preconditioned(operator_of(model), optimizer).diagonal == pytest.approx(1.0)
+        with pytest.raises(ValueError, match=r"SGD has no state for '.*kernel'.*another model"):
+            sd.preconditioned(operator_of(other), optimizer)
+    dense = layers.Dense(1, use_bias=False, kernel_constraint="non_neg")
+    model = keras.Sequential([keras.Input((N,)), dense])
+    apply(optimizer := optimizers.SGD(0.1), model, np.ones(N))
+    with pytest.raises(ValueError, match="kernel' has a constraint"):
+        sd.preconditioned(operator_of(model), optimizer)
+
+
+def test_a_layer_unfrozen_later_is_not_trained_by_an_optimizer_that_is_built():
+    frozen = layers.Dense(N, trainable=False, name="frozen")
+    model = keras.Sequential([keras.Input((N,)), frozen, layers.Dense(1)])
+    optimizer = optimizers.SGD(0.1)
+    gradients = [keras.ops.ones(v.shape) for v in model.trainable_variables]
+    optimizer.apply(gradients, model.trainable_variables)
+    assert len(sd.preconditioned(operator_of(model), optimizer).diagonal) == N + 1
+    frozen.trainable = True
+    with pytest.raises(ValueError, match=r"'.*frozen.*was built before the layer was made"):
+        sd.preconditioned(operator_of(model), optimizer)
+
+
+def test_a_model_in_bfloat16_has_the_formula():
+    model, optimizer = linear_model("bfloat16"), optimizers.Adam(0.1, beta_2=0.9, epsilon=0.25)
+    apply(optimizer, model, np.array([0.5, 1.0, 2.0, 4.0]))
+    found = sd.preconditioned(operator_of(model), optimizer).diagonal
+    # Of one step m = (1 - b1) g and v = (1 - b2) g^2, eight bits each.
+    root = np.sqrt(0.1)
+    expected = 0.1 / root * (root * np.array([0.5, 1.0, 2.0, 4.0]) + 0.25)
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    default = optimizers.Adam(0.1)
+    apply(default, model, np.ones(N))
+    with pytest.raises(FloatingPointError, match=r"Adam is not finite in 4 of 4.*in bfloat16"):
+        sd.preconditioned(operator_of(model), default)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -0.1}, "learning_rate must be finite and not negative, got -0.1"),
+        ({"learning_rate": np.nan}, "learning_rate must be finite and not negative, got nan"),
+        ({"beta_1": 1.0}, "coefficient of the momentum must be at least 0 and less than 1, got 1"),
+        ({"weight_decay": 30.0}, r"0.1 \* 30: the decay alone is unstable"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite and not negative, got -1"),
+    ],
+)
+def test_numbers_without_a_threshold_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sd.stability_threshold(optimizers.AdamW(**{"learning_rate": 0.1, **options}))
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2"])
+def test_averages_that_are_none_have_no_p(name):
+    model, optimizer = trained(METHODS["adam"])
+    setattr(optimizer, name, 1.0)
+    with pytest.raises(ValueError, match=f"{name} must be at least 0 and less than 1, got 1"):
         sd.preconditioned(operator_of(model), optimizer)
 
 

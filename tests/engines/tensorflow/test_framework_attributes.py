@@ -179,6 +179,7 @@ NAMES = [
     of_keras("_trainable_variables", lambda: optimizer(keras), "optimizer_state"),
     of_tf_keras("_index_dict", lambda: optimizer(tf_keras), "optimizer_state"),
     of_tf_keras("_var_key", lambda: optimizer(tf_keras), "optimizer_state"),
+    of_tf_keras("_learning_rate", lambda: optimizer(tf_keras), "learning_rate_schedule"),
     of_keras("get_keras_mask", keras_source("backend"), "mask_of"),
     of_keras("set_keras_mask", keras_source("backend"), "set_mask"),
     of_keras("print_msg", keras_source("utils.io_utils"), "print_message"),
