@@ -63,9 +63,18 @@ def matplotlib_without_windows():
     matplotlib.rcdefaults()
 
 
+SELDOM = (
+    "docs/gallery.md",
+    "docs/how-to/jax.md",
+    "docs/how-to/per-layer.md",
+    "docs/how-to/training-with-curvature.md",
+    "docs/migration.md",
+)
+
+
 def page_of(path):
     """Mark a page that takes long, and whose calls others make, too."""
-    seldom = name(path) in ("docs/gallery.md", "docs/how-to/per-layer.md")
+    seldom = name(path) in SELDOM
     return pytest.param(path, marks=[pytest.mark.exhaustive] if seldom else [], id=name(path))
 
 

@@ -47,6 +47,7 @@ mock.__enter__()
 
 
 SELDOM = (
+    "saddle_free_newton",
     "autoencoder",
     "edge_of_stability",
     "hessian_basics",

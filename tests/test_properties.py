@@ -20,6 +20,7 @@ from spectral_density import (
     top_eigenpairs,
 )
 from spectral_density.linalg import start_vector
+from spectral_density.linalg.start_vectors import start_block
 from spectral_density.spectrum.accuracy import Ending
 
 pytest.importorskip("hypothesis")
@@ -159,7 +160,8 @@ def test_a_spectrum_is_right_or_says_what_is_wrong(
         (order is not None and not 1 <= order <= n)
         or num_draws == 0
         or (tolerance is not None and tolerance <= 0)
-        or (tolerance is None and max_products is not None)
+        # A budget alone decides the steps and the draws.
+        or (tolerance is None and max_products is not None and (order or num_draws) is not None)
         or max_products == 0
     )
     if bad:
@@ -169,8 +171,17 @@ def test_a_spectrum_is_right_or_says_what_is_wrong(
     spectrum = estimate_spectrum(operator, order, num_draws, **options)
     exact = np.linalg.eigvalsh(a)
     assert spectrum.order <= (min(90, n) if order is None else order)
-    if tolerance is None:
-        assert (spectrum.order, spectrum.num_draws) == (order or n, num_draws or 10)
+    vectors = spectrum.num_draws * spectrum.block
+    if tolerance is None and max_products is not None:
+        assert spectrum.order * vectors <= max_products
+        assert spectrum.choice
+    elif tolerance is None:
+        assert spectrum.order == (order or n)
+        if num_draws is None:
+            assert min(2, n) <= vectors <= 10
+            assert spectrum.choice
+        else:
+            assert (spectrum.num_draws, spectrum.block) == (num_draws, 1)
         assert spectrum.ended_by is Ending.PLAN
     else:
         budget = (order or n) * (num_draws or 10) if max_products is None else max_products
@@ -182,7 +193,11 @@ def test_a_spectrum_is_right_or_says_what_is_wrong(
     np.testing.assert_allclose(spectrum.deflated_weights.sum(axis=1), 1.0, rtol=1e-9)
     ends = spectrum.extreme_eigenvalues
     assert exact[0] - rounding <= ends.smallest <= ends.largest <= exact[-1] + rounding
-    starts = [start_vector(n, seed, draw) for draw in range(spectrum.num_draws)]
+    draws, block = range(spectrum.num_draws), spectrum.block
+    if block == 1:
+        starts = [start_vector(n, seed, draw) for draw in draws]
+    else:
+        starts = [v for draw in draws for v in start_block(n, seed, draw, block)]
     forms = [v @ a @ v for v in starts]
     assert abs(spectrum.moment(1, deflate=False) - np.mean(forms)) <= rounding
     density = spectrum.density()

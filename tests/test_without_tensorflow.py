@@ -153,7 +153,7 @@ def test_parameters_without_an_array_of_jax_say_what_is_missing():
 # The command line
 
 
-@pytest.mark.parametrize("model", ["m.keras", "m.h5"])
+@pytest.mark.parametrize("model", ["m.keras", pytest.param("m.h5", marks=pytest.mark.exhaustive)])
 def test_run_show_plot_and_check_work_on_a_model_of_keras_under_jax(files, tmp_path, model):
     out = tmp_path / "out"
     arguments = ("run", files / model, "--data", files / "d.npz", "--draws", 2, "--out", out)

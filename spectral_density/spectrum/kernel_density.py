@@ -21,6 +21,7 @@ _LOG_TAIL = 7.0  # there a kernel is below the share of one eigenvalue, so that 
 _FEW_EIGENVALUES = 10.0
 # What the variance by law counts for beside that between draws; calibrated by coverage.
 _DRAWS_OF_LAW = 8
+_LEAST_WIDTH = 64 * np.finfo(np.float64).eps  # of the largest magnitude; what is less is rounding
 _CHUNK = 4_000_000  # entries of the matrix of grid points and nodes that is in memory
 
 
@@ -61,14 +62,17 @@ class LogDensity:
 def default_kernel_width(low: float, high: float, order: int) -> float:
     """Return range / ((order - 1) sqrt(8 ln 3)), Papyan's kernel width with kappa = 3.
 
-    Where the range is zero, or the order 1, it is a thousandth of the largest magnitude.
+    Where the range is zero but for rounding, or the order 1, it is a thousandth of the largest
+    magnitude.
 
     References:
         Papyan (2019), arXiv 1811.07062, appendix on kernel polynomials.
     """
-    if high > low and order > 1:
-        return (high - low) / ((order - 1) * np.sqrt(8 * np.log(3)))
     largest = max(abs(low), abs(high))
+    width = (high - low) / (max(order - 1, 1) * np.sqrt(8 * np.log(3)))
+    # Points of a grid that are a fraction of the width apart have to be different numbers.
+    if order > 1 and width > _LEAST_WIDTH * largest:
+        return width
     return 1e-3 * (largest or np.finfo(np.float64).tiny ** 0.25)
 
 

@@ -657,6 +657,7 @@ def test_a_second_fit_has_books_and_an_operator_of_its_own(monkeypatch):
 # Keras 2 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_tf_keras_model_is_watched_all_the_same():
     tf_keras = pytest.importorskip("tf_keras")
     plain = network(tf_keras)

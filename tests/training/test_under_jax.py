@@ -154,6 +154,7 @@ def test_a_keras_model_is_minimized_in_its_variables(found):
     assert found["params"]  # None: the variables hold it
 
 
+@pytest.mark.exhaustive
 def test_the_stability_of_a_training_is_recorded_alike():
     some = "closed_form or without_the_callback"
     passes(Path(__file__).with_name("test_stability_probe.py"), "-k", some, KERAS_BACKEND="jax")

@@ -10,7 +10,7 @@ FILE = Path(__file__).with_name("keras_models.py")
 
 @pytest.mark.slow
 def test_keras_models_under_the_jax_backend():
-    some = "training_mode or monte or empirical or class or kernels or filters"
+    some = "training_mode or empirical or filters"
     passes(FILE, "-k", some, KERAS_BACKEND="jax")
 
 
