@@ -44,7 +44,9 @@ def test_the_hidden_mass_bounds_what_the_block_has_beside_a_node(block):
         starts = run.basis[0, :block]
         for value in (8.0, 5.0):
             node = int(np.argmin(np.abs(rule.nodes - value) - rule.weights))
-            if abs(rule.nodes[node] - value) > 1e-9:
+            near = np.abs(rule.nodes - value) <= 1e-9
+            # Two copies a rounding apart are told by their number, before the bound is asked for.
+            if not near[node] or near.sum() > 1:
                 continue
             there = np.sum(starts[:, values == value] ** 2) - block * rule.weights[node]
             assert hidden_mass(rule, last, node) >= (1 - 1e-6) * there - 1e-12
