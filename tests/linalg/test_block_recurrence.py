@@ -228,7 +228,7 @@ def same(found, expected):
 
 
 def repeating(a):
-    """An operator whose products have the same bits in blocks of any width, which BLAS's may not."""
+    """Return an operator whose products have the same bits in blocks of any width."""
 
     def matmat(block):
         block = block.reshape(len(a), -1)
