@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from spectral_density.linalg.lanczos_recurrence import Recurrence
 from spectral_density.linalg.orthogonalization import KEPT_SHARE, MAX_PASSES
 from spectral_density.linalg.start_vectors import new_direction
-from spectral_density.linalg.vectors import Rows
 
 
-class BlockRecurrence:
+class BlockRecurrence(Recurrence):
     """A Q_j = Q_{j-1} B_{j-1}' + Q_j A_j + Q_{j+1} B_j, one block product a step.
 
     Q_j has b orthonormal vectors, A_j is symmetric and B_j upper triangular, both (b, b); they are
-    written into `alpha` and `beta`, shape (order, b, b). With `full`, `rows` has b rows for every
-    step, the first b filled. Without, it has 2 b that are used in turn, and vectors are made
-    orthogonal to the two blocks before them only. Vectors stay where the rows are.
+    written into `alpha` and `beta`, shape (order, b, b). Without reorthogonalization vectors are
+    made orthogonal to the two blocks before them only.
 
     A vector of which a step leaves rounding alone, because the block has lost rank, is replaced by
     a random one that is orthogonal to all, and its row of B_j is zero.
@@ -28,44 +27,8 @@ class BlockRecurrence:
         Ruhe (1979), Math. Comp. 33:680 (the triangular form, and vectors that drop out of a block).
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        alpha: np.ndarray,
-        beta: np.ndarray,
-        *,
-        key: tuple[int, int],
-        full: bool,
-        extendable: bool,
-    ) -> None:
-        self.rows = rows
-        self.alpha = alpha
-        self.beta = beta
-        self.key = key  # seed and number of the draw
-        self.full = full
-        self.extendable = extendable  # whether the block after the last step is wanted
-        self.width = alpha.shape[-1]
-        self.step = 0
-        self.norm = 0.0  # of T so far, its largest absolute row sum
-        self.asymmetry = 0.0  # largest |u'Av - v'Au| so far, u and v in a block or neighbours
-        self.following: list[Any] = [None] * self.width  # the block of the step after this
-
-    @property
-    def newest(self) -> list[Any]:
-        """The vectors of the newest block."""
-        return self._block(self.step)
-
-    def _block(self, step: int) -> list[Any]:
-        first = step * self.width
-        return [self.rows.read((first + i) % self.rows.capacity) for i in range(self.width)]
-
     def advance(self, products: Sequence[Any], eps: float) -> None:
-        """Make a step, given the products with the newest block; takes them away.
-
-        Args:
-            products: b vectors.
-            eps: relative rounding of the products.
-        """
+        """See `Recurrence`."""
         j, vectors = self.step, self.rows.vectors
         before = self.beta[j - 1] if j else np.zeros((self.width, self.width))
         along, block = self._without_neighbours(list(products), before)
@@ -94,35 +57,14 @@ class BlockRecurrence:
         if self.extendable:
             self.following = following
         if not last:
-            self._write(self.step, following)
-
-    def restore(
-        self, alpha: np.ndarray, beta: np.ndarray, norm: float, read: Callable[[int], np.ndarray]
-    ) -> None:
-        """Restore the state after steps of a former run.
-
-        Args:
-            alpha: of those steps, shape (steps, b, b).
-            beta: the same.
-            norm: of T after them.
-            read: returns a vector of NumPy, of those after the first block, by its number.
-        """
-        done = min(len(alpha), len(self.alpha))
-        self.alpha[:done], self.beta[:done], self.norm = alpha[:done], beta[:done], norm
-        self.step = done
-        if not self.full and done == len(self.alpha):
-            return
-        first = 1 if self.full else max(1, done - 1)
-        for step in range(first, min(done, len(self.alpha) - 1) + 1):
-            numbers = range((step - 1) * self.width, step * self.width)
-            self._write(step, [self.rows.vectors.to_engine(read(number)) for number in numbers])
+            self.write(self.step, following)
 
     def _without_neighbours(
         self, block: list[Any], before: np.ndarray
     ) -> tuple[np.ndarray, list[Any]]:
         """Subtract what the three-term recurrence knows; return Q_j' A Q_j, and what is left."""
         vectors, current = self.rows.vectors, self.newest
-        previous = self._block(self.step - 1) if self.step else []
+        previous = self.vectors_of(self.step - 1) if self.step else []
         for column, w in enumerate(block):
             for row, q in enumerate(previous[column:], column):
                 factor = float(before[column, row])
@@ -184,7 +126,3 @@ class BlockRecurrence:
                 w = vectors.to_engine(new_direction(vectors.size, seed, number, self.step))
                 w, _, _, size = self._separated(w, block, self.step - 1)
                 block[column] = vectors.divided(w, size)
-
-    def _write(self, step: int, block: Sequence[Any]) -> None:
-        for index, vector in enumerate(block, step * self.width):
-            self.rows.write(index % self.rows.capacity, vector)

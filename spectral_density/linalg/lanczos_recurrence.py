@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,22 +12,21 @@ from spectral_density.linalg.start_vectors import new_direction
 from spectral_density.linalg.vectors import Rows
 
 
-class LanczosRecurrence:
-    """A q_j = beta_{j-1} q_{j-1} + alpha_j q_j + beta_j q_{j+1}, one product a step.
+class Recurrence(ABC):
+    """The state of a recurrence of one start vector or several, which a subclass advances.
 
-    Coefficients are written into `alpha` and `beta`, shape (order,). With `full`, `rows` has a row
-    for every step, the first one filled. Without, it has two that are used in turn, and vectors are
-    made orthogonal to their two predecessors only. Vectors stay where the rows are.
-    `BlockRecurrence` does the same with several vectors together.
+    With `full`, `rows` has `width` rows for every step, those of the first one filled. Without, it
+    has those of two steps, used in turn. Vectors stay where the rows are.
 
     Attributes:
-        width: vectors that are multiplied in a step, one.
-
-    References:
-        Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
+        alpha: coefficients along the vectors of a step, written into: (order,), or (order, b, b).
+        beta: the same to the next step.
+        width: vectors that are multiplied in a step, b.
+        step: number of finished steps.
+        norm: of T so far, its largest absolute row sum.
+        asymmetry: largest |u'Av - v'Au| so far, u and v neighbours in the basis.
+        following: the vectors of the step after this, where they are wanted.
     """
-
-    width = 1
 
     def __init__(
         self,
@@ -38,38 +38,92 @@ class LanczosRecurrence:
         full: bool,
         extendable: bool,
     ) -> None:
+        """Begin before the first step.
+
+        Args:
+            rows: of the vectors.
+            alpha: zeros.
+            beta: zeros.
+            key: seed and number of the draw.
+            full: whether vectors are made orthogonal to all before them.
+            extendable: whether the vectors after the last step are wanted.
+        """
         self.rows = rows
         self.alpha = alpha
         self.beta = beta
-        self.key = key  # seed and number of the draw
+        self.key = key
         self.full = full
-        self.extendable = extendable  # whether the vector after the last step is wanted
+        self.extendable = extendable
+        self.width = 1 if alpha.ndim == 1 else alpha.shape[-1]
         self.step = 0
-        self.norm = 0.0  # of T so far, its largest absolute row sum
-        self.asymmetry = 0.0  # largest |u'Av - v'Au| so far, u and v neighbours in the basis
-        self.following: list[Any] = [None]  # the vector of the step after this
+        self.norm = 0.0
+        self.asymmetry = 0.0
+        self.following: list[Any] = [None] * self.width
+
+    @abstractmethod
+    def advance(self, products: Sequence[Any], eps: float) -> None:
+        """Make a step, given the products of the operator and the newest vectors; takes them away.
+
+        Args:
+            products: as many vectors as the width.
+            eps: relative rounding of the products.
+        """
 
     @property
     def newest(self) -> list[Any]:
-        """The newest Lanczos vector, alone in a list."""
-        return [self._row(self.step)]
+        """The vectors of the newest step."""
+        return self.vectors_of(self.step)
 
-    def _row(self, step: int) -> Any:
-        return self.rows.read(step % self.rows.capacity)
+    def vectors_of(self, step: int) -> list[Any]:
+        """Return the vectors of a step that the rows still have."""
+        first = step * self.width
+        return [self.rows.read((first + i) % self.rows.capacity) for i in range(self.width)]
 
-    def advance(self, products: Sequence[Any], eps: float) -> None:
-        """Make a step, given the product of the operator and the newest vector; takes it away.
+    def write(self, step: int, vectors: Sequence[Any]) -> None:
+        """Put the vectors of a step into the rows."""
+        for index, vector in enumerate(vectors, step * self.width):
+            self.rows.write(index % self.rows.capacity, vector)
+
+    def restore(
+        self, alpha: np.ndarray, beta: np.ndarray, norm: float, read: Callable[[int], np.ndarray]
+    ) -> None:
+        """Restore the state after steps of a former run.
 
         Args:
-            products: one vector.
-            eps: relative rounding of the product.
+            alpha: of those steps.
+            beta: the same.
+            norm: of T after them.
+            read: returns a vector of NumPy, of those after the first step's, by its number.
         """
+        done = min(len(alpha), len(self.alpha))
+        self.alpha[:done], self.beta[:done], self.norm = alpha[:done], beta[:done], norm
+        self.step = done
+        if not self.full and done == len(self.alpha):
+            return
+        first = 1 if self.full else max(1, done - 1)
+        for step in range(first, min(done, len(self.alpha) - 1) + 1):
+            numbers = range((step - 1) * self.width, step * self.width)
+            self.write(step, [self.rows.vectors.to_engine(read(number)) for number in numbers])
+
+
+class LanczosRecurrence(Recurrence):
+    """A q_j = beta_{j-1} q_{j-1} + alpha_j q_j + beta_j q_{j+1}, one product a step.
+
+    Without reorthogonalization vectors are made orthogonal to their two predecessors only.
+    `BlockRecurrence` does the same with several vectors together.
+
+    References:
+        Paige (1976), J. Inst. Maths Applics 18:341 (the order of the subtractions).
+    """
+
+    def advance(self, products: Sequence[Any], eps: float) -> None:
+        """See `Recurrence`."""
         vectors = self.rows.vectors
         j = self.step
         (q,), (w,) = self.newest, products
         before = self.beta[j - 1] if j else 0.0
         if before:
-            previous = self._row(j - 1)
+            (previous,) = self.vectors_of(j - 1)
             # q'Aw and w'Aq, one of them from the step before: equal if A is symmetric.
             self.asymmetry = max(self.asymmetry, abs(float(vectors.inner(previous, w)) - before))
             w = vectors.subtract(w, before, previous)
@@ -95,25 +149,7 @@ class LanczosRecurrence:
         if self.extendable:
             self.following = [w]
         if not last:
-            self.rows.write(self.step % self.rows.capacity, w)
-
-    def restore(
-        self, alpha: np.ndarray, beta: np.ndarray, norm: float, read: Callable[[int], np.ndarray]
-    ) -> None:
-        """Restore the state after steps of a former run; `read(j)` is the vector after step j.
-
-        It is one of NumPy.
-        """
-        done = min(len(alpha), len(self.alpha))
-        self.alpha[:done], self.beta[:done], self.norm = alpha[:done], beta[:done], norm
-        self.step = done
-        capacity = self.rows.capacity
-        wanted = range(1, capacity) if self.full else range(max(1, done - 1), done + 1)
-        if self.full or done < len(self.alpha):
-            for step in wanted:
-                if step <= done:
-                    vector = self.rows.vectors.to_engine(read(step - 1))
-                    self.rows.write(step % capacity, vector)
+            self.write(self.step, [w])
 
     def _random_continuation(self) -> Any:
         vectors = self.rows.vectors

@@ -22,8 +22,7 @@ from spectral_density.linalg.arguments import (
     rounding_share,
     signature,
 )
-from spectral_density.linalg.block_recurrence import BlockRecurrence
-from spectral_density.linalg.lanczos_recurrence import LanczosRecurrence
+from spectral_density.linalg.lanczos_recurrence import Recurrence
 from spectral_density.linalg.vectors import Vectors
 
 GROUP_BYTES = 2 * 1024**3
@@ -125,7 +124,7 @@ class LockstepGroup:
     def __init__(
         self,
         draws: range,
-        recurrences: Sequence[LanczosRecurrence | BlockRecurrence],
+        recurrences: Sequence[Recurrence],
         alpha: np.ndarray,
         beta: np.ndarray,
     ) -> None:

@@ -22,6 +22,14 @@ def euclidean_norm(vector: np.ndarray) -> float:
         return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
 
 
+def vector_norm(vector: np.ndarray) -> float:
+    """Return ||v|| of a float64 vector, to the bits of NumPy's where its squares allow."""
+    with np.errstate(over="ignore", under="ignore"):
+        norm = float(np.linalg.norm(vector))
+    least = np.sqrt(_least_square(np.dtype(np.float64)))
+    return norm if least < norm < np.inf else euclidean_norm(vector)
+
+
 def inner(left: np.ndarray, right: np.ndarray) -> float:
     """Return left'right of two vectors, by one BLAS thread."""
     with blas_threads(left.size):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
+from spectral_density.linalg.norms import vector_norm
+
 # Daniel, Gragg, Kaufman and Stewart: a pass that leaves more than this share of the norm left
 # nothing along the basis but rounding; one that leaves less is repeated.
 KEPT_SHARE = np.sqrt(0.5)
@@ -37,13 +39,13 @@ def orthogonalize(w: np.ndarray, rows: np.ndarray) -> np.ndarray:
         Daniel, Gragg, Kaufman, Stewart (1976), Math. Comp. 30:772 (when to orthogonalize again).
     """
     removed = np.zeros(len(rows))
-    norm = np.linalg.norm(w)
+    norm = vector_norm(w)
     for _ in range(MAX_PASSES):
         along = project(rows, w)
         removed += along
         for piece in _pieces(rows):
             w[piece] -= along.astype(rows.dtype, copy=False) @ rows[:, piece]
-        last, norm = norm, np.linalg.norm(w)
+        last, norm = norm, vector_norm(w)
         if norm > KEPT_SHARE * last:
             break
     return removed

@@ -19,6 +19,7 @@ from scipy.sparse.linalg import LinearOperator
 from spectral_density.linalg import orthogonalization
 from spectral_density.linalg.arguments import not_finite, product_precision, row_products
 from spectral_density.linalg.memory import check_memory, free_memory
+from spectral_density.linalg.norms import vector_norm
 from spectral_density.linalg.threads import blas_threads, each_in_a_thread
 
 # Rows that an engine multiplies together, see `Vectors.block_rows`.
@@ -308,8 +309,8 @@ class HostVectors(Vectors):
         return left @ right
 
     def norm(self, vector: np.ndarray) -> float:
-        """Return the Euclidean norm."""
-        return float(np.linalg.norm(vector))
+        """Return the Euclidean norm, also where squares over- or underflow."""
+        return vector_norm(vector)
 
     def inners(self, left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
         """Return inner products, the sums by NumPy and not by BLAS."""

@@ -391,3 +391,15 @@ def test_a_checkpoint_of_single_vectors_says_nothing_of_blocks(tmp_path):
     # So that those of before there were blocks are read.
     lanczos(np.diag(np.arange(9.0)), 3, checkpoint=tmp_path)
     assert "block" not in json.loads((tmp_path / "problem.json").read_text())["problem"]
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("power", [-990, -560, 560, 1000])
+def test_t_has_the_scale_of_a_matrix_whose_squares_over_or_underflow(block, power):
+    values = np.linspace(0.5, 1, 60)
+    plain, scaled = (
+        lanczos(np.diag(np.ldexp(values, shift)), 10, block=block) for shift in (0, power)
+    )
+    for name in ("alpha", "beta", "residual_norms"):
+        found = np.ldexp(getattr(scaled, name), -power)
+        np.testing.assert_allclose(found, getattr(plain, name), rtol=1e-9, atol=1e-14)
