@@ -161,22 +161,20 @@ def disjoint_parts(
 ) -> dict[str, np.ndarray]:
     """Return the indices of each part, checked."""
     if partition is None:
-        return layer_indices(operator)
+        return layer_indices(operator, "give a partition, indices by the names of parts")
     if not partition:
         raise ValueError("the partition has no parts: give at least one, or leave it out.")
     parts = {
         str(name): selected_indices(linear, selection, f"part {name!r}")
         for name, selection in partition.items()
     }
-    owner: dict[int, str] = {}
-    for name, indices in parts.items():
-        for index in indices.tolist():
-            if index in owner:
-                raise ValueError(
-                    f"parameter {index} is in the parts {owner[index]!r} and {name!r}: each may be "
-                    "in one only."
-                )
-            owner[index] = name
+    values, counts = np.unique(np.concatenate(list(parts.values())), return_counts=True)
+    if counts.max() > 1:
+        twice = values[counts > 1][0]
+        first, second, *_ = (name for name, indices in parts.items() if twice in indices)
+        raise ValueError(
+            f"parameter {twice} is in the parts {first!r} and {second!r}: each may be in one only."
+        )
     return parts
 
 

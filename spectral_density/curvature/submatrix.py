@@ -154,8 +154,14 @@ def layer_operators(operator: Any) -> dict[str, SubmatrixOperator]:
     }
 
 
-def layer_indices(operator: Any) -> dict[str, np.ndarray]:
+def layer_indices(
+    operator: Any, otherwise: str = "choose indices with SubmatrixOperator"
+) -> dict[str, np.ndarray]:
     """Return the indices of each layer's parameters, as `layer_operators` takes them.
+
+    Args:
+        operator: a `CurvatureOperator`, or a sum or multiple of such.
+        otherwise: what to do with another one, said in the error.
 
     Raises:
         TypeError: if the operator says nothing about its parameters.
@@ -164,7 +170,7 @@ def layer_indices(operator: Any) -> dict[str, np.ndarray]:
     if source is None:
         raise TypeError(
             f"a {type(operator).__name__} does not say which parameters its rows are. Pass a "
-            "CurvatureOperator, or choose indices with SubmatrixOperator."
+            f"CurvatureOperator, or {otherwise}."
         )
     layers = source.derivatives.inspection.layers()
     return {name: indices_of(source.parameters, positions) for name, positions in layers.items()}

@@ -136,7 +136,7 @@ def test_it_prints_a_table_and_becomes_a_dict():
 @pytest.mark.parametrize(
     ("partition", "options", "error", "message"),
     [
-        (None, {}, TypeError, "does not say which parameters its rows are"),
+        (None, {}, TypeError, "which parameters its rows are.*, or give a partition"),
         ({}, {}, ValueError, "the partition has no parts"),
         ({"a": []}, {}, ValueError, "part 'a' is empty"),
         ({"a": [0, 1], "b": [1, 2]}, {}, ValueError, "parameter 1 is in the parts 'a' and 'b'"),
