@@ -53,10 +53,13 @@ class StabilityProbe:
 
         Raises:
             TypeError: if its update is not known.
-            ValueError: if its step has no threshold, or several steps are made together.
+            ValueError: if its step has no threshold, it has several learning rates, or several
+                steps are made together.
         """
         if self.preconditioned:
             stability_threshold(model.optimizer)
+        if self.critical:
+            learning_rate_of(model.optimizer)
         together = _steps_together(model) if self.critical else 1
         if together != 1:
             raise ValueError(

@@ -221,6 +221,14 @@ def test_steps_made_together_have_no_critical_sharpness(together):
         fit(model, callback(critical_sharpness=True), batch_size=4)
 
 
+def test_several_learning_rates_have_no_critical_sharpness():
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+    model = network(keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1)))
+    with pytest.raises(ValueError, match="a learning rate for each of its optimizers"):
+        fit(model, callback(critical_sharpness=True))
+
+
 def test_of_an_optimizer_without_p_there_is_a_critical_sharpness():
     lion = network(keras.optimizers.Lion(0.01))
     watched = callback(critical_sharpness=True)

@@ -106,8 +106,18 @@ class KerasRule(UpdateRule):
 
 
 def learning_rate_of(optimizer: Any) -> float:
-    """Return the learning rate of the next step of any optimizer of Keras 3 or tf_keras."""
+    """Return the learning rate of the next step of any optimizer of Keras 3 or tf_keras.
+
+    Raises:
+        ValueError: if it has several.
+    """
     optimizer = _inner(optimizer)
+    if type(optimizer).__name__ == "MultiOptimizer":
+        raise ValueError(
+            "a MultiOptimizer has a learning rate for each of its optimizers, and a step along "
+            "which there is one is wanted: call critical_sharpness(operator, step, learning_rate) "
+            "with the variables and the step of one of them."
+        )
     schedule = None
     if any(map(is_of_tf_keras, type(optimizer).__mro__)):  # whose `learning_rate` is the last
         schedule = learning_rate_schedule(optimizer)
